@@ -1,0 +1,193 @@
+//! Accepts connections and runs them: one task each, all on one executor of one thread.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_io::{Async, Timer};
+use futures_lite::FutureExt as _;
+use log::{info, warn};
+use smol::LocalExecutor;
+
+use crate::config::Config;
+use crate::endpoint;
+use crate::heads::Heads;
+use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::outbox::Manner;
+use crate::registry::Registry;
+use crate::relay::Relay;
+use crate::shutdown::Stop;
+use crate::transport::prepare;
+
+/// Runs a relay on this thread until `stop` is raised and the connections are drained.
+///
+/// Errors of single connections and of single accepts never end it.
+pub fn run(
+    listeners: Vec<std::net::TcpListener>,
+    config: Config,
+    stop: &Stop,
+) -> io::Result<()> {
+    let executor = Rc::new(LocalExecutor::new());
+    smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
+}
+
+/// The same on an executor of the caller's.
+pub async fn serve(
+    executor: &LocalExecutor<'static>,
+    listeners: Vec<std::net::TcpListener>,
+    config: Config,
+    stop: &Stop,
+) -> io::Result<()> {
+    let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
+    let drain_timeout = config.drain_timeout;
+    let relay = Relay::new(config, stop.clone());
+    let heads = Heads::new();
+    let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
+
+    let accepting = async {
+        let mut backoff = Backoff::default();
+        loop {
+            match poll_fn(|cx| poll_accept(cx, &listeners)).await {
+                Ok(accepted) => {
+                    backoff.recover();
+                    for (stream, remote) in accepted {
+                        admit(executor, &relay, &heads, stream, remote);
+                    }
+                    futures_lite::future::yield_now().await;
+                }
+                Err(error) => backoff.pause(&error).await,
+            }
+        }
+    };
+    accepting.or(stop.raised()).await;
+
+    info!("stopping");
+    drop(listeners);
+    heads.clear();
+    drain(&relay, drain_timeout).await;
+    drop(reaper);
+    Ok(())
+}
+
+fn admit(
+    executor: &LocalExecutor<'static>,
+    relay: &Rc<Relay>,
+    heads: &Rc<Heads>,
+    stream: std::net::TcpStream,
+    remote: IpAddr,
+) {
+    // A socket that cannot be set up is one that has ended already.
+    let Ok(io) = prepare(stream) else { return };
+    let entry = heads.enter();
+    let serial = entry.serial();
+    let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
+    heads.adopt(serial, task);
+}
+
+/// Accepts what is there, up to a batch, from the first listener that has something.
+fn poll_accept(
+    cx: &mut Context<'_>,
+    listeners: &[Async<std::net::TcpListener>],
+) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
+    let mut accepted = Vec::new();
+    let mut failed = None;
+    for listener in listeners {
+        loop {
+            if accepted.len() == ACCEPT_BATCH {
+                return Poll::Ready(Ok(accepted));
+            }
+            match listener.get_ref().accept() {
+                Ok((stream, address)) => accepted.push((stream, address.ip().to_canonical())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Ended between the handshake and the accept: nobody to serve, nothing wrong.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match listener.poll_readable(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(error)) => {
+                            failed = Some(error);
+                            break;
+                        }
+                        Poll::Pending => break,
+                    }
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+    }
+    match failed {
+        _ if !accepted.is_empty() => Poll::Ready(Ok(accepted)),
+        Some(error) => Poll::Ready(Err(error)),
+        None => Poll::Pending,
+    }
+}
+
+/// Pauses after failed accepts: 10 ms, doubled up to 1 s, with one line in the log a streak.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn recover(&mut self) {
+        if self.failures > 0 {
+            info!(failures = self.failures; "accepting_again");
+            self.failures = 0;
+        }
+    }
+
+    async fn pause(&mut self, error: &io::Error) {
+        if self.failures == 0 {
+            warn!(error:% = error; "accept_failed");
+        }
+        let pause = ACCEPT_BACKOFF_MIN.saturating_mul(1 << self.failures.min(16));
+        self.failures = self.failures.saturating_add(1);
+        Timer::after(pause.min(ACCEPT_BACKOFF_MAX)).await;
+    }
+}
+
+/// Releases slots when their grace window has passed: one timer for all of them.
+async fn reap(registry: Rc<Registry>) {
+    let mut soonest: Option<Instant> = None;
+    loop {
+        let changed = poll_fn(|cx| registry.poll_release(cx, soonest));
+        soonest = match soonest {
+            None => changed.await,
+            Some(deadline) => {
+                let expiry = async {
+                    Timer::at(deadline).await;
+                    registry.expire(Instant::now());
+                    None
+                };
+                changed.or(expiry).await
+            }
+        };
+    }
+}
+
+/// Closes every connection and waits for the peers. What is queued for them is written first for
+/// half of the time; then their close frames go out ahead of it.
+async fn drain(relay: &Relay, timeout: Duration) {
+    let started = Instant::now();
+    for (manner, deadline) in [(Manner::Orderly, timeout / 2), (Manner::Abort, timeout)] {
+        relay.registry.close_all(manner);
+        let drained = async {
+            poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
+            true
+        };
+        let expired = async {
+            Timer::at(started + deadline).await;
+            false
+        };
+        if drained.or(expired).await {
+            break;
+        }
+    }
+    info!(milliseconds = started.elapsed().as_millis(); "stopped");
+}

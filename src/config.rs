@@ -1,0 +1,144 @@
+//! The command line and the environment, parsed into a [`Config`] that is valid by type.
+
+mod command;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use self::command::{Options, command};
+use crate::attempts::Rate;
+use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
+
+/// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts
+/// neither, and the combinations work.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; at least one.
+    pub listen: Vec<Listen>,
+    /// How long a server-id stays claimed after its binary's connection ended.
+    pub grace: Duration,
+    /// Whether every reclaim closes the attached phones.
+    pub reclaim_evicts: bool,
+    /// How long the holder of a server-id may take to answer a probe.
+    pub probe_timeout: Duration,
+    /// Silence after which a ping is sent.
+    pub heartbeat_interval: Duration,
+    /// Silence after the ping at which the peer counts as gone.
+    pub heartbeat_timeout: Duration,
+    /// Time for a whole request head.
+    pub header_timeout: Duration,
+    /// Time for a whole message from its first byte.
+    pub message_timeout: Duration,
+    /// Time a write may make no progress.
+    pub write_timeout: Duration,
+    /// Time a stop waits for the peers.
+    pub drain_timeout: Duration,
+    /// Largest message of a phone, in bytes.
+    pub max_frame_bytes: usize,
+    /// Bound of the queue towards one phone, in bytes held.
+    pub max_queue_bytes: usize,
+    /// Bound of the queue towards one binary, in bytes held.
+    pub max_slot_queue_bytes: usize,
+    /// Bound of everything held for peers, in bytes.
+    pub memory_budget: usize,
+    /// Phones a server-id.
+    pub max_phones: usize,
+    /// Upgraded connections.
+    pub max_connections: usize,
+    /// Upgrade attempts a source; `None` for no limit.
+    pub rate: Option<Rate>,
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// Every interface, both families where the kernel has both.
+    Everywhere(u16),
+    /// This address.
+    At(SocketAddr),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everywhere(port) => write!(f, ":{port}"),
+            Self::At(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the options cannot say one by one. The error is a sentence for the operator.
+    pub fn from_options(options: Options) -> Result<Self, String> {
+        let config = Self {
+            listen: options.listen,
+            grace: options.grace,
+            reclaim_evicts: options.reclaim == command::Reclaim::Evict,
+            probe_timeout: options.probe_timeout,
+            heartbeat_interval: options.heartbeat_interval,
+            heartbeat_timeout: options.heartbeat_timeout,
+            header_timeout: options.header_timeout,
+            message_timeout: options.message_timeout,
+            write_timeout: options.write_timeout,
+            drain_timeout: options.drain_timeout,
+            max_frame_bytes: options.max_frame_bytes,
+            max_queue_bytes: options.max_queue_bytes,
+            max_slot_queue_bytes: options.max_slot_queue_bytes,
+            memory_budget: options.memory_budget,
+            max_phones: options.max_phones,
+            max_connections: options.max_connections,
+            rate: options
+                .rate_limit
+                .0
+                .map(|per_minute| Rate { per_minute, burst: options.rate_burst }),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Largest message of a binary, its envelope included, in bytes.
+    pub fn max_envelope_bytes(&self) -> usize {
+        self.max_frame_bytes + ENVELOPE_ALLOWANCE
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let largest = self.max_envelope_bytes() + MESSAGE_OVERHEAD;
+        at_least(
+            ("--max-slot-queue-bytes", self.max_slot_queue_bytes),
+            2 * largest,
+            "twice the largest message and its envelope",
+            ("--max-frame-bytes", self.max_frame_bytes),
+        )?;
+        at_least(
+            ("--max-queue-bytes", self.max_queue_bytes),
+            largest,
+            "one largest message and its envelope",
+            ("--max-frame-bytes", self.max_frame_bytes),
+        )?;
+        at_least(
+            ("--memory-budget", self.memory_budget),
+            self.max_queue_bytes.max(self.max_slot_queue_bytes) + BATCH_BYTES,
+            "one full queue and a read buffer",
+            ("--max-queue-bytes", self.max_queue_bytes),
+        )
+    }
+}
+
+fn at_least(
+    (option, value): (&str, usize),
+    least: usize,
+    what: &str,
+    (other, other_value): (&str, usize),
+) -> Result<(), String> {
+    if value >= least {
+        return Ok(());
+    }
+    Err(format!(
+        "{option} is {value} bytes and must hold {what}: raise it to at least {least}, or lower \
+         {other} (now {other_value})"
+    ))
+}
+
+#[cfg(test)]
+mod tests;

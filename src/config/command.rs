@@ -1,0 +1,314 @@
+//! The definition of the command line: one place for names, defaults, help and parsing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
+use log::LevelFilter;
+
+use super::Listen;
+use crate::limits::{self, MAX_DURATION};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit:  ",
+    env!("RELAY_COMMIT"),
+    "\ntarget:  ",
+    env!("RELAY_TARGET"),
+    "\nprofile: ",
+    env!("RELAY_PROFILE"),
+);
+
+const AFTER_LONG_HELP: &str = "\
+Durations are written as 30s, 250ms or 2m; sizes in bytes, or as 256KiB or 1MiB.
+Every option can also be set by its environment variable; the command line wins.
+
+Exit codes:
+  0  stopped by SIGTERM or SIGINT
+  1  could not start (an address in use, no permission), or a second signal
+  2  a bad option, or a combination that cannot work";
+
+/// A relay for WebSocket messages between phones and a daemon behind NAT.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "pyrycode-relay",
+    version = VERSION,
+    long_version = LONG_VERSION,
+    after_help = "Try --help for what each option is for.",
+    after_long_help = AFTER_LONG_HELP,
+    max_term_width = 100
+)]
+pub struct Options {
+    /// Address to listen on; repeatable
+    ///
+    /// ":8080" means every interface, IPv6 and IPv4. An address that the machine does not have yet
+    /// is bound all the same. Port 0 picks a free one, and the log says which.
+    #[arg(
+        long, visible_alias = "insecure-listen", env = "PYRYCODE_RELAY_LISTEN", value_name = "ADDR",
+        default_value = limits::DEFAULT_LISTEN, value_delimiter = ',', value_parser = parse_listen,
+        help_heading = "Listening"
+    )]
+    pub listen: Vec<Listen>,
+
+    /// How long a server-id stays claimed after its binary's connection ended
+    #[arg(
+        long, env = "PYRYCODE_RELAY_GRACE", value_name = "DURATION",
+        default_value = limits::DEFAULT_GRACE, value_parser = parse_duration,
+        help_heading = "Claims"
+    )]
+    pub grace: Duration,
+
+    /// What a binary that comes back does to the phones still attached
+    #[arg(
+        long, env = "PYRYCODE_RELAY_RECLAIM", value_name = "MODE", default_value = "keep",
+        help_heading = "Claims"
+    )]
+    pub reclaim: Reclaim,
+
+    /// How long the holder of a server-id may take to answer when somebody else claims it
+    #[arg(
+        long, env = "PYRYCODE_RELAY_PROBE_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_PROBE_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Claims"
+    )]
+    pub probe_timeout: Duration,
+
+    /// Silence after which a peer is pinged
+    #[arg(
+        long, env = "PYRYCODE_RELAY_HEARTBEAT_INTERVAL", value_name = "DURATION",
+        default_value = limits::DEFAULT_HEARTBEAT_INTERVAL, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub heartbeat_interval: Duration,
+
+    /// Silence after that ping at which the peer counts as gone
+    #[arg(
+        long, env = "PYRYCODE_RELAY_HEARTBEAT_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_HEARTBEAT_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub heartbeat_timeout: Duration,
+
+    /// Time for a whole request head
+    #[arg(
+        long, env = "PYRYCODE_RELAY_HEADER_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_HEADER_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub header_timeout: Duration,
+
+    /// Time for a whole message from its first byte
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MESSAGE_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_MESSAGE_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub message_timeout: Duration,
+
+    /// Time a write may make no progress
+    #[arg(
+        long, env = "PYRYCODE_RELAY_WRITE_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_WRITE_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub write_timeout: Duration,
+
+    /// Time a stop waits for the peers' close frames
+    #[arg(
+        long, env = "PYRYCODE_RELAY_DRAIN_TIMEOUT", value_name = "DURATION",
+        default_value = limits::DEFAULT_DRAIN_TIMEOUT, value_parser = parse_duration,
+        help_heading = "Timeouts"
+    )]
+    pub drain_timeout: Duration,
+
+    /// Largest message
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_FRAME_BYTES", value_name = "SIZE",
+        default_value = limits::DEFAULT_MAX_FRAME, value_parser = parse_size,
+        help_heading = "Memory"
+    )]
+    pub max_frame_bytes: usize,
+
+    /// What may be queued for one phone; above it the phone is closed
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_QUEUE_BYTES", value_name = "SIZE",
+        default_value = limits::DEFAULT_MAX_QUEUE, value_parser = parse_size,
+        help_heading = "Memory"
+    )]
+    pub max_queue_bytes: usize,
+
+    /// What may be queued for one binary; above it its phones are not read
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_SLOT_QUEUE_BYTES", value_name = "SIZE",
+        default_value = limits::DEFAULT_MAX_SLOT_QUEUE, value_parser = parse_size,
+        help_heading = "Memory"
+    )]
+    pub max_slot_queue_bytes: usize,
+
+    /// What may be held for all peers together; above it the phone that holds most is closed
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MEMORY_BUDGET", value_name = "SIZE",
+        default_value = limits::DEFAULT_MEMORY_BUDGET, value_parser = parse_size,
+        help_heading = "Memory"
+    )]
+    pub memory_budget: usize,
+
+    /// Phones a server-id
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_PHONES", value_name = "COUNT",
+        default_value = limits::DEFAULT_MAX_PHONES, value_parser = parse_count,
+        help_heading = "Admission"
+    )]
+    pub max_phones: usize,
+
+    /// Upgraded connections, binaries and phones together
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_CONNECTIONS", value_name = "COUNT",
+        default_value = limits::DEFAULT_MAX_CONNECTIONS, value_parser = parse_count,
+        help_heading = "Admission"
+    )]
+    pub max_connections: usize,
+
+    /// Upgrade attempts a source address, as N/min, or "off"
+    ///
+    /// An IPv6 network of 64 bits counts as one source. Behind a proxy all clients share its
+    /// address: use "off" there.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_RATE_LIMIT", value_name = "RATE",
+        default_value = limits::DEFAULT_RATE_LIMIT, value_parser = parse_rate,
+        help_heading = "Admission"
+    )]
+    pub rate_limit: RateLimit,
+
+    /// Attempts that a source may make at once
+    #[arg(
+        long, env = "PYRYCODE_RELAY_RATE_BURST", value_name = "COUNT",
+        default_value = limits::DEFAULT_RATE_BURST, value_parser = parse_count_u32,
+        help_heading = "Admission"
+    )]
+    pub rate_burst: u32,
+
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
+    pub logging: Logging,
+}
+
+/// What is logged.
+#[derive(Args, Clone, Debug)]
+pub struct Logging {
+    /// What is logged: off, error, warn, info, debug or trace [default: info]
+    ///
+    /// Without it RUST_LOG is heeded. Tokens and message content are not logged at any level.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging"
+    )]
+    pub log_level: Option<LevelFilter>,
+}
+
+/// What a reclaim does to the phones that are still attached.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reclaim {
+    /// They stay, unless the old connection fell silent.
+    Keep,
+    /// They are closed and dial again.
+    Evict,
+}
+
+/// Upgrade attempts a minute; `None` for no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RateLimit(pub Option<u32>);
+
+impl Options {
+    /// Parses the process's arguments and environment. On an error, and for help and version,
+    /// clap's own error says what to print and which exit code to use.
+    pub fn parse_from_process() -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&command().try_get_matches()?)
+    }
+
+    /// Parses `arguments`, the program's name first.
+    pub fn parse_arguments<'a>(
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&command().try_get_matches_from(arguments)?)
+    }
+}
+
+/// The definition itself, for help texts and whatever is made from them.
+pub fn command() -> Command {
+    Options::command()
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    let port = |digits: &str| {
+        digits.parse::<u16>().map_err(|_| format!("{digits:?} is no port (0 to 65535)"))
+    };
+    if let Some(digits) = text.strip_prefix(':') {
+        return port(digits).map(Listen::Everywhere);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Listen::At(address));
+    }
+    Err(match text.rsplit_once(':') {
+        Some(("localhost", digits)) if port(digits).is_ok() => format!(
+            "names are not looked up: use 127.0.0.1:{digits} or [::1]:{digits}"
+        ),
+        _ if text.parse::<std::net::IpAddr>().is_ok() => {
+            "the port is missing: write 192.0.2.1:8080 or [2001:db8::1]:8080".to_owned()
+        }
+        _ if text.parse::<u16>().is_ok() => format!("write :{text} to listen on every interface"),
+        _ => "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080"
+            .to_owned(),
+    })
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it as 30s, 250ms or 2m"))?;
+    if duration.is_zero() {
+        return Err(ZERO.to_owned());
+    }
+    if duration > MAX_DURATION {
+        return Err("a year is the longest".to_owned());
+    }
+    Ok(duration)
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    let size = text
+        .parse::<bytesize::ByteSize>()
+        .map_err(|_| "write bytes, or a unit as in 256KiB or 1MiB".to_owned())?;
+    // Sums of a few sizes must fit as well, on a 32-bit board too.
+    let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+    if size > usize::MAX / 8 {
+        return Err("more than this machine can address".to_owned());
+    }
+    nonzero(size)
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    parse_count_u32(text).and_then(|count| {
+        usize::try_from(count).map_err(|_| "more than this machine can count".to_owned())
+    })
+}
+
+fn parse_count_u32(text: &str) -> Result<u32, String> {
+    text.parse::<u32>().map_err(|_| "write a whole number".to_owned()).and_then(nonzero)
+}
+
+fn parse_rate(text: &str) -> Result<RateLimit, String> {
+    if text == "off" {
+        return Ok(RateLimit(None));
+    }
+    text.strip_suffix("/min")
+        .and_then(|number| number.parse::<u32>().ok())
+        .ok_or_else(|| "write it as 10/min, or off".to_owned())
+        .and_then(nonzero)
+        .map(|per_minute| RateLimit(Some(per_minute)))
+}
+
+fn nonzero<T: PartialEq + Default>(value: T) -> Result<T, String> {
+    if value == T::default() { Err(ZERO.to_owned()) } else { Ok(value) }
+}
+
+const ZERO: &str = "zero would switch it off, and it has no off";

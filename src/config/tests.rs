@@ -1,0 +1,123 @@
+use super::*;
+
+fn parse(arguments: &[&str]) -> Result<Config, String> {
+    let all = std::iter::once("pyrycode-relay").chain(arguments.iter().copied());
+    let options = Options::parse_arguments(all).map_err(|error| error.to_string())?;
+    Config::from_options(options)
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let config = parse(&[]).unwrap();
+    assert_eq!(config.listen, [Listen::At("127.0.0.1:8080".parse().unwrap())]);
+    assert_eq!(config.grace, Duration::from_secs(30));
+    assert!(!config.reclaim_evicts);
+    assert_eq!(config.probe_timeout, Duration::from_secs(10));
+    assert_eq!(config.heartbeat_interval, Duration::from_secs(30));
+    assert_eq!(config.heartbeat_timeout, Duration::from_secs(30));
+    assert_eq!(config.header_timeout, Duration::from_secs(5));
+    assert_eq!(config.message_timeout, Duration::from_secs(30));
+    assert_eq!(config.write_timeout, Duration::from_secs(10));
+    assert_eq!(config.drain_timeout, Duration::from_secs(2));
+    assert_eq!(config.max_frame_bytes, 256 * 1024);
+    assert_eq!(config.max_queue_bytes, 32 << 20);
+    assert_eq!(config.max_slot_queue_bytes, 1 << 20);
+    assert_eq!(config.memory_budget, 64 << 20);
+    assert_eq!((config.max_phones, config.max_connections), (16, 4096));
+    assert_eq!(config.rate, Some(Rate { per_minute: 10, burst: 20 }));
+}
+
+#[test]
+fn listening_addresses_are_literal() {
+    let listen = |text: &str| parse(&["--listen", text]).map(|config| config.listen);
+    assert_eq!(listen(":8080").unwrap(), [Listen::Everywhere(8080)]);
+    assert_eq!(listen("[::1]:0").unwrap(), [Listen::At("[::1]:0".parse().unwrap())]);
+    assert_eq!(listen("127.0.0.1:1,:2").unwrap().len(), 2);
+    assert_eq!(
+        parse(&["--listen", ":1", "--insecure-listen", ":2"]).unwrap().listen,
+        [Listen::Everywhere(1), Listen::Everywhere(2)]
+    );
+    for (bad, advice) in [
+        ("localhost:8080", "127.0.0.1:8080"),
+        ("192.0.2.1", "port is missing"),
+        ("8080", ":8080"),
+        (":99999", "no port"),
+        ("relay.example:1", "IP address"),
+        ("", "IP address"),
+    ] {
+        let error = listen(bad).unwrap_err();
+        assert!(error.contains(advice), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn zero_and_nonsense_are_refused_for_every_option() {
+    let options = [
+        "--grace",
+        "--probe-timeout",
+        "--heartbeat-interval",
+        "--heartbeat-timeout",
+        "--header-timeout",
+        "--message-timeout",
+        "--write-timeout",
+        "--drain-timeout",
+        "--max-frame-bytes",
+        "--max-queue-bytes",
+        "--max-slot-queue-bytes",
+        "--memory-budget",
+        "--max-phones",
+        "--max-connections",
+        "--rate-limit",
+        "--rate-burst",
+    ];
+    for option in options {
+        for bad in ["0", "0s", "0/min", "0KiB", "-1", "", "x", "99999999999999999999", "off "] {
+            assert!(parse(&[option, bad]).is_err(), "{option} {bad:?}");
+        }
+        if option != "--rate-limit" {
+            assert!(parse(&[option, "off"]).is_err(), "{option} off");
+        }
+    }
+    assert_eq!(parse(&["--rate-limit", "off"]).unwrap().rate, None);
+}
+
+#[test]
+fn durations_and_sizes_are_read_as_people_write_them() {
+    let config = parse(&["--grace", "250ms", "--drain-timeout", "2m"]).unwrap();
+    assert_eq!(config.grace, Duration::from_millis(250));
+    assert_eq!(config.drain_timeout, Duration::from_secs(120));
+    for text in ["262144", "256KiB", "256 KiB"] {
+        let config = parse(&["--max-frame-bytes", text]).unwrap();
+        assert_eq!(config.max_frame_bytes, 262_144, "{text}");
+    }
+    assert!(parse(&["--grace", "2years"]).unwrap_err().contains("year is the longest"));
+}
+
+#[test]
+fn combinations_that_cannot_work_say_what_to_do() {
+    for (arguments, named) in [
+        (["--max-frame-bytes", "1MiB"], "--max-slot-queue-bytes"),
+        (["--max-slot-queue-bytes", "512KiB"], "--max-slot-queue-bytes"),
+        (["--max-queue-bytes", "256KiB"], "--max-queue-bytes"),
+        (["--memory-budget", "32MiB"], "--memory-budget"),
+    ] {
+        let error = parse(&arguments).unwrap_err();
+        assert!(error.starts_with(named) && error.contains("at least"), "{error}");
+    }
+}
+
+#[test]
+fn every_option_has_its_environment_variable_in_the_same_words() {
+    let command = command();
+    let mut seen = 0;
+    for argument in command.get_arguments() {
+        let Some(long) = argument.get_long() else { continue };
+        if ["help", "version"].contains(&long) {
+            continue;
+        }
+        let expected = format!("PYRYCODE_RELAY_{}", long.to_uppercase().replace('-', "_"));
+        assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(&*expected));
+        seen += 1;
+    }
+    assert!(seen >= 18, "{seen} options");
+}

@@ -1,0 +1,65 @@
+//! The log events that people search for: their names and fields are a contract.
+//!
+//! Fields are key-value pairs of the `log` crate; the logger escapes what peers supplied. Never
+//! logged, at any level: tokens, message content, whole request heads.
+
+use std::net::IpAddr;
+
+use log::{debug, info};
+
+use crate::close::Ended;
+use crate::ids::ServerId;
+
+/// A binary holds the server-id now.
+pub fn server_claimed(server: &ServerId, version: &str, remote: IpAddr) {
+    info!(server_id = server.as_str(), binary_version = version, remote:% = remote; "server_claimed");
+}
+
+/// A claim lost against a holder that answered. Without the version: it would tell a prober what
+/// the holder runs.
+pub fn server_id_conflict(server: &ServerId, remote: IpAddr) {
+    info!(server_id = server.as_str(), remote:% = remote; "server_id_conflict");
+}
+
+/// A claim took the slot from a holder that stayed silent.
+pub fn server_id_takeover(server: &ServerId, remote: IpAddr) {
+    info!(server_id = server.as_str(), remote:% = remote; "server_id_takeover");
+}
+
+/// The holding connection ended and the release is scheduled.
+pub fn server_released(server: &ServerId) {
+    info!(server_id = server.as_str(); "server_released");
+}
+
+/// The grace window passed without a claim.
+pub fn server_expired(server: &ServerId, phones: usize) {
+    info!(server_id = server.as_str(), phones = phones; "server_expired");
+}
+
+/// A phone joined.
+pub fn phone_registered(server: &ServerId, conn_id: &str, device_name: &str, remote: IpAddr) {
+    info!(
+        server_id = server.as_str(), conn_id = conn_id, device_name = device_name,
+        remote:% = remote;
+        "phone_registered"
+    );
+}
+
+/// A phone asked for a server-id that nobody holds.
+pub fn phone_register_no_server(server: &ServerId, remote: IpAddr) {
+    info!(server_id = server.as_str(), remote:% = remote; "phone_register_no_server");
+}
+
+/// A phone left, or was closed.
+pub fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
+    info!(
+        server_id = server.as_str(), conn_id = conn_id, reason:% = ended;
+        "phone_unregistered"
+    );
+}
+
+/// A binary's envelope was dropped, the `count`th of its connection; `kind` tells why and holds
+/// nothing that the peer sent.
+pub fn envelope_dropped(server: &ServerId, kind: &dyn std::fmt::Display, count: u64) {
+    debug!(server_id = server.as_str(), reason:% = kind, count = count; "envelope_dropped");
+}

@@ -1,0 +1,312 @@
+//! The header gate: a request head becomes an [`Admission`] or a [`Refusal`]. Pure, no I/O.
+//!
+//! The order of the checks is the contract's, so that the same bad request always gets the same
+//! answer.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_tungstenite::tungstenite::handshake::derive_accept_key;
+use httparse::{EMPTY_HEADER, Header, Request, Status};
+
+use crate::ids::ServerId;
+use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
+
+/// What a judged head came to.
+#[derive(Debug)]
+pub enum Judgement {
+    /// The head is not complete; read on.
+    Incomplete,
+    /// The head is complete and good. It has this many bytes; what follows belongs to the
+    /// WebSocket.
+    Admitted(Admission, usize),
+    /// Answer this and close.
+    Refused(Refusal),
+}
+
+/// Who asks, with everything that is kept of the head. A phone's token is not.
+#[derive(Debug)]
+pub enum Admission {
+    /// `GET` or `HEAD` (then without the body) of the health page.
+    Health {
+        /// Whether the body is left out.
+        head_only: bool,
+    },
+    /// A binary claims a server-id.
+    Binary {
+        /// The id it claims.
+        server: ServerId,
+        /// Its own version, cut.
+        version: Label,
+        /// The answer to its key.
+        accept: AcceptKey,
+    },
+    /// A phone asks for a server-id.
+    Phone {
+        /// The id it asks for.
+        server: ServerId,
+        /// What it calls itself, cut; empty if it does not say.
+        device_name: Label,
+        /// The answer to its key.
+        accept: AcceptKey,
+    },
+}
+
+/// Text from a peer for the logs: at most [`MAX_LABEL_BYTES`], bytes that are not UTF-8 replaced.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Label(Box<str>);
+
+/// The value of `Sec-WebSocket-Accept` (RFC 6455 section 4.2.2).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AcceptKey(String);
+
+/// Why a request is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// `400`: not HTTP/1.
+    MalformedHead,
+    /// `431`: above [`MAX_HEAD_BYTES`] or [`MAX_HEADERS`].
+    HeadTooLarge,
+    /// `408`: the head was not complete in time.
+    HeadTimeout,
+    /// `404`: no such path.
+    UnknownPath,
+    /// `405`, with what the path serves.
+    Method {
+        /// The value of `Allow`.
+        allow: &'static str,
+    },
+    /// `429`: too many attempts from this source; how long to wait.
+    RateLimited(Duration),
+    /// `400`: a required header is missing, empty, repeated or bad, or a body is announced.
+    HeaderGate,
+    /// `426`: no upgrade to WebSocket version 13 is asked for.
+    UpgradeRequired,
+    /// `400`: no key, or not 16 bytes of base64.
+    BadKey,
+    /// `503`: the connection cap is reached.
+    ConnectionCap,
+    /// `503`: a probe of that slot is under way.
+    ProbeUnderWay,
+}
+
+/// Judges the head at the start of `bytes`. `attempt` is asked, at its place in the order, whether
+/// the source may make another upgrade attempt.
+pub fn judge(bytes: &[u8], attempt: impl FnOnce() -> Result<(), Duration>) -> Judgement {
+    let mut fields = [EMPTY_HEADER; MAX_HEADERS];
+    let mut request = Request::new(&mut fields);
+    let length = match request.parse(bytes) {
+        Ok(Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
+        Ok(Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return Judgement::Incomplete,
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
+            return Judgement::Refused(Refusal::HeadTooLarge);
+        }
+        Err(_) => return Judgement::Refused(Refusal::MalformedHead),
+    };
+    match admit(&request, attempt) {
+        Ok(admission) => Judgement::Admitted(admission, length),
+        Err(refusal) => Judgement::Refused(refusal),
+    }
+}
+
+impl AcceptKey {
+    /// The response that switches to WebSocket, byte for byte as the contract has it: no extension
+    /// and no subprotocol, whatever was offered.
+    pub fn response(&self) -> String {
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\n\
+             Connection: Upgrade\r\n\
+             Upgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            self.0
+        )
+    }
+}
+
+impl Refusal {
+    /// The response: empty body, its length, and the connection ends.
+    pub fn response(self) -> String {
+        let (status, fields) = match self {
+            Self::MalformedHead | Self::HeaderGate | Self::BadKey => ("400 Bad Request", None),
+            Self::HeadTooLarge => ("431 Request Header Fields Too Large", None),
+            Self::HeadTimeout => ("408 Request Timeout", None),
+            Self::UnknownPath => ("404 Not Found", None),
+            Self::Method { allow } => ("405 Method Not Allowed", Some(format!("Allow: {allow}"))),
+            Self::RateLimited(wait) => ("429 Too Many Requests", Some(retry_after(wait))),
+            Self::UpgradeRequired => (
+                "426 Upgrade Required",
+                Some("Upgrade: websocket\r\nSec-WebSocket-Version: 13".to_owned()),
+            ),
+            Self::ConnectionCap | Self::ProbeUnderWay => {
+                ("503 Service Unavailable", Some(retry_after(RETRY_AFTER_BUSY)))
+            }
+        };
+        let fields = fields.map(|fields| fields + "\r\n").unwrap_or_default();
+        format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n")
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MalformedHead => "malformed head",
+            Self::HeadTooLarge => "head too large",
+            Self::HeadTimeout => "head not complete in time",
+            Self::UnknownPath => "unknown path",
+            Self::Method { .. } => "method not served",
+            Self::RateLimited(_) => "too many attempts",
+            Self::HeaderGate => "header gate",
+            Self::UpgradeRequired => "no WebSocket upgrade",
+            Self::BadKey => "bad key",
+            Self::ConnectionCap => "connection cap",
+            Self::ProbeUnderWay => "probe under way",
+        })
+    }
+}
+
+impl Label {
+    /// Cuts and cleans a header value.
+    pub fn new(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LABEL_BYTES)]);
+        let mut end = text.len().min(MAX_LABEL_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self(text[..end].into())
+    }
+
+    /// The text. It is a peer's: escape it before anybody sees it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn admit(
+    request: &Request<'_, '_>,
+    attempt: impl FnOnce() -> Result<(), Duration>,
+) -> Result<Admission, Refusal> {
+    let method = request.method.ok_or(Refusal::MalformedHead)?;
+    let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
+        "/healthz" => Endpoint::Health,
+        "/v1/server" => Endpoint::Server,
+        "/v1/client" => Endpoint::Client,
+        _ => return Err(Refusal::UnknownPath),
+    };
+    let allow = if endpoint == Endpoint::Health { "GET, HEAD" } else { "GET" };
+    if !allow.split(", ").any(|served| served == method) {
+        return Err(Refusal::Method { allow });
+    }
+    let fields = Fields(request.headers);
+    let http_1_1 = request.version == Some(1);
+    if endpoint == Endpoint::Health {
+        fields.check_host(http_1_1)?;
+        return Ok(Admission::Health { head_only: method == "HEAD" });
+    }
+
+    attempt().map_err(Refusal::RateLimited)?;
+
+    fields.check_host(http_1_1)?;
+    fields.check_no_body()?;
+    let server = fields.required("X-Pyrycode-Server")?;
+    let server = ServerId::parse(server).ok_or(Refusal::HeaderGate)?;
+    fields.required("User-Agent")?;
+    let own = match endpoint {
+        Endpoint::Server => fields.required("X-Pyrycode-Version")?,
+        _ => fields.required("X-Pyrycode-Token")?,
+    };
+
+    let upgrade = http_1_1
+        && fields.has_token("Connection", "upgrade")
+        && fields.has_token("Upgrade", "websocket");
+    if !upgrade || fields.single("Sec-WebSocket-Version") != Some(b"13") {
+        return Err(Refusal::UpgradeRequired);
+    }
+    let key = fields.single("Sec-WebSocket-Key").ok_or(Refusal::BadKey)?;
+    let accept = accept_key(key).ok_or(Refusal::BadKey)?;
+
+    Ok(match endpoint {
+        Endpoint::Server => Admission::Binary { server, version: Label::new(own), accept },
+        _ => {
+            let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
+            Admission::Phone { server, device_name: Label::new(name), accept }
+        }
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Health,
+    Server,
+    Client,
+}
+
+/// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its
+/// query; the target itself if it is neither.
+fn path(target: &str) -> &str {
+    let absolute = target.split_once("://").filter(|(scheme, _)| {
+        ["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+    });
+    let origin_form = match absolute {
+        Some((_, rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+        None => target,
+    };
+    origin_form.split('?').next().unwrap_or(origin_form)
+}
+
+/// The header fields of one head; names are compared without case, values are trimmed.
+struct Fields<'a>(&'a [Header<'a>]);
+
+impl<'a> Fields<'a> {
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let named = move |field: &&Header<'_>| field.name.eq_ignore_ascii_case(name);
+        self.0.iter().filter(named).map(|field| field.value.trim_ascii())
+    }
+
+    /// The value of a field that occurs once.
+    fn single(&self, name: &str) -> Option<&'a [u8]> {
+        let mut values = self.all(name);
+        values.next().filter(|_| values.next().is_none())
+    }
+
+    fn required(&self, name: &str) -> Result<&'a [u8], Refusal> {
+        self.single(name).filter(|value| !value.is_empty()).ok_or(Refusal::HeaderGate)
+    }
+
+    /// Whether a list field, repeated or not, has this member (RFC 9110 section 5.6.1).
+    fn has_token(&self, name: &str, token: &str) -> bool {
+        self.all(name)
+            .flat_map(|value| value.split(|byte| *byte == b','))
+            .any(|member| member.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// Exactly one `Host` in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 section 3.2).
+    fn check_host(&self, http_1_1: bool) -> Result<(), Refusal> {
+        match self.all("Host").count() {
+            1 => Ok(()),
+            0 if !http_1_1 => Ok(()),
+            _ => Err(Refusal::HeaderGate),
+        }
+    }
+
+    fn check_no_body(&self) -> Result<(), Refusal> {
+        let announced = self.all("Transfer-Encoding").next().is_some()
+            || self.all("Content-Length").any(|length| length != b"0");
+        if announced { Err(Refusal::HeaderGate) } else { Ok(()) }
+    }
+}
+
+/// A key is 16 bytes in base64, hence 22 digits and two signs of padding.
+fn accept_key(key: &[u8]) -> Option<AcceptKey> {
+    let digits = key.strip_suffix(b"==").filter(|digits| digits.len() == 22)?;
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    digits.iter().all(is_digit).then(|| AcceptKey(derive_accept_key(key)))
+}
+
+/// Whole seconds, rounded up, never 0: one client sends again at once on that.
+fn retry_after(wait: Duration) -> String {
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    format!("Retry-After: {}", seconds.max(1))
+}
+
+#[cfg(test)]
+mod tests;

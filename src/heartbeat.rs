@@ -1,0 +1,140 @@
+//! The idle machine of one connection: ping after silence, dead after more of it.
+//!
+//! Pure: it is fed with `Instant`s and says what is due. Any byte counts as a sign of life.
+
+use std::time::{Duration, Instant};
+
+/// Watches one peer.
+#[derive(Debug)]
+pub struct Heartbeat {
+    interval: Duration,
+    timeout: Duration,
+    heard: Instant,
+    pinged: Option<Instant>,
+    paused: bool,
+}
+
+/// What is due at a deadline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beat {
+    /// Nothing yet.
+    Quiet,
+    /// Send a ping; it is asked for once a silence.
+    Ping,
+    /// The peer has been silent for the whole timeout after the ping.
+    Dead,
+}
+
+impl Heartbeat {
+    /// Starts at `now`. The interval gets a jitter of up to a tenth either way, so that
+    /// connections that came up together do not ping together for ever.
+    pub fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
+        let interval = interval.mul_f64(0.9 + 0.2 * fastrand::f64());
+        Self { interval, timeout, heard: now, pinged: None, paused: false }
+    }
+
+    /// A byte arrived.
+    pub fn heard(&mut self, now: Instant) {
+        self.heard = now;
+        self.pinged = None;
+    }
+
+    /// Stops the judgement: the relay itself does not read from this peer.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// The relay reads again: the peer gets its whole time anew.
+    pub fn resume(&mut self, now: Instant) {
+        self.paused = false;
+        self.heard(now);
+    }
+
+    /// When [`Self::check`] has to be asked next; `None` while paused.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (self.paused, self.pinged) {
+            (true, _) => None,
+            (false, None) => Some(self.heard + self.interval),
+            (false, Some(pinged)) => Some(pinged + self.timeout),
+        }
+    }
+
+    /// What is due at `now`.
+    pub fn check(&mut self, now: Instant) -> Beat {
+        match (self.deadline(), self.pinged) {
+            (Some(deadline), None) if now >= deadline => {
+                self.pinged = Some(now);
+                Beat::Ping
+            }
+            (Some(deadline), Some(_)) if now >= deadline => Beat::Dead,
+            _ => Beat::Quiet,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn heartbeat(now: Instant) -> Heartbeat {
+        Heartbeat::new(INTERVAL, TIMEOUT, now)
+    }
+
+    #[test]
+    fn silence_is_pinged_once_and_then_ends_the_connection() {
+        let start = Instant::now();
+        let mut heart = heartbeat(start);
+        assert_eq!(heart.check(start + INTERVAL.mul_f64(0.89)), Beat::Quiet);
+        let pinged = start + INTERVAL.mul_f64(1.1);
+        assert_eq!(heart.check(pinged), Beat::Ping);
+        assert_eq!(heart.check(pinged), Beat::Quiet);
+        assert_eq!(heart.check(pinged + TIMEOUT - Duration::from_millis(1)), Beat::Quiet);
+        assert_eq!(heart.check(pinged + TIMEOUT), Beat::Dead);
+    }
+
+    #[test]
+    fn any_byte_starts_the_silence_anew() {
+        let start = Instant::now();
+        let mut heart = heartbeat(start);
+        assert_eq!(heart.check(start + 2 * INTERVAL), Beat::Ping);
+        heart.heard(start + 2 * INTERVAL + TIMEOUT / 2);
+        assert_eq!(heart.check(start + 2 * INTERVAL + TIMEOUT), Beat::Quiet);
+    }
+
+    #[test]
+    fn a_paused_heart_is_not_judged_and_starts_afresh() {
+        let start = Instant::now();
+        let mut heart = heartbeat(start);
+        heart.pause();
+        assert_eq!(heart.deadline(), None);
+        assert_eq!(heart.check(start + 100 * INTERVAL), Beat::Quiet);
+        heart.resume(start + 100 * INTERVAL);
+        assert_eq!(heart.check(start + 100 * INTERVAL + INTERVAL / 2), Beat::Quiet);
+        assert_eq!(heart.check(start + 102 * INTERVAL), Beat::Ping);
+    }
+
+    #[test]
+    fn it_holds_past_24_9_and_49_7_days_of_uptime() {
+        for days in [24, 25, 49, 50, 4_000] {
+            let now = Instant::now() + days * DAY + DAY * 9 / 10;
+            let mut heart = heartbeat(now);
+            assert_eq!(heart.check(now + INTERVAL / 2), Beat::Quiet, "{days} days");
+            assert_eq!(heart.check(now + 2 * INTERVAL), Beat::Ping, "{days} days");
+            assert_eq!(heart.check(now + 2 * INTERVAL + TIMEOUT), Beat::Dead, "{days} days");
+        }
+    }
+
+    #[test]
+    fn the_intervals_of_many_connections_are_spread() {
+        let now = Instant::now();
+        let deadlines: Vec<_> =
+            (0..100).map(|_| heartbeat(now).deadline().unwrap() - now).collect();
+        let (least, most) = (deadlines.iter().min().unwrap(), deadlines.iter().max().unwrap());
+        assert!(*least >= INTERVAL.mul_f64(0.9) && *most <= INTERVAL.mul_f64(1.1));
+        assert!(*most - *least > INTERVAL / 20, "{least:?} to {most:?}");
+    }
+}

@@ -1,0 +1,472 @@
+//! The bounded data queue towards one peer.
+//!
+//! Towards a binary several phones share it. None of them may fill more than half, and when the
+//! whole is full they are let in again in the order in which they were held back.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::Waker;
+
+use crate::budget::Account;
+use crate::frames::Frame;
+use crate::ids::PhoneKey;
+use crate::limits::MESSAGE_OVERHEAD;
+
+/// A queue of whole frames, bounded in bytes held.
+#[derive(Debug)]
+pub struct Lane {
+    limit: usize,
+    /// Pays for what has no source of its own.
+    account: Rc<Account>,
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: VecDeque<Entry>,
+    held: usize,
+    /// Bytes of the front entry that the attached connection's socket has accepted.
+    begun: usize,
+    waiting: VecDeque<Rc<Source>>,
+    writer: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    bytes: Vec<u8>,
+    source: Option<Rc<Source>>,
+    notice: Option<PhoneKey>,
+}
+
+/// One phone as a sender into its slot's lane.
+#[derive(Debug)]
+pub struct Source {
+    account: Rc<Account>,
+    share: Cell<usize>,
+    delivered: Cell<bool>,
+    wanted: Cell<usize>,
+    blocked: RefCell<Option<Waker>>,
+}
+
+impl Source {
+    /// A source that has sent nothing yet.
+    pub fn new(account: Rc<Account>) -> Rc<Self> {
+        Rc::new(Self {
+            account,
+            share: Cell::new(0),
+            delivered: Cell::new(false),
+            wanted: Cell::new(0),
+            blocked: RefCell::new(None),
+        })
+    }
+
+    /// Whether a message of this source was ever accepted whole by a binary's socket.
+    pub fn is_delivered(&self) -> bool {
+        self.delivered.get()
+    }
+
+    /// Bytes of the lane that this source fills.
+    pub fn share(&self) -> usize {
+        self.share.get()
+    }
+
+    /// The account that pays for them.
+    pub fn account(&self) -> &Rc<Account> {
+        &self.account
+    }
+
+    /// Has `waker` called when it is worth trying again to get the message in that was held back.
+    pub fn wake_when_free(&self, waker: &Waker) {
+        *self.blocked.borrow_mut() = Some(waker.clone());
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.blocked.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Lane {
+    /// An empty lane of at most `limit` bytes, [`MESSAGE_OVERHEAD`] a message included.
+    pub fn new(limit: usize, account: Rc<Account>) -> Rc<Self> {
+        Rc::new(Self { limit, account, state: RefCell::default() })
+    }
+
+    /// Queues a frame that no source pays for; gives it back if it does not fit.
+    pub fn push(&self, frame: Frame) -> Result<(), Frame> {
+        let mut state = self.state.borrow_mut();
+        let cost = cost(frame.len());
+        if state.held + cost > self.limit {
+            return Err(frame);
+        }
+        self.account.add(cost);
+        state.push(Entry { bytes: frame.into_bytes(), source: None, notice: None });
+        Ok(())
+    }
+
+    /// Queues a close notice, which is admitted past the bound.
+    pub fn push_notice(&self, frame: Frame, about: PhoneKey) {
+        self.account.add(cost(frame.len()));
+        let entry = Entry { bytes: frame.into_bytes(), source: None, notice: Some(about) };
+        self.state.borrow_mut().push(entry);
+    }
+
+    /// Queues a message of `source`, or gives it back: then the source waits, and is woken by
+    /// [`Source::wake_when_free`] when there is room for it.
+    pub fn offer(&self, frame: Frame, source: &Rc<Source>) -> Result<(), Frame> {
+        let mut state = self.state.borrow_mut();
+        let cost = cost(frame.len());
+        source.wanted.set(cost);
+        if source.share.get() + cost > self.limit / 2 {
+            state.stop_waiting(source);
+            return Err(frame);
+        }
+        let first_in_line = state.waiting.front().is_none_or(|first| Rc::ptr_eq(first, source));
+        if !first_in_line || state.held + cost > self.limit {
+            if !state.waiting.iter().any(|waiting| Rc::ptr_eq(waiting, source)) {
+                state.waiting.push_back(Rc::clone(source));
+            }
+            return Err(frame);
+        }
+        state.stop_waiting(source);
+        source.share.set(source.share.get() + cost);
+        source.account.add(cost);
+        let source = Some(Rc::clone(source));
+        state.push(Entry { bytes: frame.into_bytes(), source, notice: None });
+        state.wake_first(self.limit);
+        Ok(())
+    }
+
+    /// The source leaves: it waits no more, but what it has queued stays.
+    pub fn leave(&self, source: &Rc<Source>) {
+        let mut state = self.state.borrow_mut();
+        state.stop_waiting(source);
+        state.wake_first(self.limit);
+    }
+
+    /// Drops the queued messages of `source`, except one in progress.
+    pub fn drop_messages_of(&self, source: &Rc<Source>) {
+        let mut state = self.state.borrow_mut();
+        state.stop_waiting(source);
+        let in_progress = usize::from(state.begun > 0);
+        let State { entries, held, .. } = &mut *state;
+        let mut index = 0;
+        entries.retain(|entry| {
+            let theirs = entry.source.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, source));
+            let dropped = theirs && index >= in_progress;
+            index += 1;
+            if dropped {
+                self.release(held, entry);
+            }
+            !dropped
+        });
+        state.wake_first(self.limit);
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        self.state.borrow().entries.is_empty()
+    }
+
+    /// Whether more than half of the bound is held.
+    pub fn is_over_half(&self) -> bool {
+        self.state.borrow().held > self.limit / 2
+    }
+
+    /// The phones whose close notices are still queued, oldest first.
+    pub fn queued_notices(&self) -> Vec<PhoneKey> {
+        self.state.borrow().entries.iter().filter_map(|entry| entry.notice).collect()
+    }
+
+    /// Has `waker` called when something is queued.
+    pub fn register_writer(&self, waker: &Waker) {
+        let mut state = self.state.borrow_mut();
+        if !state.writer.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.writer = Some(waker.clone());
+        }
+    }
+
+    /// Forgets that the front frame was begun and returns its unsent remainder (empty if none was).
+    pub fn rewind(&self) -> Vec<u8> {
+        let mut state = self.state.borrow_mut();
+        state.writer = None;
+        let begun = std::mem::take(&mut state.begun);
+        match state.entries.front() {
+            Some(entry) if begun > 0 => entry.bytes[begun..].to_vec(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Unsent bytes of a frame in progress.
+    pub fn unfinished(&self) -> usize {
+        let state = self.state.borrow();
+        match state.entries.front() {
+            Some(entry) if state.begun > 0 => entry.bytes.len() - state.begun,
+            _ => 0,
+        }
+    }
+
+    /// Shows what is to be written to `look`, which must not touch the lane.
+    pub fn with_pending<T>(&self, look: impl FnOnce(Pending<'_>) -> T) -> T {
+        let state = self.state.borrow();
+        look(Pending { entries: &state.entries, begun: state.begun, at: 0 })
+    }
+
+    /// The socket accepted `bytes` more of what is queued; returns the messages completed.
+    pub fn advance(&self, mut bytes: usize) -> usize {
+        let mut state = self.state.borrow_mut();
+        let mut completed = 0;
+        while bytes > 0 {
+            let begun = state.begun;
+            let front = state.entries.front().expect("bug: more was accepted than was queued");
+            let left = front.bytes.len() - begun;
+            if bytes < left {
+                state.begun += bytes;
+                break;
+            }
+            bytes -= left;
+            completed += 1;
+            state.begun = 0;
+            if let Some(entry) = state.entries.pop_front() {
+                self.release(&mut state.held, &entry);
+                if let Some(source) = &entry.source {
+                    source.delivered.set(true);
+                    // Only a source that waits for room in its own half is woken here; `blocked`
+                    // of one that waits in line stays until its turn.
+                    let room = source.share.get() + source.wanted.get() <= self.limit / 2;
+                    if room && !state.waiting.iter().any(|other| Rc::ptr_eq(other, source)) {
+                        source.wake();
+                    }
+                }
+            }
+        }
+        if state.entries.is_empty() && state.entries.capacity() > 16 {
+            state.entries = VecDeque::new();
+        }
+        state.wake_first(self.limit);
+        completed
+    }
+
+    fn release(&self, held: &mut usize, entry: &Entry) {
+        let cost = cost(entry.bytes.len());
+        *held -= cost;
+        match &entry.source {
+            Some(source) => {
+                source.share.set(source.share.get() - cost);
+                source.account.sub(cost);
+            }
+            None => self.account.sub(cost),
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let State { entries, held, .. } = &mut *self.state.borrow_mut();
+        for entry in entries.drain(..) {
+            self.release(held, &entry);
+        }
+    }
+}
+
+impl State {
+    fn push(&mut self, entry: Entry) {
+        self.held += cost(entry.bytes.len());
+        self.entries.push_back(entry);
+        if let Some(waker) = self.writer.take() {
+            waker.wake();
+        }
+    }
+
+    fn stop_waiting(&mut self, source: &Rc<Source>) {
+        self.waiting.retain(|waiting| !Rc::ptr_eq(waiting, source));
+    }
+
+    /// Wakes the first in line if its message fits by now.
+    fn wake_first(&mut self, limit: usize) {
+        if let Some(first) = self.waiting.front() {
+            if self.held + first.wanted.get() <= limit {
+                first.wake();
+            }
+        }
+    }
+}
+
+/// What is to be written, frame by frame.
+#[derive(Debug)]
+pub struct Pending<'a> {
+    entries: &'a VecDeque<Entry>,
+    begun: usize,
+    at: usize,
+}
+
+impl<'a> Pending<'a> {
+    /// Bytes of the first frame that have been written already.
+    pub fn begun(&self) -> usize {
+        self.begun
+    }
+
+    /// The unsent bytes of the frame that is next; empty if there is none.
+    pub fn front(&self) -> &'a [u8] {
+        let written = if self.at == 0 { self.begun } else { 0 };
+        self.entries.get(self.at).map_or(&[], |entry| &entry.bytes[written..])
+    }
+
+    /// Goes on to the frame behind it.
+    pub fn skip(&mut self) {
+        self.at += 1;
+    }
+}
+
+/// What a frame of this length costs against a bound: it is the memory held, not the payload.
+fn cost(length: usize) -> usize {
+    length + MESSAGE_OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+    use crate::budget::Ledger;
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn counting() -> (Arc<Count>, Waker) {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        (Arc::clone(&count), Waker::from(count))
+    }
+
+    fn message(length: usize) -> Frame {
+        Frame::text(&[&vec![b'x'; length]])
+    }
+
+    /// A lane for ten messages of 100 bytes of cost each, and its ledger.
+    fn lane() -> (Rc<Lane>, Rc<Ledger>) {
+        let ledger = Ledger::new(usize::MAX);
+        (Lane::new(1000, Account::open(&ledger)), ledger)
+    }
+
+    const COST_100: usize = 100 - MESSAGE_OVERHEAD - 2;
+
+    #[test]
+    fn a_bound_counts_the_overhead_of_every_message() {
+        let (lane, ledger) = lane();
+        for _ in 0..10 {
+            lane.push(message(COST_100)).unwrap();
+        }
+        assert!(lane.push(message(0)).is_err());
+        assert_eq!(ledger.total(), 1000);
+        assert_eq!(lane.advance(36), 1);
+        assert_eq!(ledger.total(), 900);
+        drop(lane);
+        assert_eq!(ledger.total(), 0);
+    }
+
+    #[test]
+    fn no_source_fills_more_than_half_and_it_is_woken_when_its_own_share_shrinks() {
+        let (lane, ledger) = lane();
+        let (flood, calm) =
+            (Source::new(Account::open(&ledger)), Source::new(Account::open(&ledger)));
+        for _ in 0..5 {
+            lane.offer(message(COST_100), &flood).unwrap();
+        }
+        assert!(lane.offer(message(COST_100), &flood).is_err());
+        let (woken, waker) = counting();
+        flood.wake_when_free(&waker);
+        lane.offer(message(COST_100), &calm).unwrap();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        assert_eq!(lane.advance(36), 1);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        lane.offer(message(COST_100), &flood).unwrap();
+        assert_eq!((flood.share(), calm.share()), (500, 100));
+    }
+
+    #[test]
+    fn sources_held_back_by_a_full_lane_are_let_in_in_order() {
+        let (lane, ledger) = lane();
+        let sources: Vec<_> = (0..4).map(|_| Source::new(Account::open(&ledger))).collect();
+        for source in [0, 0, 0, 0, 1, 1, 1, 1, 2, 2] {
+            lane.offer(message(COST_100), &sources[source]).unwrap();
+        }
+        let mut counts = Vec::new();
+        for source in &sources[2..] {
+            assert!(lane.offer(message(COST_100), source).is_err());
+            let (count, waker) = counting();
+            source.wake_when_free(&waker);
+            counts.push(count);
+        }
+        assert_eq!(lane.advance(36), 1);
+        assert_eq!(counts[0].0.load(Ordering::Relaxed), 1, "the first in line is woken");
+        assert_eq!(counts[1].0.load(Ordering::Relaxed), 0, "the second is not");
+        assert!(lane.offer(message(COST_100), &sources[3]).is_err(), "nobody jumps the queue");
+        lane.offer(message(COST_100), &sources[2]).unwrap();
+        assert_eq!(lane.advance(36), 1);
+        lane.offer(message(COST_100), &sources[3]).unwrap();
+    }
+
+    #[test]
+    fn a_waiting_source_that_leaves_makes_way() {
+        let (lane, ledger) = lane();
+        let sources: Vec<_> = (0..4).map(|_| Source::new(Account::open(&ledger))).collect();
+        for source in [0, 0, 0, 0, 0, 1, 1, 1, 1, 1] {
+            lane.offer(message(COST_100), &sources[source]).unwrap();
+        }
+        assert!(lane.offer(message(300), &sources[2]).is_err());
+        assert!(lane.offer(message(COST_100), &sources[3]).is_err());
+        let (woken, waker) = counting();
+        sources[3].wake_when_free(&waker);
+        assert_eq!(lane.advance(36), 1);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        lane.leave(&sources[2]);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn dropping_a_sources_messages_spares_the_one_in_progress_and_everybody_elses() {
+        let (lane, ledger) = lane();
+        let (gone, stays) =
+            (Source::new(Account::open(&ledger)), Source::new(Account::open(&ledger)));
+        for source in [&gone, &gone, &stays, &gone] {
+            lane.offer(message(COST_100), source).unwrap();
+        }
+        lane.advance(10);
+        lane.drop_messages_of(&gone);
+        assert_eq!((gone.share(), stays.share()), (100, 100));
+        assert_eq!(lane.advance(26 + 36), 2);
+        assert!(lane.is_empty() && gone.is_delivered() && stays.is_delivered());
+    }
+
+    #[test]
+    fn a_message_counts_as_delivered_with_its_last_byte() {
+        let (lane, ledger) = lane();
+        let source = Source::new(Account::open(&ledger));
+        lane.offer(message(COST_100), &source).unwrap();
+        assert_eq!(lane.advance(35), 0);
+        assert!(!source.is_delivered());
+        assert_eq!(lane.rewind().len(), 1);
+        assert_eq!(lane.unfinished(), 0, "the next connection sends it whole");
+        assert_eq!(lane.advance(36), 1);
+        assert!(source.is_delivered());
+    }
+
+    #[test]
+    fn notices_pass_the_bound() {
+        let (lane, _ledger) = lane();
+        lane.push(message(900)).unwrap();
+        let key = PhoneKey::random();
+        lane.push_notice(message(200), key);
+        assert_eq!(lane.queued_notices(), [key]);
+        assert!(lane.is_over_half());
+    }
+}

@@ -1,0 +1,45 @@
+//! A relay that carries WebSocket messages between phones and a daemon behind NAT.
+//!
+//! A *binary* (the daemon) claims a server-id at `/v1/server`; phones name it at `/v1/client`; the
+//! relay routes between them by that id and never looks inside a message.
+//!
+//! # Threads
+//!
+//! All code of the relay runs on one thread, the one that calls [`accept::run`]. `async-io` starts
+//! one helper thread of its own, which polls the operating system only while that thread does not;
+//! none of the relay's state is ever touched by it.
+//!
+//! # Where things are
+//!
+//! `docs/architecture.md` has the picture, the life of a message and of a disconnect; each module
+//! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
+
+pub mod accept;
+pub mod attempts;
+pub mod budget;
+pub mod close;
+pub mod config;
+pub mod endpoint;
+pub mod envelope;
+pub mod events;
+pub mod frames;
+pub mod gate;
+pub mod head;
+pub mod heads;
+pub mod health;
+pub mod heartbeat;
+pub mod ids;
+pub mod lane;
+pub mod limits;
+pub mod link;
+pub mod listen;
+pub mod logging;
+pub mod outbox;
+pub mod permits;
+pub mod probe;
+pub mod registry;
+pub mod relay;
+pub mod scratch;
+pub mod shutdown;
+pub mod transport;
+pub mod wire;

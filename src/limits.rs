@@ -1,0 +1,115 @@
+//! Every size, count and duration that the relay is built around: unit, default, reason, cost.
+//!
+//! What the command line can change is a default here; the rest is fixed because nobody gains by
+//! turning it.
+
+use std::time::Duration;
+
+/// Where the relay listens unless told otherwise: loopback, so that a first try exposes nothing.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+
+/// How long a server-id stays claimed after its binary's connection ended.
+pub const DEFAULT_GRACE: &str = "30s";
+/// How long the holder of a server-id may take to answer a probe; a busy daemon may not read for
+/// that long.
+pub const DEFAULT_PROBE_TIMEOUT: &str = "10s";
+/// Silence after which a ping is sent.
+pub const DEFAULT_HEARTBEAT_INTERVAL: &str = "30s";
+/// Silence after that ping at which the peer counts as gone.
+pub const DEFAULT_HEARTBEAT_TIMEOUT: &str = "30s";
+/// Time for a whole request head, counted from the accept.
+pub const DEFAULT_HEADER_TIMEOUT: &str = "5s";
+/// Time for a whole message, counted from its first byte.
+pub const DEFAULT_MESSAGE_TIMEOUT: &str = "30s";
+/// Time a write may make no progress.
+pub const DEFAULT_WRITE_TIMEOUT: &str = "10s";
+/// Time a stop waits for the peers' close frames; one client's test rig allows a relay 3 s.
+pub const DEFAULT_DRAIN_TIMEOUT: &str = "2s";
+
+/// Largest message, in bytes of payload; the largest legal frame of the field is 87.4 KB.
+pub const DEFAULT_MAX_FRAME: &str = "256KiB";
+/// Bound of the queue towards one phone: a binary at home hands over a 16 MiB file, 30 MB on the
+/// wire, at once to a phone on a slow link.
+pub const DEFAULT_MAX_QUEUE: &str = "32MiB";
+/// Bound of the queue towards one binary.
+pub const DEFAULT_MAX_SLOT_QUEUE: &str = "1MiB";
+/// Bound of everything that the relay holds for its peers.
+pub const DEFAULT_MEMORY_BUDGET: &str = "64MiB";
+/// Phones a server-id.
+pub const DEFAULT_MAX_PHONES: &str = "16";
+/// Upgraded connections; also bounds the slots, live and in grace.
+pub const DEFAULT_MAX_CONNECTIONS: &str = "4096";
+/// Upgrade attempts a source address.
+pub const DEFAULT_RATE_LIMIT: &str = "10/min";
+/// Attempts a source may make at once before the rate holds it back.
+pub const DEFAULT_RATE_BURST: &str = "20";
+/// What is logged unless told otherwise.
+pub const DEFAULT_LOG_LEVEL: &str = "info";
+
+/// Longest duration that an option takes: anything longer is a typing error, and the bound keeps
+/// additions to an `Instant` far from overflow.
+pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// Largest request head in bytes, its blank line included.
+pub const MAX_HEAD_BYTES: usize = 8 * 1024;
+/// Most header fields in a request head.
+pub const MAX_HEADERS: usize = 100;
+/// Request heads (and refusals that still linger) at one time; the oldest is closed for a
+/// newcomer. 256 heads cost at most 2 MiB.
+pub const MAX_HEADS: usize = 256;
+/// Longest server-id in bytes.
+pub const MAX_SERVER_ID_BYTES: usize = 128;
+/// Where device names and version labels are cut, in bytes, before they are kept or logged.
+pub const MAX_LABEL_BYTES: usize = 128;
+
+/// What the envelope may add to a message on the binary's leg, in bytes.
+pub const ENVELOPE_ALLOWANCE: usize = 1024;
+/// What one queued message costs besides its bytes: its place in the queue and what the allocator
+/// adds. 400,000 one-byte messages measured 31 MB, 78 bytes each in all.
+pub const MESSAGE_OVERHEAD: usize = 64;
+/// Ids of phones that a binary's connection was told about; a frame for one of these is not
+/// answered again.
+pub const REMEMBERED_NOTICES: usize = 1024;
+
+/// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
+/// may have been on its way before the peer vanished.
+pub const PROBE_BLIND: Duration = Duration::from_secs(1);
+
+/// After a close frame or a refusal: how long input is read and discarded, so that no reset
+/// destroys what was just written.
+pub const LINGER_TIME: Duration = Duration::from_secs(2);
+/// After a close frame or a refusal: how much input is discarded, in bytes.
+pub const LINGER_BYTES: usize = 1024 * 1024;
+
+/// One batch of a write, and the buffer that all reads share, in bytes. A ping is answered behind
+/// at most one batch.
+pub const BATCH_BYTES: usize = 64 * 1024;
+/// Frames from this size on are written from the queue itself, smaller ones are gathered into a
+/// batch first.
+pub const GATHER_BELOW: usize = 16 * 1024;
+/// Reads, and batches written, by one connection before the others get their turn.
+pub const TURN_BATCHES: usize = 4;
+/// The codec's read buffer in bytes, held only while a connection carries data.
+pub const CODEC_BUFFER: usize = 4 * 1024;
+/// What a codec costs besides its buffer, in bytes.
+pub const CODEC_OVERHEAD: usize = 768;
+
+/// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
+/// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.
+pub const NOTSENT_LOWAT: u32 = 64 * 1024;
+/// Length of the listening socket's backlog.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// First pause after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`].
+pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// Longest pause after failed accepts.
+pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Connections taken from one listener before other tasks get their turn.
+pub const ACCEPT_BATCH: usize = 64;
+/// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
+pub const RESERVED_DESCRIPTORS: usize = 32;
+
+/// Source addresses in each of the two halves of the rate limiter's table; about 50 bytes each.
+pub const RATE_TABLE_HALF: usize = 8 * 1024;
+
+/// What a `503` tells a client to wait; a probe takes up to 10 s, and a cap clears at any time.
+pub const RETRY_AFTER_BUSY: Duration = Duration::from_secs(5);

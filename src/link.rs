@@ -1,0 +1,470 @@
+//! Drives one WebSocket: reads, the outbox, the heartbeat, the deadlines, the close.
+//!
+//! Written once and used by both legs; what a message means is the [`Peer`]'s part. Reading and
+//! writing are polled side by side in one task, so neither ever waits for the other.
+
+use std::future::{Future as _, poll_fn};
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use async_io::Timer;
+use async_tungstenite::tungstenite::Message;
+use log::debug;
+
+use crate::budget::{Account, Charge};
+use crate::close::{Close, Ended};
+use crate::heartbeat::{Beat, Heartbeat};
+use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES};
+use crate::outbox::{FlushEnd, Manner, Outbox};
+use crate::relay::Relay;
+use crate::transport::Transport;
+use crate::wire::{Decoded, Incoming};
+
+/// What one leg does with its connection.
+pub trait Peer {
+    /// A data message arrived; `None` if it is not UTF-8.
+    fn message(&mut self, text: Option<&str>) -> Verdict;
+
+    /// Tries to go on after [`Verdict::Hold`]; pending keeps the waker.
+    fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// The connection is decided to end. Called once, at the moment of the decision.
+    fn ended(&mut self, ended: Ended, now: Instant);
+}
+
+/// A peer that has lost nothing and gets nothing: it is being sent off with a close frame.
+#[derive(Debug)]
+pub struct Mute;
+
+impl Peer for Mute {
+    fn message(&mut self, _text: Option<&str>) -> Verdict {
+        Verdict::Continue
+    }
+
+    fn poll_resume(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
+    fn ended(&mut self, _ended: Ended, _now: Instant) {}
+}
+
+/// Closes an upgraded connection at once with `close`.
+pub async fn send_off<S: Transport>(
+    relay: &Rc<Relay>,
+    io: S,
+    leftover: Vec<u8>,
+    close: Close,
+    remote: IpAddr,
+) {
+    let outbox = Outbox::new(None);
+    outbox.close(close, Manner::Abort);
+    let charge = Charge::new(Account::open(&relay.ledger));
+    let largest = relay.config.max_envelope_bytes();
+    Link::new(relay, io, leftover, largest, outbox, Mute, charge).run("-", remote).await;
+}
+
+/// What becomes of a connection after a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Go on.
+    Continue,
+    /// Stop reading until [`Peer::poll_resume`] is ready.
+    Hold,
+    /// Close it.
+    Close(Close),
+}
+
+/// What a connection carried.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Tally {
+    /// Messages from the peer.
+    pub messages_in: u64,
+    /// Bytes from the peer, framing included.
+    pub bytes_in: u64,
+    /// Messages to the peer.
+    pub messages_out: u64,
+    /// Bytes to the peer, framing included.
+    pub bytes_out: u64,
+}
+
+/// One connection.
+pub struct Link<S, P> {
+    incoming: Incoming<S>,
+    outbox: Rc<Outbox>,
+    peer: P,
+    relay: Rc<Relay>,
+    charge: Charge,
+    phase: Phase,
+    heartbeat: Heartbeat,
+    timer: Option<(Timer, Instant)>,
+    blocked: Option<Instant>,
+    opened: Instant,
+    tally: Tally,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Messages flow.
+    Open,
+    /// Messages flow out alone: the peer is held back.
+    Held,
+    /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
+    Closing { ended: Ended, deadline: Option<Instant> },
+    /// The close frame is out; input is discarded until the peer ends or a bound is reached.
+    Lingering { ended: Ended, until: Instant, bytes: usize },
+    /// All is done.
+    Over(Ended),
+}
+
+impl<S: Transport, P: Peer> Link<S, P> {
+    /// A link over a socket whose upgrade is done; `leftover` arrived behind the request head, and
+    /// messages may have `largest_message` bytes.
+    pub fn new(
+        relay: &Rc<Relay>,
+        io: S,
+        leftover: Vec<u8>,
+        largest_message: usize,
+        outbox: Rc<Outbox>,
+        peer: P,
+        charge: Charge,
+    ) -> Self {
+        let (interval, timeout) =
+            (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
+        Self {
+            incoming: Incoming::new(io, leftover, largest_message),
+            outbox,
+            peer,
+            relay: Rc::clone(relay),
+            charge,
+            phase: Phase::Open,
+            heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
+            timer: None,
+            blocked: None,
+            opened: Instant::now(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Drives the connection to its end, with a line in the log when it opens and when it closes.
+    pub async fn run(mut self, conn_id: &str, remote: IpAddr) {
+        debug!(conn_id = conn_id, remote:% = remote; "connection_opened");
+        let (ended, tally) = poll_fn(|cx| self.poll(cx)).await;
+        debug!(
+            conn_id = conn_id, remote:% = remote, reason:% = ended,
+            seconds = self.opened.elapsed().as_secs(),
+            messages_in = tally.messages_in, bytes_in = tally.bytes_in,
+            messages_out = tally.messages_out, bytes_out = tally.bytes_out;
+            "connection_closed"
+        );
+    }
+
+    /// Drives the connection to its end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(Ended, Tally)> {
+        let now = Instant::now();
+        let mut again = self.turn(cx, now);
+        while !again && self.set_timer(cx) {
+            again = self.turn(cx, now);
+        }
+        match self.phase {
+            Phase::Over(ended) => Poll::Ready((ended, self.tally)),
+            _ => {
+                if again {
+                    // The others get their turn first.
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// One turn of everything; whether there is more to do at once.
+    fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        self.notice_seal(now);
+        let more_input = self.read(cx, now);
+        self.check_deadlines(now);
+        // A message may have sealed the outbox.
+        self.notice_seal(now);
+        let more_output = self.write(cx, now);
+        (more_input || more_output) && !matches!(self.phase, Phase::Over(_))
+    }
+
+    /// Somebody else decided on the end: a directive, a reclaim, a full backlog, the stop.
+    fn notice_seal(&mut self, now: Instant) {
+        let Some((close, manner)) = self.outbox.sealed() else { return };
+        if matches!(self.phase, Phase::Open | Phase::Held) {
+            self.decide(Ended::ByRelay(close), now);
+        }
+        if let (Phase::Closing { ended, deadline: None }, Manner::Abort) = (self.phase, manner) {
+            let deadline = Some(now + self.relay.config.write_timeout);
+            self.phase = Phase::Closing { ended, deadline };
+        }
+    }
+
+    /// Ends the connection by the relay's own decision.
+    fn close(&mut self, close: Close, now: Instant) {
+        self.end(Ended::ByRelay(close), close, now);
+    }
+
+    fn end(&mut self, ended: Ended, close: Close, now: Instant) {
+        if matches!(self.phase, Phase::Open | Phase::Held) {
+            self.decide(ended, now);
+        }
+        self.outbox.close(close, Manner::Abort);
+        self.notice_seal(now);
+    }
+
+    fn decide(&mut self, ended: Ended, now: Instant) {
+        self.phase = Phase::Closing { ended, deadline: None };
+        self.peer.ended(ended, now);
+    }
+
+    /// Ends the connection without a word.
+    fn cut(&mut self, ended: Ended, now: Instant) {
+        match self.phase {
+            Phase::Open | Phase::Held => {
+                self.peer.ended(ended, now);
+                self.phase = Phase::Over(ended);
+            }
+            Phase::Closing { ended, .. } | Phase::Lingering { ended, .. } => {
+                self.phase = Phase::Over(ended);
+            }
+            Phase::Over(_) => return,
+        }
+        if ended != Ended::Dropped {
+            self.incoming.io().reset();
+        }
+    }
+
+    /// Reads and handles what is there; whether there is more.
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.phase == Phase::Held && !self.resume(cx, now) {
+            return false;
+        }
+        let mut more = true;
+        for _ in 0..TURN_BATCHES {
+            self.handle_input(cx, now);
+            if matches!(self.phase, Phase::Held | Phase::Over(_)) || !self.fill(cx, now) {
+                more = false;
+                break;
+            }
+        }
+        if more {
+            self.handle_input(cx, now);
+            more = matches!(self.phase, Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. });
+        }
+        self.incoming.rest();
+        if self.charge.set(self.incoming.held()) {
+            self.relay.registry.relieve();
+        }
+        // Just held back: ask for the waker, and go on if there is room again already.
+        more || (self.phase == Phase::Held && self.resume(cx, now))
+    }
+
+    /// Whether a peer that was held back is read again.
+    fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.peer.poll_resume(cx).is_pending() {
+            return false;
+        }
+        self.phase = Phase::Open;
+        self.heartbeat.resume(now);
+        self.incoming.restart_message(now);
+        true
+    }
+
+    /// Reads from the socket; whether input came.
+    fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        match self.incoming.poll_fill(cx, &self.relay.scratch) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(0)) => {
+                self.cut(Ended::Dropped, now);
+                false
+            }
+            Poll::Ready(Err(error)) => {
+                self.cut(Ended::by_error(&error), now);
+                false
+            }
+            Poll::Ready(Ok(bytes)) => {
+                self.tally.bytes_in += bytes as u64;
+                self.heartbeat.heard(now);
+                self.outbox.heard(now);
+                if let Phase::Lingering { ended, until, bytes: discarded } = self.phase {
+                    let bytes = discarded + bytes;
+                    self.phase = match bytes < LINGER_BYTES {
+                        true => Phase::Lingering { ended, until, bytes },
+                        false => Phase::Over(ended),
+                    };
+                }
+                true
+            }
+        }
+    }
+
+    /// Decodes and handles the input until it is used up or the peer is held back.
+    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant) {
+        loop {
+            match self.phase {
+                Phase::Held | Phase::Over(_) => return,
+                Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. } => {}
+            }
+            match self.incoming.decode(cx, now) {
+                Decoded::NeedInput => return,
+                Decoded::Message(message) => self.handle(message, now),
+                Decoded::Violation(close) => {
+                    self.incoming.discard();
+                    if matches!(self.phase, Phase::Open) {
+                        self.close(close, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message, now: Instant) {
+        match message {
+            Message::Ping(payload) => self.outbox.pong(&payload),
+            Message::Pong(payload) => self.outbox.heard_pong(&payload),
+            Message::Close(frame) => {
+                let code = frame.map(|frame| u16::from(frame.code));
+                self.incoming.discard();
+                match self.phase {
+                    Phase::Lingering { ended, .. } => self.phase = Phase::Over(ended),
+                    _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
+                }
+            }
+            Message::Text(_) | Message::Binary(_) if self.phase != Phase::Open => {}
+            Message::Text(text) => self.handle_data(Some(text.as_str()), now),
+            Message::Binary(bytes) => self.handle_data(std::str::from_utf8(&bytes).ok(), now),
+            Message::Frame(_) => {}
+        }
+    }
+
+    fn handle_data(&mut self, text: Option<&str>, now: Instant) {
+        self.tally.messages_in += 1;
+        match self.peer.message(text) {
+            Verdict::Continue => self.notice_seal(now),
+            Verdict::Hold => {
+                self.phase = Phase::Held;
+                self.heartbeat.pause();
+            }
+            Verdict::Close(close) => self.close(close, now),
+        }
+    }
+
+    /// Writes what is due; whether there is more.
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if matches!(self.phase, Phase::Lingering { .. } | Phase::Over(_)) {
+            return false;
+        }
+        let mut scratch = self.relay.scratch.lend();
+        let flushed = self.outbox.poll_flush(cx, self.incoming.io(), &mut scratch);
+        drop(scratch);
+        self.tally.bytes_out += flushed.bytes as u64;
+        self.tally.messages_out += flushed.messages as u64;
+        if flushed.bytes > 0 {
+            self.blocked = None;
+        }
+        match flushed.end {
+            FlushEnd::Idle => self.blocked = None,
+            FlushEnd::Blocked => {
+                self.blocked.get_or_insert(now);
+            }
+            FlushEnd::More => return true,
+            FlushEnd::Failed(error) => self.cut(Ended::by_error(&error), now),
+            FlushEnd::Closed => return self.finish(cx, now),
+        }
+        false
+    }
+
+    /// The close frame is out: shut down writing and linger.
+    fn finish(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Phase::Closing { ended, .. } = self.phase else { return false };
+        let shut_down = Pin::new(self.incoming.io()).poll_close(cx);
+        match shut_down {
+            Poll::Pending => {
+                self.blocked.get_or_insert(now);
+                false
+            }
+            Poll::Ready(Err(_)) => {
+                self.phase = Phase::Over(ended);
+                false
+            }
+            Poll::Ready(Ok(())) => {
+                self.blocked = None;
+                self.phase = match ended {
+                    // Its close frame was its last word: there is nothing to wait for.
+                    Ended::ByPeer(_) => Phase::Over(ended),
+                    _ => Phase::Lingering { ended, until: now + LINGER_TIME, bytes: 0 },
+                };
+                false
+            }
+        }
+    }
+
+    fn check_deadlines(&mut self, now: Instant) {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
+        if due(self.write_deadline()) {
+            return self.cut(Ended::WriteTimeout, now);
+        }
+        match self.phase {
+            Phase::Open => {
+                if due(self.message_deadline()) {
+                    return self.close(Close::MessageTimeout, now);
+                }
+                match self.heartbeat.check(now) {
+                    Beat::Quiet => {}
+                    Beat::Ping => self.outbox.ping(),
+                    Beat::Dead => self.close(Close::HeartbeatTimeout, now),
+                }
+            }
+            Phase::Closing { deadline, .. } if due(deadline) => {
+                self.cut(Ended::WriteTimeout, now);
+            }
+            Phase::Lingering { ended, until, .. } if now >= until => self.phase = Phase::Over(ended),
+            _ => {}
+        }
+    }
+
+    fn write_deadline(&self) -> Option<Instant> {
+        self.blocked.map(|since| since + self.relay.config.write_timeout)
+    }
+
+    fn message_deadline(&mut self) -> Option<Instant> {
+        self.incoming.begun().map(|since| since + self.relay.config.message_timeout)
+    }
+
+    /// When something is due next, if nothing happens before.
+    fn deadline(&mut self) -> Option<Instant> {
+        let phase = match self.phase {
+            Phase::Open => [self.heartbeat.deadline(), self.message_deadline()],
+            Phase::Closing { deadline, .. } => [deadline, None],
+            Phase::Lingering { until, .. } => [Some(until), None],
+            Phase::Held | Phase::Over(_) => [None, None],
+        };
+        phase.into_iter().chain([self.write_deadline()]).flatten().min()
+    }
+
+    /// Arms the timer for the next deadline; whether one is due already.
+    ///
+    /// An armed timer is left alone while it rings early enough: every byte moves the heartbeat's
+    /// deadline, and each rearming would be two changes in the reactor's tree.
+    fn set_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = self.deadline() else {
+            self.timer = None;
+            return false;
+        };
+        let timer = match &mut self.timer {
+            Some((timer, armed)) if *armed <= deadline => timer,
+            slot => &mut slot.insert((Timer::at(deadline), deadline)).0,
+        };
+        if Pin::new(timer).poll(cx).is_pending() {
+            return false;
+        }
+        self.timer = None;
+        self.incoming.tidy();
+        self.charge.set(self.incoming.held());
+        true
+    }
+}

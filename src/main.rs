@@ -1,0 +1,96 @@
+//! The `pyrycode-relay` program: parse, log, bind, run, exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use async_signal::{Signal, Signals};
+use futures_lite::StreamExt as _;
+use log::{error, info, warn};
+use smol::LocalExecutor;
+
+use pyrycode_relay::accept::serve;
+use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::{listen, logging};
+
+/// Exit code: could not start, or told twice to stop.
+const FAILURE: u8 = 1;
+/// Exit code: a bad option, or a combination that cannot work.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let options = match Options::parse_from_process() {
+        Ok(options) => options,
+        Err(error) => {
+            let is_error = error.use_stderr();
+            // Help for a closed pipe is nobody's loss.
+            let _ = error.print();
+            return if is_error { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let log_level = options.logging.log_level;
+    let config = match Config::from_options(options) {
+        Ok(config) => config,
+        Err(message) => {
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    start_logging(log_level);
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            error!(reason = message.as_str(); "failed");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn start_logging(level: Option<log::LevelFilter>) {
+    let directives = std::env::var("RUST_LOG").ok();
+    // systemd sets it when standard error is the journal, which has its own time stamps.
+    let timestamps = std::env::var_os("JOURNAL_STREAM").is_none();
+    if let Ok(Some(complaint)) = logging::install(level, directives.as_deref(), timestamps) {
+        warn!(reason = complaint.as_str(); "RUST_LOG is ignored");
+    }
+}
+
+fn run(config: Config) -> Result<(), String> {
+    raise_descriptor_limit(config.max_connections);
+    let mut listeners = Vec::new();
+    for listen in &config.listen {
+        let listener =
+            listen::open(*listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        info!(address:% = address; "listening");
+        listeners.push(listener);
+    }
+    let stop = Stop::new();
+    let mut signals = Signals::new([Signal::Term, Signal::Int])
+        .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let executor = LocalExecutor::new();
+    let raised = stop.clone();
+    executor
+        .spawn(async move {
+            signals.next().await;
+            raised.raise();
+            signals.next().await;
+            std::process::exit(FAILURE.into());
+        })
+        .detach();
+    smol::block_on(executor.run(serve(&executor, listeners, config, &stop)))
+        .map_err(|error| format!("cannot start: {error}"))
+}
+
+/// Raises the soft descriptor limit to the hard one: 1024, the usual soft limit, is too few.
+fn raise_descriptor_limit(max_connections: usize) {
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
+    let needed = u64::try_from(max_connections + RESERVED_DESCRIPTORS).unwrap_or(u64::MAX);
+    if limit < needed {
+        warn!(
+            descriptors = limit, max_connections = max_connections;
+            "the descriptor limit does not fit --max-connections: raise it (LimitNOFILE=) or lower that"
+        );
+    }
+}

@@ -1,0 +1,352 @@
+//! The way out of one connection: a bounded data lane, a control lane that passes it, and a seal.
+//!
+//! A [`Lane`] is the data queue. A phone's belongs to its [`Outbox`]; a binary's belongs to the
+//! slot, survives the connection, and is attached to the outbox of whichever connection holds the
+//! slot. A message leaves its lane when the socket has accepted its last byte, no sooner: one that
+//! was begun on a dead connection is sent again, whole, on the next.
+//!
+//! Control frames go out ahead of every queued message, behind at most the frame in progress.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use futures_lite::AsyncWrite;
+
+use crate::close::Close;
+use crate::frames::Frame;
+use crate::lane::Lane;
+use crate::limits::{GATHER_BELOW, TURN_BATCHES};
+use crate::probe::Probe;
+
+/// What one connection still has to write. The connection's link writes it; anybody may add.
+#[derive(Debug)]
+pub struct Outbox {
+    state: RefCell<State>,
+    probe: RefCell<Option<Rc<Probe>>>,
+    probed: Cell<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lane: Option<Rc<Lane>>,
+    /// Bytes that are committed to be next on the wire, behind the lane's frame in progress:
+    /// control frames, or the remainder of a frame whose lane was taken away.
+    staged: Vec<u8>,
+    staged_at: usize,
+    pong: Option<Vec<u8>>,
+    heartbeat: bool,
+    probe_ping: Option<[u8; 8]>,
+    sealed: Option<(Close, Manner)>,
+    close_staged: bool,
+    closed: bool,
+    link: Option<Waker>,
+}
+
+/// How the queue is treated by a close.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    /// The close frame follows the last queued message.
+    Orderly,
+    /// The close frame follows the frame in progress; what else is queued is dropped (a slot's
+    /// lane is only detached).
+    Abort,
+}
+
+/// What [`Outbox::poll_flush`] came to.
+#[derive(Debug)]
+pub struct Flushed {
+    /// Bytes that the socket accepted.
+    pub bytes: usize,
+    /// Messages whose last byte the socket accepted.
+    pub messages: usize,
+    /// Where it stopped.
+    pub end: FlushEnd,
+}
+
+/// Where a flush stopped.
+#[derive(Debug)]
+pub enum FlushEnd {
+    /// Nothing is left; the task is woken when something is added.
+    Idle,
+    /// The socket takes no more now.
+    Blocked,
+    /// The turn is over; there is more.
+    More,
+    /// The close frame is out.
+    Closed,
+    /// The socket failed.
+    Failed(io::Error),
+}
+
+impl Outbox {
+    /// An outbox that drains `lane`.
+    pub fn new(lane: Option<Rc<Lane>>) -> Rc<Self> {
+        Rc::new(Self {
+            state: RefCell::new(State { lane, ..State::default() }),
+            probe: RefCell::new(None),
+            probed: Cell::new(false),
+        })
+    }
+
+    /// Queues a message for the peer; the error says that the lane is full. After a close it is
+    /// silently dropped.
+    pub fn send(&self, frame: Frame) -> Result<(), Full> {
+        let lane = match &*self.state.borrow() {
+            State { sealed: None, lane: Some(lane), .. } => Rc::clone(lane),
+            _ => return Ok(()),
+        };
+        lane.push(frame).map_err(|_| Full)
+    }
+
+    /// Answers a ping; of several unanswered ones the last one is answered.
+    pub fn pong(&self, payload: &[u8]) {
+        self.control(|state| state.pong = Some(payload.to_vec()));
+    }
+
+    /// Sends a heartbeat's ping.
+    pub fn ping(&self) {
+        self.control(|state| state.heartbeat = true);
+    }
+
+    /// Asks the peer whether it is there; what the link hears goes to the probe.
+    pub fn ask(&self, probe: &Rc<Probe>) {
+        *self.probe.borrow_mut() = Some(Rc::clone(probe));
+        self.probed.set(true);
+        self.control(|state| state.probe_ping = Some(*probe.payload()));
+    }
+
+    /// Forgets the probe.
+    pub fn stop_asking(&self) {
+        self.probed.set(false);
+        *self.probe.borrow_mut() = None;
+    }
+
+    /// The peer sent something.
+    pub fn heard(&self, now: Instant) {
+        if self.probed.get() {
+            if let Some(probe) = &*self.probe.borrow() {
+                probe.heard(now);
+            }
+        }
+    }
+
+    /// The peer sent a pong.
+    pub fn heard_pong(&self, payload: &[u8]) {
+        if let Some(probe) = &*self.probe.borrow() {
+            probe.pong(payload);
+        }
+    }
+
+    /// Seals the outbox with a close frame. The first close stands; an abort after an orderly
+    /// close still skips the queue.
+    pub fn close(&self, close: Close, manner: Manner) {
+        let dropped = {
+            let mut state = self.state.borrow_mut();
+            let (_, agreed) = state.sealed.get_or_insert((close, manner));
+            if manner == Manner::Abort {
+                *agreed = Manner::Abort;
+            }
+            let dropped = if manner == Manner::Abort { state.detach() } else { None };
+            state.wake();
+            dropped
+        };
+        drop(dropped);
+    }
+
+    /// Takes the lane away: the frame in progress is still finished on this connection, and the
+    /// lane forgets that it was begun, so that the next connection sends it whole.
+    pub fn detach(&self) {
+        let lane = self.state.borrow_mut().detach();
+        drop(lane);
+    }
+
+    /// The close that this outbox is sealed with, and how.
+    pub fn sealed(&self) -> Option<(Close, Manner)> {
+        self.state.borrow().sealed
+    }
+
+    /// Writes until nothing is left, the socket blocks, or the turn is over. Batches of small
+    /// frames are gathered in `scratch`. Cancel safe: what was accepted is accounted for at once.
+    pub fn poll_flush<W: AsyncWrite + Unpin>(
+        &self,
+        cx: &mut Context<'_>,
+        io: &mut W,
+        scratch: &mut [u8],
+    ) -> Flushed {
+        let mut state = self.state.borrow_mut();
+        state.register(cx.waker());
+        let (mut bytes, mut messages) = (0, 0);
+        let mut batches = 0;
+        let end = loop {
+            if state.closed {
+                break FlushEnd::Closed;
+            }
+            if batches == TURN_BATCHES {
+                break FlushEnd::More;
+            }
+            batches += 1;
+            match state.write_batch(cx, io, scratch) {
+                None => break FlushEnd::Idle,
+                Some(Poll::Pending) => break FlushEnd::Blocked,
+                Some(Poll::Ready(Err(error))) => break FlushEnd::Failed(error),
+                Some(Poll::Ready(Ok(accepted))) => {
+                    bytes += accepted;
+                    messages += state.advance(accepted);
+                }
+            }
+        };
+        Flushed { bytes, messages, end }
+    }
+
+    fn control(&self, add: impl FnOnce(&mut State)) {
+        let mut state = self.state.borrow_mut();
+        if !state.close_staged {
+            add(&mut state);
+            state.wake();
+        }
+    }
+}
+
+/// The lane has no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Full;
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.link.take() {
+            waker.wake();
+        }
+    }
+
+    fn register(&mut self, waker: &Waker) {
+        if !self.link.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            self.link = Some(waker.clone());
+        }
+        if let Some(lane) = &self.lane {
+            lane.register_writer(waker);
+        }
+    }
+
+    fn detach(&mut self) -> Option<Rc<Lane>> {
+        let lane = self.lane.take()?;
+        let rest = lane.rewind();
+        if !rest.is_empty() {
+            // A frame in progress means that nothing staged has been begun.
+            self.staged.splice(0..0, rest);
+        }
+        Some(lane)
+    }
+
+    /// Commits the control frames that are due.
+    fn stage(&mut self) {
+        if !self.staged.is_empty() || self.close_staged {
+            return;
+        }
+        if let Some(payload) = self.pong.take() {
+            self.staged.extend_from_slice(Frame::pong(&payload).as_bytes());
+        }
+        if let Some(payload) = self.probe_ping.take() {
+            self.staged.extend_from_slice(Frame::ping(&payload).as_bytes());
+        }
+        if std::mem::take(&mut self.heartbeat) {
+            self.staged.extend_from_slice(Frame::ping(b"").as_bytes());
+        }
+        if let Some((close, _)) = self.sealed {
+            if self.lane.as_ref().is_none_or(|lane| lane.is_empty()) {
+                self.staged.extend_from_slice(Frame::close(close).as_bytes());
+                self.close_staged = true;
+            }
+        }
+    }
+
+    /// Writes once; `None` if there is nothing to write.
+    fn write_batch<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut W,
+        scratch: &mut [u8],
+    ) -> Option<Poll<io::Result<usize>>> {
+        self.stage();
+        let staged = &self.staged[self.staged_at..];
+        let result = match &self.lane {
+            None if staged.is_empty() => return None,
+            None => Pin::new(io).poll_write(cx, staged),
+            Some(lane) => lane.with_pending(|mut pending| {
+                let mid_frame = pending.begun() > 0;
+                if (mid_frame || staged.is_empty()) && pending.front().len() >= GATHER_BELOW {
+                    return Some(Pin::new(io).poll_write(cx, pending.front()));
+                }
+                let mut batch = Gather { scratch, length: 0 };
+                if mid_frame {
+                    batch.add(pending.front());
+                    pending.skip();
+                }
+                batch.add(staged);
+                while !pending.front().is_empty() && batch.add(pending.front()) {
+                    pending.skip();
+                }
+                if batch.length == 0 {
+                    return None;
+                }
+                Some(Pin::new(io).poll_write(cx, batch.gathered()))
+            })?,
+        };
+        Some(match result {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            other => other,
+        })
+    }
+
+    /// Accounts for `accepted` bytes in the order in which a batch is made up; returns the
+    /// messages that were completed.
+    fn advance(&mut self, mut accepted: usize) -> usize {
+        let mut messages = 0;
+        if let Some(lane) = &self.lane {
+            let first = lane.unfinished().min(accepted);
+            if first > 0 {
+                messages += lane.advance(first);
+                accepted -= first;
+            }
+        }
+        let control = accepted.min(self.staged.len() - self.staged_at);
+        self.staged_at += control;
+        accepted -= control;
+        if control > 0 && self.staged_at == self.staged.len() {
+            self.staged = Vec::new();
+            self.staged_at = 0;
+            self.closed = self.close_staged;
+        }
+        if let (Some(lane), true) = (&self.lane, accepted > 0) {
+            messages += lane.advance(accepted);
+        }
+        messages
+    }
+}
+
+/// Collects pieces of a batch.
+struct Gather<'a> {
+    scratch: &'a mut [u8],
+    length: usize,
+}
+
+impl Gather<'_> {
+    /// Copies what fits; whether all of it did.
+    fn add(&mut self, piece: &[u8]) -> bool {
+        let room = &mut self.scratch[self.length..];
+        let fits = piece.len().min(room.len());
+        room[..fits].copy_from_slice(&piece[..fits]);
+        self.length += fits;
+        fits == piece.len()
+    }
+
+    fn gathered(&self) -> &[u8] {
+        &self.scratch[..self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests;

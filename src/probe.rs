@@ -1,0 +1,125 @@
+//! The question to the holder of a claimed server-id: is anybody there?
+
+use std::cell::{Cell, RefCell};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use crate::ids::random_payload;
+use crate::limits::PROBE_BLIND;
+
+/// One probe of one holder. The holder's link reports what it hears, the newcomer waits.
+#[derive(Debug)]
+pub struct Probe {
+    payload: [u8; 8],
+    asked: Instant,
+    outcome: Cell<Option<Outcome>>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+/// What became of a probe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The holder answered: the newcomer loses.
+    Answered,
+    /// The holder's connection ended meanwhile: the slot is free to take.
+    HolderGone,
+}
+
+impl Probe {
+    /// A probe whose ping is sent at `asked`.
+    pub fn new(asked: Instant) -> Self {
+        Self {
+            payload: random_payload(),
+            asked,
+            outcome: Cell::new(None),
+            waiting: RefCell::new(None),
+        }
+    }
+
+    /// The payload of its ping.
+    pub fn payload(&self) -> &[u8; 8] {
+        &self.payload
+    }
+
+    /// The holder sent bytes. They are an answer if they come later than 1 s after the ping; what
+    /// arrives earlier may have been on its way when the peer vanished.
+    pub fn heard(&self, now: Instant) {
+        if now.saturating_duration_since(self.asked) > PROBE_BLIND {
+            self.settle(Outcome::Answered);
+        }
+    }
+
+    /// The holder sent a pong; its own payload is an answer at any time.
+    pub fn pong(&self, payload: &[u8]) {
+        if payload == self.payload {
+            self.settle(Outcome::Answered);
+        }
+    }
+
+    /// The holder's connection ended.
+    pub fn holder_gone(&self) {
+        self.settle(Outcome::HolderGone);
+    }
+
+    /// The outcome so far.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.get()
+    }
+
+    /// Waits for the outcome; cancel safe, for one waiter.
+    pub fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        match self.outcome.get() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                *self.waiting.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn settle(&self, outcome: Outcome) {
+        if self.outcome.get().is_none() {
+            self.outcome.set(Some(outcome));
+            if let Some(waker) = self.waiting.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn its_pong_answers_at_once_and_no_other_does() {
+        let now = Instant::now();
+        let probe = Probe::new(now);
+        probe.pong(b"");
+        probe.pong(b"whatever");
+        assert_eq!(probe.outcome(), None);
+        probe.pong(&probe.payload().to_owned());
+        assert_eq!(probe.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
+    fn bytes_count_only_later_than_a_second_after_the_ping() {
+        let now = Instant::now();
+        let probe = Probe::new(now);
+        probe.heard(now);
+        probe.heard(now + PROBE_BLIND);
+        assert_eq!(probe.outcome(), None);
+        probe.heard(now + PROBE_BLIND + Duration::from_millis(1));
+        assert_eq!(probe.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
+    fn the_first_outcome_stands() {
+        let probe = Probe::new(Instant::now());
+        probe.holder_gone();
+        probe.pong(&probe.payload().to_owned());
+        assert_eq!(probe.outcome(), Some(Outcome::HolderGone));
+    }
+}

@@ -1,0 +1,376 @@
+//! The map from server-ids to slots: who holds one, which phones are attached, what is kept.
+//!
+//! Borrow, decide, release, then act: the `RefCell` is private, every method is synchronous and
+//! returns owned values. Seats undo themselves when they are dropped, and only what carries the
+//! right serial is ever removed, so neither a stale timer nor a loser can touch a newer claim.
+
+mod seat;
+mod slot;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+pub use self::seat::{Contest, Delivery, Forwarded, PhoneSeat, ServerSeat};
+use self::slot::{Holder, Retired, Slot};
+use crate::budget::{Account, Ledger};
+use crate::close::{Close, Ended};
+use crate::config::Config;
+use crate::events;
+use crate::ids::{PhoneKey, Serial, Serials, ServerId};
+use crate::lane::{Lane, Source};
+use crate::outbox::{Manner, Outbox};
+use crate::probe::Probe;
+
+/// All slots. Shared by every connection of the one thread.
+#[derive(Debug)]
+pub struct Registry {
+    rules: Rules,
+    ledger: Rc<Ledger>,
+    serials: Serials,
+    map: RefCell<Map>,
+}
+
+/// The options that decide about slots.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    grace: Duration,
+    evict: bool,
+    max_phones: usize,
+    max_slots: usize,
+    max_queue: usize,
+    max_slot_queue: usize,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    slots: HashMap<ServerId, Slot>,
+    /// Pending releases, soonest first; exactly the slots in grace.
+    releases: BTreeMap<(Instant, Serial), ServerId>,
+    /// Phones that the binary has had closed and whose queue is still being written.
+    leaving: HashMap<Serial, Leaving>,
+    reaper: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    outbox: Rc<Outbox>,
+    account: Rc<Account>,
+}
+
+/// What became of a claim.
+#[derive(Debug)]
+pub enum Claim {
+    /// The slot is held by this connection now.
+    Seated(ServerSeat),
+    /// Somebody holds it and is being probed.
+    Contested(Contest),
+    /// A probe of this slot is under way already.
+    Busy,
+    /// No room for another slot.
+    Full,
+}
+
+/// What became of a join.
+#[derive(Debug)]
+pub enum Join {
+    /// The phone is attached.
+    Seated(PhoneSeat),
+    /// No slot for that server-id.
+    NoServer,
+    /// The phone cap is reached.
+    TooMany,
+}
+
+/// How many are connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Slots that a binary's connection holds.
+    pub binaries: usize,
+    /// Phones attached to slots, those in grace included.
+    pub phones: usize,
+    /// Slots in their grace window.
+    pub in_grace: usize,
+}
+
+impl Registry {
+    /// An empty registry by the rules of `config`.
+    pub fn new(config: &Config, ledger: &Rc<Ledger>) -> Rc<Self> {
+        Rc::new(Self {
+            rules: Rules {
+                grace: config.grace,
+                evict: config.reclaim_evicts,
+                max_phones: config.max_phones,
+                max_slots: config.max_connections,
+                max_queue: config.max_queue_bytes,
+                max_slot_queue: config.max_slot_queue_bytes,
+            },
+            ledger: Rc::clone(ledger),
+            serials: Serials::default(),
+            map: RefCell::default(),
+        })
+    }
+
+    /// Claims `server` for a binary: at once if it is free or in grace, after a probe of the holder
+    /// otherwise.
+    pub fn claim(self: &Rc<Self>, server: &ServerId, now: Instant) -> Claim {
+        let retired = {
+            let mut map = self.map.borrow_mut();
+            let full = map.slots.len() >= self.rules.max_slots;
+            match map.slots.get_mut(server) {
+                None if full => return Claim::Full,
+                Some(Slot { probe: Some(_), .. }) => return Claim::Busy,
+                Some(slot) => {
+                    if let Holder::Live { serial, outbox } = &slot.holder {
+                        let probe = Rc::new(Probe::new(now));
+                        outbox.ask(&probe);
+                        slot.probe = Some(Rc::clone(&probe));
+                        return Claim::Contested(Contest::new(self, server, *serial, probe));
+                    }
+                }
+                None => {}
+            }
+            self.seat(&mut map, server)
+        };
+        Claim::Seated(self.settle(server, retired))
+    }
+
+    /// Attaches a phone to the slot of `server`, live or in grace.
+    pub fn join(self: &Rc<Self>, server: &ServerId) -> Join {
+        let mut map = self.map.borrow_mut();
+        let Some((server, slot)) = map.slots.get_key_value(server) else {
+            return Join::NoServer;
+        };
+        // The phones of a slot share its key: one allocation a server-id.
+        let server = server.clone();
+        if slot.phones.len() >= self.rules.max_phones {
+            return Join::TooMany;
+        }
+        let mut key = PhoneKey::random();
+        while slot.phones.contains_key(&key) {
+            key = PhoneKey::random();
+        }
+        let account = Account::open(&self.ledger);
+        let source = Source::new(Rc::clone(&account));
+        let outbox = Outbox::new(Some(Lane::new(self.rules.max_queue, account)));
+        let serial = self.serials.next();
+        let seat = PhoneSeat::new(self, server.clone(), key, serial, &outbox, &source);
+        if let Some(slot) = map.slots.get_mut(&server) {
+            slot.attach(key, serial, outbox, source);
+        }
+        Join::Seated(seat)
+    }
+
+    /// How many are connected.
+    pub fn counts(&self) -> Counts {
+        let map = self.map.borrow();
+        let in_grace = map.releases.len();
+        Counts {
+            binaries: map.slots.len() - in_grace,
+            phones: map.slots.values().map(|slot| slot.phones.len()).sum(),
+            in_grace,
+        }
+    }
+
+    /// Releases the slots whose grace window has passed at `now` and closes their phones.
+    pub fn expire(&self, now: Instant) {
+        loop {
+            let (server, slot) = {
+                let mut map = self.map.borrow_mut();
+                match map.releases.first_key_value() {
+                    Some(((deadline, _), _)) if *deadline <= now => {}
+                    _ => return,
+                }
+                let Some((_, server)) = map.releases.pop_first() else { return };
+                let Some(slot) = map.slots.remove(&server) else { continue };
+                (server, slot)
+            };
+            events::server_expired(&server, slot.phones.len());
+            for (key, phone) in slot.phones {
+                phone.outbox.close(Close::NoServer, Manner::Abort);
+                let ended = Ended::ByRelay(Close::NoServer);
+                events::phone_unregistered(&server, &key.conn_id(&server), ended);
+            }
+        }
+    }
+
+    /// Waits for a pending release that is due before `known`, the soonest that the caller knows
+    /// of; for one waiter. Cancel safe.
+    pub fn poll_release(
+        &self,
+        cx: &mut Context<'_>,
+        known: Option<Instant>,
+    ) -> Poll<Option<Instant>> {
+        let mut map = self.map.borrow_mut();
+        let soonest = map.releases.first_key_value().map(|((deadline, _), _)| *deadline);
+        if soonest != known {
+            return Poll::Ready(soonest);
+        }
+        map.reaper = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Tells every connection that the relay stops; with [`Manner::Abort`] what is still queued for
+    /// phones is given up.
+    pub fn close_all(&self, manner: Manner) {
+        let outboxes: Vec<_> = {
+            let map = self.map.borrow();
+            let holders = map.slots.values().filter_map(|slot| match &slot.holder {
+                Holder::Live { outbox, .. } => Some(outbox),
+                Holder::Grace { .. } => None,
+            });
+            let phones = map.slots.values().flat_map(|slot| slot.phones.values());
+            let leaving = map.leaving.values().map(|leaving| &leaving.outbox);
+            holders.chain(phones.map(|phone| &phone.outbox)).chain(leaving).map(Rc::clone).collect()
+        };
+        for outbox in outboxes {
+            outbox.close(Close::ShuttingDown, manner);
+        }
+    }
+
+    /// Closes the phones that hold most until the memory budget is kept again. A binary is never
+    /// closed for it.
+    pub fn relieve(&self) {
+        while self.ledger.is_over() {
+            let mut map = self.map.borrow_mut();
+            let Some((victim, held)) = map.largest() else { return };
+            if held == 0 {
+                return;
+            }
+            let retired = map.sacrifice(&victim);
+            drop(map);
+            report(retired);
+        }
+    }
+
+    /// The ledger that all queues are charged to.
+    pub fn ledger(&self) -> &Rc<Ledger> {
+        &self.ledger
+    }
+
+    /// Puts a new holder on a slot that is free or in grace, or takes it from a silent holder.
+    fn seat(&self, map: &mut Map, server: &ServerId) -> (Serial, Rc<Outbox>, Vec<Retired>) {
+        let serial = self.serials.next();
+        if !map.slots.contains_key(server) {
+            let lane = Lane::new(self.rules.max_slot_queue, Account::open(&self.ledger));
+            let outbox = Outbox::new(Some(Rc::clone(&lane)));
+            let slot = Slot::new(server.clone(), lane, serial, Rc::clone(&outbox));
+            map.slots.insert(server.clone(), slot);
+            return (serial, outbox, Vec::new());
+        }
+        let slot = map.slots.get_mut(server).expect("bug: the slot was there a line ago");
+        slot.probe = None;
+        if let Holder::Grace { deadline, serial, .. } = slot.holder {
+            map.releases.remove(&(deadline, serial));
+        }
+        let (outbox, retired) = slot.take(serial, self.rules.evict);
+        (serial, outbox, retired)
+    }
+
+    fn settle(
+        self: &Rc<Self>,
+        server: &ServerId,
+        (serial, outbox, retired): (Serial, Rc<Outbox>, Vec<Retired>),
+    ) -> ServerSeat {
+        report(retired);
+        ServerSeat::new(self, server.clone(), serial, outbox)
+    }
+
+    /// The holding connection `serial` ended; if it still is the holder, the grace window begins.
+    fn release(&self, server: &ServerId, serial: Serial, ended: Ended, now: Instant) {
+        let probe = {
+            let mut map = self.map.borrow_mut();
+            let Some(slot) = map.slots.get_mut(server) else { return };
+            let Holder::Live { serial: holder, outbox } = &slot.holder else { return };
+            if *holder != serial {
+                return;
+            }
+            outbox.detach();
+            let deadline = now + self.rules.grace;
+            slot.holder = Holder::Grace { serial, deadline, silent: ended.by_silence() };
+            let probe = slot.probe.clone();
+            map.releases.insert((deadline, serial), server.clone());
+            if let Some(reaper) = map.reaper.take() {
+                reaper.wake();
+            }
+            probe
+        };
+        if let Some(probe) = probe {
+            probe.holder_gone();
+        }
+        events::server_released(server);
+    }
+
+    /// The phone's connection ended; if it is still attached, it leaves, and the binary is told.
+    fn leave(&self, server: &ServerId, key: PhoneKey, serial: Serial, ended: Ended) {
+        let retired = {
+            let mut map = self.map.borrow_mut();
+            let Some(slot) = map.slots.get_mut(server) else { return };
+            slot.leave(key, serial, ended)
+        };
+        report(retired);
+    }
+}
+
+impl Map {
+    /// The phone that holds most, attached or not, and how much that is.
+    fn largest(&self) -> Option<(Victim, usize)> {
+        let attached = self.slots.iter().flat_map(|(server, slot)| {
+            let phones = slot.phones.iter().map(|(key, phone)| {
+                (Victim::Attached(server.clone(), *key), phone.source.account().held())
+            });
+            let departed = slot.departed.iter().map(|source| {
+                (Victim::Departed(server.clone(), Rc::clone(source)), source.account().held())
+            });
+            phones.chain(departed)
+        });
+        let leaving = self
+            .leaving
+            .iter()
+            .map(|(serial, leaving)| (Victim::Leaving(*serial), leaving.account.held()));
+        attached.chain(leaving).max_by_key(|(_, held)| *held)
+    }
+
+    fn sacrifice(&mut self, victim: &Victim) -> Option<Retired> {
+        match victim {
+            Victim::Attached(server, key) => {
+                self.slots.get_mut(server).and_then(|slot| slot.sacrifice(*key))
+            }
+            Victim::Departed(server, source) => {
+                source.account().condemn();
+                if let Some(slot) = self.slots.get_mut(server) {
+                    slot.forget_departed(source);
+                }
+                None
+            }
+            Victim::Leaving(serial) => {
+                if let Some(leaving) = self.leaving.remove(serial) {
+                    leaving.account.condemn();
+                    leaving.outbox.close(Close::OverBudget, Manner::Abort);
+                }
+                None
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Victim {
+    /// A phone that is attached to its slot.
+    Attached(ServerId, PhoneKey),
+    /// A phone that has left while messages of it are still queued.
+    Departed(ServerId, Rc<Source>),
+    /// A phone that the binary has had closed and that is still being written to.
+    Leaving(Serial),
+}
+
+fn report(retired: impl IntoIterator<Item = Retired>) {
+    for Retired { server, conn_id, ended } in retired {
+        events::phone_unregistered(&server, &conn_id, ended);
+    }
+}
+
+#[cfg(test)]
+mod tests;

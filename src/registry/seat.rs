@@ -1,0 +1,255 @@
+//! Seats: what a connection holds of the registry, undone when it is dropped.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::slot::{Holder, Routed};
+use super::{Leaving, Registry, report};
+use crate::close::Ended;
+use crate::envelope::Envelope;
+use crate::frames::Frame;
+use crate::ids::{PhoneKey, Serial, ServerId};
+use crate::lane::Source;
+use crate::outbox::Outbox;
+use crate::probe::{Outcome, Probe};
+
+/// A binary's hold on its slot. Dropping it starts the grace window.
+#[derive(Debug)]
+pub struct ServerSeat {
+    registry: Rc<Registry>,
+    server: ServerId,
+    serial: Serial,
+    outbox: Rc<Outbox>,
+    released: bool,
+}
+
+/// What became of a binary's envelope.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery {
+    /// Done.
+    Done,
+    /// Dropped: no such phone.
+    UnknownPhone,
+    /// Dropped: this connection holds the slot no more.
+    NotHolder,
+}
+
+impl ServerSeat {
+    pub(super) fn new(
+        registry: &Rc<Registry>,
+        server: ServerId,
+        serial: Serial,
+        outbox: Rc<Outbox>,
+    ) -> Self {
+        Self { registry: Rc::clone(registry), server, serial, outbox, released: false }
+    }
+
+    /// The server-id.
+    pub fn server(&self) -> &ServerId {
+        &self.server
+    }
+
+    /// What is to be written to the binary.
+    pub fn outbox(&self) -> &Rc<Outbox> {
+        &self.outbox
+    }
+
+    /// Carries out an envelope. Never waits for a phone.
+    pub fn deliver(&self, envelope: &Envelope<'_>) -> Delivery {
+        let routed = {
+            let mut map = self.registry.map.borrow_mut();
+            match map.slots.get_mut(&self.server) {
+                Some(slot) if matches!(&slot.holder, Holder::Live { serial, .. } if *serial == self.serial) => {
+                    slot.route(&envelope.conn_id, &envelope.action)
+                }
+                _ => return Delivery::NotHolder,
+            }
+        };
+        let delivery = match routed {
+            Routed::Delivered => Delivery::Done,
+            Routed::Unknown => Delivery::UnknownPhone,
+            Routed::Closed { retired, leaving } => {
+                if let Some((serial, outbox, source)) = leaving {
+                    let leaving = Leaving { outbox, account: Rc::clone(source.account()) };
+                    self.registry.map.borrow_mut().leaving.insert(serial, leaving);
+                }
+                report([retired]);
+                Delivery::Done
+            }
+        };
+        self.registry.relieve();
+        delivery
+    }
+
+    /// Starts the grace window, if this connection still holds the slot.
+    pub fn release(&mut self, ended: Ended, now: Instant) {
+        if !std::mem::replace(&mut self.released, true) {
+            self.registry.release(&self.server, self.serial, ended, now);
+        }
+    }
+}
+
+impl Drop for ServerSeat {
+    fn drop(&mut self) {
+        self.release(Ended::Dropped, Instant::now());
+    }
+}
+
+/// A phone's place at a slot. Dropping it takes the phone off.
+#[derive(Debug)]
+pub struct PhoneSeat {
+    registry: Rc<Registry>,
+    server: ServerId,
+    key: PhoneKey,
+    serial: Serial,
+    outbox: Rc<Outbox>,
+    source: Rc<Source>,
+    left: bool,
+}
+
+/// What became of a phone's message.
+#[derive(Debug)]
+pub enum Forwarded {
+    /// It is queued.
+    Queued,
+    /// There is no room: the phone is held back, and the message is offered again later.
+    Held(Frame),
+    /// The phone is attached no more.
+    Gone,
+}
+
+impl PhoneSeat {
+    pub(super) fn new(
+        registry: &Rc<Registry>,
+        server: ServerId,
+        key: PhoneKey,
+        serial: Serial,
+        outbox: &Rc<Outbox>,
+        source: &Rc<Source>,
+    ) -> Self {
+        Self {
+            registry: Rc::clone(registry),
+            server,
+            key,
+            serial,
+            outbox: Rc::clone(outbox),
+            source: Rc::clone(source),
+            left: false,
+        }
+    }
+
+    /// The server-id.
+    pub fn server(&self) -> &ServerId {
+        &self.server
+    }
+
+    /// The connection id that the binary knows the phone by.
+    pub fn conn_id(&self) -> String {
+        self.key.conn_id(&self.server)
+    }
+
+    /// What is to be written to the phone.
+    pub fn outbox(&self) -> &Rc<Outbox> {
+        &self.outbox
+    }
+
+    /// The phone as a sender: its account, and its waker while it is held back.
+    pub fn source(&self) -> &Rc<Source> {
+        &self.source
+    }
+
+    /// Queues a message, already in its envelope, for the binary.
+    pub fn forward(&self, frame: Frame) -> Forwarded {
+        let offered = match self.registry.map.borrow_mut().slots.get_mut(&self.server) {
+            Some(slot) => slot.forward(self.key, self.serial, frame),
+            None => None,
+        };
+        match offered {
+            Some(Ok(())) => {
+                self.registry.relieve();
+                Forwarded::Queued
+            }
+            Some(Err(frame)) => Forwarded::Held(frame),
+            None => Forwarded::Gone,
+        }
+    }
+
+    /// Takes the phone off its slot; the binary is told if it knows the phone.
+    pub fn leave(&mut self, ended: Ended) {
+        if !std::mem::replace(&mut self.left, true) {
+            self.registry.leave(&self.server, self.key, self.serial, ended);
+        }
+    }
+}
+
+impl Drop for PhoneSeat {
+    fn drop(&mut self) {
+        self.leave(Ended::Dropped);
+        let leaving = self.registry.map.borrow_mut().leaving.remove(&self.serial);
+        drop(leaving);
+    }
+}
+
+/// A claim of a slot whose holder is being probed. Dropping it ends the probe; the loser of a
+/// claim owns nothing else.
+#[derive(Debug)]
+pub struct Contest {
+    registry: Rc<Registry>,
+    server: ServerId,
+    holder: Serial,
+    probe: Rc<Probe>,
+}
+
+impl Contest {
+    pub(super) fn new(
+        registry: &Rc<Registry>,
+        server: &ServerId,
+        holder: Serial,
+        probe: Rc<Probe>,
+    ) -> Self {
+        Self { registry: Rc::clone(registry), server: server.clone(), holder, probe }
+    }
+
+    /// Waits for what becomes of the holder. Cancel safe.
+    pub fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.probe.poll_outcome(cx)
+    }
+
+    /// Takes the slot: the holder is gone, or has not answered in time. The error says that it has
+    /// answered after all.
+    pub fn win(self) -> Result<ServerSeat, Lost> {
+        let seated = {
+            let mut map = self.registry.map.borrow_mut();
+            let free = match map.slots.get(&self.server).map(|slot| &slot.holder) {
+                None | Some(Holder::Grace { .. }) => true,
+                Some(Holder::Live { serial, .. }) => {
+                    *serial == self.holder && self.probe.outcome().is_none()
+                }
+            };
+            if !free {
+                return Err(Lost);
+            }
+            self.registry.seat(&mut map, &self.server)
+        };
+        Ok(self.registry.settle(&self.server, seated))
+    }
+}
+
+/// The claim is lost: the holder is alive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lost;
+
+impl Drop for Contest {
+    fn drop(&mut self) {
+        let mut map = self.registry.map.borrow_mut();
+        let Some(slot) = map.slots.get_mut(&self.server) else { return };
+        if !slot.probe.as_ref().is_some_and(|probe| Rc::ptr_eq(probe, &self.probe)) {
+            return;
+        }
+        slot.probe = None;
+        if let Holder::Live { outbox, .. } = &slot.holder {
+            outbox.stop_asking();
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! One server-id: its holder, its phones, and the queue towards its binary.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::close::{Close, Ended};
+use crate::envelope::{Action, close_notice};
+use crate::frames::Frame;
+use crate::ids::{PhoneKey, Serial, ServerId};
+use crate::lane::{Lane, Source};
+use crate::limits::REMEMBERED_NOTICES;
+use crate::outbox::{Manner, Outbox};
+use crate::probe::Probe;
+
+/// A claimed server-id, live or in its grace window.
+#[derive(Debug)]
+pub(super) struct Slot {
+    server: ServerId,
+    lane: Rc<Lane>,
+    pub(super) holder: Holder,
+    /// The probe of the holder that is under way, if any.
+    pub(super) probe: Option<Rc<Probe>>,
+    pub(super) phones: HashMap<PhoneKey, Phone>,
+    /// Phones that have left while messages of theirs are still queued.
+    pub(super) departed: Vec<Rc<Source>>,
+    /// Phones that the present connection was told about, oldest first.
+    noticed: VecDeque<PhoneKey>,
+}
+
+/// Who holds the slot.
+#[derive(Debug)]
+pub(super) enum Holder {
+    /// A connection.
+    Live { serial: Serial, outbox: Rc<Outbox> },
+    /// Nobody: the connection `serial` ended, and the slot is released at `deadline`.
+    Grace { serial: Serial, deadline: Instant, silent: bool },
+}
+
+/// An attached phone.
+#[derive(Debug)]
+pub(super) struct Phone {
+    serial: Serial,
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) source: Rc<Source>,
+    /// Joined in the grace window: no connection of the binary has served it yet.
+    unserved: bool,
+    /// Has outlived a change of its binary's connection.
+    outlived: bool,
+}
+
+/// A phone that was taken off its slot, for the log.
+#[derive(Debug)]
+pub(super) struct Retired {
+    pub(super) server: ServerId,
+    pub(super) conn_id: String,
+    pub(super) ended: Ended,
+}
+
+/// What became of a binary's envelope.
+#[derive(Debug)]
+pub(super) enum Routed {
+    Delivered,
+    /// No such phone.
+    Unknown,
+    /// The phone was closed, by the directive or because it cannot keep up. What the binary asked
+    /// for may still be on its way to the phone: then its outbox lives on.
+    Closed { retired: Retired, leaving: Option<(Serial, Rc<Outbox>, Rc<Source>)> },
+}
+
+/// What happens to the messages of a phone that is taken off, and whether the binary is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Remains {
+    /// They are delivered, then the notice, by the rules of the grace window.
+    Kept,
+    /// They are dropped; the notice goes out if the binary knows the phone.
+    Dropped,
+    /// The binary asked for the close itself: no notice.
+    Asked,
+}
+
+impl Slot {
+    pub(super) fn new(
+        server: ServerId,
+        lane: Rc<Lane>,
+        serial: Serial,
+        outbox: Rc<Outbox>,
+    ) -> Self {
+        Self {
+            server,
+            lane,
+            holder: Holder::Live { serial, outbox },
+            probe: None,
+            phones: HashMap::new(),
+            departed: Vec::new(),
+            noticed: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        key: PhoneKey,
+        serial: Serial,
+        outbox: Rc<Outbox>,
+        source: Rc<Source>,
+    ) {
+        let unserved = matches!(self.holder, Holder::Grace { .. });
+        self.phones.insert(key, Phone { serial, outbox, source, unserved, outlived: false });
+    }
+
+    /// Gives the slot to connection `serial`. Where the old connection fell silent, its phones are
+    /// closed: what its socket had accepted is likely lost, and a session does not survive a gap.
+    /// A phone that came after that connection has lost nothing and stays, unless `evict` is set.
+    pub(super) fn take(&mut self, serial: Serial, evict: bool) -> (Rc<Outbox>, Vec<Retired>) {
+        let silent = match &self.holder {
+            Holder::Live { outbox, .. } => {
+                outbox.stop_asking();
+                outbox.detach();
+                outbox.close(Close::HeartbeatTimeout, Manner::Abort);
+                true
+            }
+            Holder::Grace { silent, .. } => *silent,
+        };
+        let closes = |phone: &Phone| evict || (silent && !phone.unserved);
+        let doomed: Vec<_> =
+            self.phones.iter().filter(|(_, phone)| closes(phone)).map(|(key, _)| *key).collect();
+        self.noticed = self.lane.queued_notices().into();
+        let ended = Ended::ByRelay(Close::Reclaimed);
+        let retired = doomed
+            .into_iter()
+            .filter_map(|key| {
+                self.phones[&key].outbox.close(Close::Reclaimed, Manner::Abort);
+                self.retire(key, ended, Remains::Dropped)
+            })
+            .collect();
+        for phone in self.phones.values_mut() {
+            phone.outlived |= !phone.unserved;
+            phone.unserved = false;
+        }
+        let outbox = Outbox::new(Some(Rc::clone(&self.lane)));
+        self.holder = Holder::Live { serial, outbox: Rc::clone(&outbox) };
+        (outbox, retired)
+    }
+
+    /// Queues a phone's message for the binary; gives it back if there is no room. `None` if the
+    /// phone is attached no more.
+    pub(super) fn forward(
+        &mut self,
+        key: PhoneKey,
+        serial: Serial,
+        frame: Frame,
+    ) -> Option<Result<(), Frame>> {
+        let phone = self.phones.get(&key).filter(|phone| phone.serial == serial)?;
+        Some(self.lane.offer(frame, &phone.source))
+    }
+
+    /// Carries out what the binary asks for.
+    pub(super) fn route(&mut self, conn_id: &str, action: &Action<'_>) -> Routed {
+        let Some(key) = PhoneKey::parse(&self.server, conn_id) else { return Routed::Unknown };
+        let Some(phone) = self.phones.get(&key) else {
+            if matches!(action, Action::Deliver(_)) {
+                self.answer_unknown(key);
+            }
+            return Routed::Unknown;
+        };
+        let frame = match action {
+            Action::Deliver(frame) | Action::Close(Some(frame), _) => Some(*frame),
+            Action::Close(None, _) => None,
+        };
+        let sent = frame.map_or(Ok(()), |frame| phone.outbox.send(Frame::text(&[frame.as_bytes()])));
+        match (sent, action) {
+            (Err(_), _) => {
+                phone.outbox.close(Close::BacklogFull, Manner::Abort);
+                let ended = Ended::ByRelay(Close::BacklogFull);
+                match self.retire(key, ended, Remains::Kept) {
+                    Some(retired) => Routed::Closed { retired, leaving: None },
+                    None => Routed::Unknown,
+                }
+            }
+            (Ok(()), Action::Deliver(_)) => Routed::Delivered,
+            (Ok(()), Action::Close(_, code)) => {
+                // The phone must not take "unknown session" as final when it is the binary's
+                // connection that changed.
+                let close = match code {
+                    4421 if phone.outlived => Close::Reclaimed,
+                    code => Close::Directive(*code),
+                };
+                phone.outbox.close(close, Manner::Orderly);
+                let leaving =
+                    Some((phone.serial, Rc::clone(&phone.outbox), Rc::clone(&phone.source)));
+                match self.retire(key, Ended::ByRelay(close), Remains::Asked) {
+                    Some(retired) => Routed::Closed { retired, leaving },
+                    None => Routed::Unknown,
+                }
+            }
+        }
+    }
+
+    /// A phone's connection ended.
+    pub(super) fn leave(
+        &mut self,
+        key: PhoneKey,
+        serial: Serial,
+        ended: Ended,
+    ) -> Option<Retired> {
+        self.phones.get(&key).filter(|phone| phone.serial == serial)?;
+        self.retire(key, ended, Remains::Kept)
+    }
+
+    /// Closes a phone for the memory budget.
+    pub(super) fn sacrifice(&mut self, key: PhoneKey) -> Option<Retired> {
+        let phone = self.phones.get(&key)?;
+        phone.source.account().condemn();
+        phone.outbox.close(Close::OverBudget, Manner::Abort);
+        self.retire(key, Ended::ByRelay(Close::OverBudget), Remains::Dropped)
+    }
+
+    /// Drops what a phone that has left still has queued.
+    pub(super) fn forget_departed(&mut self, source: &Rc<Source>) {
+        self.lane.drop_messages_of(source);
+        self.departed.retain(|departed| !Rc::ptr_eq(departed, source));
+    }
+
+    fn retire(&mut self, key: PhoneKey, ended: Ended, remains: Remains) -> Option<Retired> {
+        let Phone { source, .. } = self.phones.remove(&key)?;
+        let conn_id = key.conn_id(&self.server);
+        let in_grace = matches!(self.holder, Holder::Grace { .. });
+        // In the window an unknown phone is forgotten whole; with a live binary its queued
+        // messages are about to make it known.
+        let forgotten = in_grace && !source.is_delivered();
+        if remains == Remains::Dropped || (remains == Remains::Kept && forgotten) {
+            self.lane.drop_messages_of(&source);
+        } else {
+            self.lane.leave(&source);
+        }
+        if remains != Remains::Asked && (source.is_delivered() || source.share() > 0) {
+            self.lane.push_notice(close_notice(&conn_id, ended.notice_code()), key);
+            self.remember(key);
+        }
+        self.departed.retain(|departed| departed.share() > 0);
+        if source.share() > 0 {
+            self.departed.push(source);
+        }
+        Some(Retired { server: self.server.clone(), conn_id, ended })
+    }
+
+    /// Tells the binary, once, that it speaks to a phone that the relay does not know.
+    fn answer_unknown(&mut self, key: PhoneKey) {
+        if !self.lane.is_over_half() && !self.noticed.contains(&key) {
+            self.lane.push_notice(close_notice(&key.conn_id(&self.server), 1001), key);
+            self.remember(key);
+        }
+    }
+
+    fn remember(&mut self, key: PhoneKey) {
+        if self.noticed.len() == REMEMBERED_NOTICES {
+            self.noticed.pop_front();
+        }
+        self.noticed.push_back(key);
+    }
+}

@@ -1,0 +1,179 @@
+//! What the tests stand on: a relay on its own thread, a raw WebSocket client over a blocking
+//! socket, and the relay's log events to wait for.
+//!
+//! Every read has a deadline (`RELAY_TEST_SCALE` multiplies them, for emulated machines). Tests
+//! wait for frames and for log events, never for time to pass.
+
+#![allow(dead_code, reason = "each test file uses its part of the rig")]
+
+pub mod events;
+pub mod ws;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::{accept, listen};
+
+pub use self::ws::Ws;
+
+/// How long a test waits for something that must happen.
+pub fn deadline() -> Duration {
+    scaled(Duration::from_secs(20))
+}
+
+/// A duration of a test, stretched on slow machines.
+pub fn scaled(duration: Duration) -> Duration {
+    let scale = std::env::var("RELAY_TEST_SCALE").ok().and_then(|text| text.parse().ok());
+    duration.mul_f64(scale.unwrap_or(1.0))
+}
+
+/// A duration as an option's value, stretched on slow machines.
+pub fn millis(milliseconds: u64) -> String {
+    format!("{}ms", scaled(Duration::from_millis(milliseconds)).as_millis())
+}
+
+/// A server-id that no other test uses.
+pub fn fresh_id(name: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{name}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A relay on a thread of its own; dropping it stops it and waits for its end.
+pub struct Relay {
+    pub address: SocketAddr,
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts a relay on a free loopback port. Attempts are not limited unless `arguments` say so.
+    pub fn start(arguments: &[&str]) -> Self {
+        events::install();
+        let mut all = vec!["pyrycode-relay", "--listen", "127.0.0.1:0"];
+        if !arguments.contains(&"--rate-limit") {
+            all.extend(["--rate-limit", "off"]);
+        }
+        all.extend(arguments);
+        let options = Options::parse_arguments(all).expect("the test's options parse");
+        let config = Config::from_options(options).expect("the test's options fit together");
+        let listener = listen::open(config.listen[0]).expect("a loopback port is free");
+        let address = listener.local_addr().unwrap();
+        let stop = Stop::new();
+        let raised = stop.clone();
+        let thread = std::thread::spawn(move || {
+            accept::run(vec![listener], config, &raised).expect("the relay runs");
+        });
+        Self { address, stop, thread: Some(thread) }
+    }
+
+    /// Asks the relay to stop, as a signal would.
+    pub fn raise_stop(&self) {
+        self.stop.raise();
+    }
+
+    /// Waits for the relay's end.
+    pub fn join(mut self) {
+        self.thread.take().unwrap().join().expect("the relay does not panic");
+    }
+
+    /// A binary that holds `id`.
+    pub fn binary(&self, id: &str) -> Ws {
+        Ws::upgrade(self.address, &binary_head(id))
+    }
+
+    /// A phone at `id`.
+    pub fn phone(&self, id: &str) -> Ws {
+        Ws::upgrade(self.address, &phone_head(id))
+    }
+
+    /// A phone at `id` that has been registered, and its connection id.
+    pub fn registered_phone(&self, id: &str) -> (Ws, String) {
+        let seen = events::mark();
+        let phone = self.phone(id);
+        let line = events::wait_after(seen, "phone_registered", &[("server_id", id)]);
+        (phone, events::field(&line, "conn_id"))
+    }
+
+    /// A binary, a phone, and the phone's connection id.
+    pub fn pair(&self, id: &str) -> (Ws, Ws, String) {
+        let binary = self.binary(id);
+        let (phone, conn_id) = self.registered_phone(id);
+        (binary, phone, conn_id)
+    }
+
+    /// Connected binaries and phones by the health page.
+    pub fn health(&self) -> (u64, u64) {
+        let (head, body) = self.request("GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let count = |key: &str| body[key].as_u64().unwrap();
+        (count("connected_binaries"), count("connected_phones"))
+    }
+
+    /// Sends a request as it stands; returns head and body of the response, read to its end.
+    pub fn request(&self, request: impl AsRef<[u8]>) -> (String, String) {
+        let mut stream = connect(self.address);
+        stream.write_all(request.as_ref()).unwrap();
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).expect("the response ends without a reset");
+        let response = String::from_utf8(response).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").expect("a complete head");
+        (format!("{head}\r\n"), body.to_owned())
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.raise();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.expect("the relay does not panic");
+            }
+        }
+    }
+}
+
+/// A connection whose reads and writes have a deadline.
+pub fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("the relay listens");
+    stream.set_read_timeout(Some(deadline())).unwrap();
+    stream.set_write_timeout(Some(deadline())).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                       Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// The request head of a binary.
+pub fn binary_head(id: &str) -> String {
+    format!(
+        "GET /v1/server HTTP/1.1\r\n{UPGRADE}X-Pyrycode-Server: {id}\r\n\
+         X-Pyrycode-Version: 9.9.9-test\r\nUser-Agent: test-binary\r\n\r\n"
+    )
+}
+
+/// The request head of a phone.
+pub fn phone_head(id: &str) -> String {
+    format!(
+        "GET /v1/client HTTP/1.1\r\n{UPGRADE}X-Pyrycode-Server: {id}\r\n\
+         X-Pyrycode-Token: token-of-the-phone\r\nUser-Agent: test-phone\r\n\
+         X-Pyrycode-Device-Name: test device\r\n\r\n"
+    )
+}
+
+/// The envelope around a frame.
+pub fn envelope(conn_id: &str, frame: &str) -> String {
+    format!(r#"{{"conn_id":"{conn_id}","frame":{frame}}}"#)
+}
+
+/// The close notice for a phone.
+pub fn notice(conn_id: &str, code: u16) -> String {
+    format!(r#"{{"conn_id":"{conn_id}","close_code":{code}}}"#)
+}
