@@ -173,14 +173,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     fn codec(&mut self, cx: &mut Context<'_>) -> &mut WebSocketStream<Wire<S>> {
-        if let State::Bare(wire) = std::mem::replace(&mut self.state, State::Between) {
-            let config = Some(websocket_config(self.largest_message));
-            let made = pin!(WebSocketStream::from_raw_socket(wire, Role::Server, config));
-            let Poll::Ready(codec) = made.poll(cx) else {
-                unreachable!("bug: a codec without a handshake has nothing to wait for")
-            };
-            self.state = State::Coded(Box::new(codec));
-        }
+        self.state = match std::mem::replace(&mut self.state, State::Between) {
+            State::Bare(wire) => {
+                let config = Some(websocket_config(self.largest_message));
+                let made = pin!(WebSocketStream::from_raw_socket(wire, Role::Server, config));
+                let Poll::Ready(codec) = made.poll(cx) else {
+                    unreachable!("bug: a codec without a handshake has nothing to wait for")
+                };
+                State::Coded(Box::new(codec))
+            }
+            coded => coded,
+        };
         match &mut self.state {
             State::Coded(codec) => codec,
             _ => unreachable!("bug: it was made a line ago"),
