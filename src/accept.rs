@@ -25,11 +25,7 @@ use crate::transport::prepare;
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
 ///
 /// Errors of single connections and of single accepts never end it.
-pub fn run(
-    listeners: Vec<std::net::TcpListener>,
-    config: Config,
-    stop: &Stop,
-) -> io::Result<()> {
+pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let executor = Rc::new(LocalExecutor::new());
     smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
 }

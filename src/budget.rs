@@ -40,11 +40,7 @@ pub struct Account {
 impl Account {
     /// Opens an account with nothing on it.
     pub fn open(ledger: &Rc<Ledger>) -> Rc<Self> {
-        Rc::new(Self {
-            ledger: Rc::clone(ledger),
-            held: Cell::new(0),
-            condemned: Cell::new(false),
-        })
+        Rc::new(Self { ledger: Rc::clone(ledger), held: Cell::new(0), condemned: Cell::new(false) })
     }
 
     /// Bytes held for this peer.

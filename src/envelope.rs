@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn what_is_not_exactly_one_json_value_is_refused() {
-        for bad in ["", " ", "nul", "{", "{}{}", "[1,]", "01", "+1", "'a'", "\"\u{1}\"", "1 2", "NaN"]
+        for bad in
+            ["", " ", "nul", "{", "{}{}", "[1,]", "01", "+1", "'a'", "\"\u{1}\"", "1 2", "NaN"]
         {
             assert!(!is_json(bad), "{bad:?}");
         }
@@ -272,7 +273,8 @@ mod tests {
 
     #[test]
     fn of_a_repeated_key_the_last_one_counts() {
-        let text = r#"{"conn_id":7,"frame":1,"close_code":"x","conn_id":"c","frame":2,"close_code":0}"#;
+        let text =
+            r#"{"conn_id":7,"frame":1,"close_code":"x","conn_id":"c","frame":2,"close_code":0}"#;
         let envelope = Envelope::parse(text).unwrap();
         assert_eq!(envelope.conn_id, "c");
         assert_eq!(envelope.action, Action::Deliver("2"));
@@ -291,7 +293,8 @@ mod tests {
         for replaced in ["1", "999", "1004", "1005", "1006", "1015", "2999", "5000", "65535"] {
             assert_eq!(code(replaced), Ok(1011), "{replaced}");
         }
-        for bad in ["-1", "-0", "65536", "1000.0", "1e3", "\"1000\"", "true", "[]", "{}", "99999999999"]
+        for bad in
+            ["-1", "-0", "65536", "1000.0", "1e3", "\"1000\"", "true", "[]", "{}", "99999999999"]
         {
             assert_eq!(code(bad), Err(Malformed::CloseCode), "{bad}");
         }

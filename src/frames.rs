@@ -30,9 +30,7 @@ impl Frame {
     pub fn close(close: Close) -> Self {
         let opcode = OpCode::Control(Control::Close);
         match close.code() {
-            Some(code) => {
-                Self::build(opcode, &[&code.to_be_bytes(), close.reason().as_bytes()])
-            }
+            Some(code) => Self::build(opcode, &[&code.to_be_bytes(), close.reason().as_bytes()]),
             None => Self::build(opcode, &[]),
         }
     }

@@ -131,8 +131,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         peer: P,
         charge: Charge,
     ) -> Self {
-        let (interval, timeout) =
-            (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
+        let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
             incoming: Incoming::new(io, leftover, largest_message),
             outbox,
@@ -253,7 +252,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
         if more {
             self.handle_input(cx, now);
-            more = matches!(self.phase, Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. });
+            more =
+                matches!(self.phase, Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. });
         }
         self.incoming.rest();
         if self.charge.set(self.incoming.held()) {
@@ -422,7 +422,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Closing { deadline, .. } if due(deadline) => {
                 self.cut(Ended::WriteTimeout, now);
             }
-            Phase::Lingering { ended, until, .. } if now >= until => self.phase = Phase::Over(ended),
+            Phase::Lingering { ended, until, .. } if now >= until => {
+                self.phase = Phase::Over(ended)
+            }
             _ => {}
         }
     }

@@ -62,9 +62,9 @@ impl Log for Logger {
 
 fn may_log(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let codec = ["tungstenite", "async_tungstenite"]
-        .iter()
-        .any(|name| target == *name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with("::")));
+    let codec = ["tungstenite", "async_tungstenite"].iter().any(|name| {
+        target == *name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with("::"))
+    });
     !codec || metadata.level() <= Level::Warn
 }
 
@@ -126,7 +126,10 @@ mod tests {
     fn logged(value: &str) -> String {
         let pairs = [("remote", "::1"), ("device_name", value)];
         let record = |args| {
-            line(&RecordBuilder::new().level(Level::Info).key_values(&pairs).args(args).build(), None)
+            line(
+                &RecordBuilder::new().level(Level::Info).key_values(&pairs).args(args).build(),
+                None,
+            )
         };
         record(format_args!("phone_registered"))
     }

@@ -100,7 +100,7 @@ mod tests {
         probe.pong(b"");
         probe.pong(b"whatever");
         assert_eq!(probe.outcome(), None);
-        probe.pong(&probe.payload().to_owned());
+        probe.pong(probe.payload().as_ref());
         assert_eq!(probe.outcome(), Some(Outcome::Answered));
     }
 
@@ -119,7 +119,7 @@ mod tests {
     fn the_first_outcome_stands() {
         let probe = Probe::new(Instant::now());
         probe.holder_gone();
-        probe.pong(&probe.payload().to_owned());
+        probe.pong(probe.payload().as_ref());
         assert_eq!(probe.outcome(), Some(Outcome::HolderGone));
     }
 }

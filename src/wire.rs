@@ -56,7 +56,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Takes over a socket after the handshake. `leftover` arrived behind the request head;
     /// messages may have `largest_message` bytes.
     pub fn new(io: S, leftover: Vec<u8>, largest_message: usize) -> Self {
-        let wire = Wire { io, lent: None, kept: leftover, at: 0, end: 0, follower: Follower::default() };
+        let wire =
+            Wire { io, lent: None, kept: leftover, at: 0, end: 0, follower: Follower::default() };
         Self { state: State::Bare(wire), largest_message, carries_data: false, deaf: false }
     }
 

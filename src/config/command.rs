@@ -61,7 +61,10 @@ pub struct Options {
 
     /// What a binary that comes back does to the phones still attached
     #[arg(
-        long, env = "PYRYCODE_RELAY_RECLAIM", value_name = "MODE", default_value = "keep",
+        long,
+        env = "PYRYCODE_RELAY_RECLAIM",
+        value_name = "MODE",
+        default_value = "keep",
         help_heading = "Claims"
     )]
     pub reclaim: Reclaim,
@@ -200,9 +203,7 @@ pub struct Logging {
     /// What is logged: off, error, warn, info, debug or trace [default: info]
     ///
     /// Without it RUST_LOG is heeded. Tokens and message content are not logged at any level.
-    #[arg(
-        long, env = "PYRYCODE_RELAY_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging"
-    )]
+    #[arg(long, env = "PYRYCODE_RELAY_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging")]
     pub log_level: Option<LevelFilter>,
 }
 
@@ -250,15 +251,16 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
         return Ok(Listen::At(address));
     }
     Err(match text.rsplit_once(':') {
-        Some(("localhost", digits)) if port(digits).is_ok() => format!(
-            "names are not looked up: use 127.0.0.1:{digits} or [::1]:{digits}"
-        ),
+        Some(("localhost", digits)) if port(digits).is_ok() => {
+            format!("names are not looked up: use 127.0.0.1:{digits} or [::1]:{digits}")
+        }
         _ if text.parse::<std::net::IpAddr>().is_ok() => {
             "the port is missing: write 192.0.2.1:8080 or [2001:db8::1]:8080".to_owned()
         }
         _ if text.parse::<u16>().is_ok() => format!("write :{text} to listen on every interface"),
-        _ => "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080"
-            .to_owned(),
+        _ => {
+            "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080".to_owned()
+        }
     })
 }
 

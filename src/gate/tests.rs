@@ -63,7 +63,9 @@ fn a_complete_head_is_admitted_with_what_is_kept_of_it() {
 fn bytes_behind_the_head_are_left_alone() {
     let head = server(SERVER);
     let bytes = [head.as_bytes(), b"\x81\x85rest"].concat();
-    assert!(matches!(judge(&bytes, || Ok(())), Judgement::Admitted(_, length) if length == head.len()));
+    assert!(
+        matches!(judge(&bytes, || Ok(())), Judgement::Admitted(_, length) if length == head.len())
+    );
     for cut in 0..head.len() {
         assert!(matches!(judge(&head.as_bytes()[..cut], || Ok(())), Judgement::Incomplete));
     }
@@ -82,7 +84,11 @@ fn each_required_header_missing_empty_blank_or_repeated_is_refused_and_any_case_
                 build(&lines.concat())
             };
             assert_eq!(refusal(&with("")), Refusal::HeaderGate, "{name} missing");
-            assert_eq!(refusal(&with(&format!("{name}:\r\n"))), Refusal::HeaderGate, "{name} empty");
+            assert_eq!(
+                refusal(&with(&format!("{name}:\r\n"))),
+                Refusal::HeaderGate,
+                "{name} empty"
+            );
             let blank = with(&format!("{name}: \t \r\n"));
             assert_eq!(refusal(&blank), Refusal::HeaderGate, "{name} blank");
             let twice = with(&format!("{line}\r\n{line}\r\n"));
@@ -117,7 +123,8 @@ fn hosts_and_bodies_are_those_of_an_upgrade() {
     assert_eq!(refusal(&host(0)), Refusal::HeaderGate);
     admission(&host(1));
     assert_eq!(refusal(&host(2)), Refusal::HeaderGate);
-    for body in ["Content-Length: 5\r\n", "Content-Length: x\r\n", "Transfer-Encoding: chunked\r\n"] {
+    for body in ["Content-Length: 5\r\n", "Content-Length: x\r\n", "Transfer-Encoding: chunked\r\n"]
+    {
         assert_eq!(refusal(&client(&format!("{CLIENT}{body}"))), Refusal::HeaderGate, "{body}");
     }
     admission(&client(&format!("{CLIENT}Content-Length: 0\r\n")));
@@ -128,7 +135,8 @@ fn paths_match_byte_for_byte_with_queries_ignored_and_absolute_form_accepted() {
     for good in ["/healthz", "/healthz?x=/y", "http://relay/healthz", "HTTPS://relay:1/healthz?"] {
         admission(&get(good, ""));
     }
-    for bad in ["/", "/healthz/", "/Healthz", "//healthz", "/%68ealthz", "*", "http://healthz", "/v1"]
+    for bad in
+        ["/", "/healthz/", "/Healthz", "//healthz", "/%68ealthz", "*", "http://healthz", "/v1"]
     {
         assert_eq!(refusal(&get(bad, "")), Refusal::UnknownPath, "{bad}");
     }
@@ -170,9 +178,13 @@ fn an_upgrade_needs_its_tokens_version_and_key() {
     ] {
         assert_eq!(refusal(&change(from, to)), Refusal::UpgradeRequired, "{from} -> {to}");
     }
-    for key in ["", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25jZQ==A", "dGhlIHNhbXBsZSBub25j",
-        "dGhlIHNhbXBsZSBub25j!Q=="]
-    {
+    for key in [
+        "",
+        "dGhlIHNhbXBsZSBub25jZQ=",
+        "dGhlIHNhbXBsZSBub25jZQ==A",
+        "dGhlIHNhbXBsZSBub25j",
+        "dGhlIHNhbXBsZSBub25j!Q==",
+    ] {
         assert_eq!(refusal(&change("dGhlIHNhbXBsZSBub25jZQ==", key)), Refusal::BadKey, "{key}");
     }
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -200,10 +212,16 @@ fn heads_above_the_bounds_are_too_large_and_those_at_them_are_not() {
 
 #[test]
 fn what_is_not_http_is_malformed_at_its_first_wrong_byte() {
-    for bad in ["\x16\x03\x01\x02\x00", "GET / HTTP/2.0\r\n", "PRI * HTTP/2.0\r\n\r\nSM", "G\0T",
-        "GET  HTTP/1.1\r\n", "GET / HTTP/1.1\r\nBad Name: x\r\n", "GET / HTTP/1.1\r\nA : b\r\n",
-        "GET / HTTP/1.1\r\nA: b\r\n folded\r\n"]
-    {
+    for bad in [
+        "\x16\x03\x01\x02\x00",
+        "GET / HTTP/2.0\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM",
+        "G\0T",
+        "GET  HTTP/1.1\r\n",
+        "GET / HTTP/1.1\r\nBad Name: x\r\n",
+        "GET / HTTP/1.1\r\nA : b\r\n",
+        "GET / HTTP/1.1\r\nA: b\r\n folded\r\n",
+    ] {
         assert_eq!(refusal(bad), Refusal::MalformedHead, "{bad:?}");
     }
 }
@@ -220,7 +238,11 @@ fn responses_are_complete_and_retries_never_immediate() {
         (Refusal::RateLimited(Duration::ZERO), "429 ", "\r\nRetry-After: 1\r\n"),
         (Refusal::RateLimited(Duration::from_millis(1001)), "429 ", "\r\nRetry-After: 2\r\n"),
         (Refusal::HeaderGate, "400 ", ""),
-        (Refusal::UpgradeRequired, "426 ", "\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
+        (
+            Refusal::UpgradeRequired,
+            "426 ",
+            "\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        ),
         (Refusal::BadKey, "400 ", ""),
         (Refusal::ConnectionCap, "503 ", "\r\nRetry-After: 5\r\n"),
         (Refusal::ProbeUnderWay, "503 ", "\r\nRetry-After: 5\r\n"),

@@ -65,7 +65,10 @@ pub(super) enum Routed {
     Unknown,
     /// The phone was closed, by the directive or because it cannot keep up. What the binary asked
     /// for may still be on its way to the phone: then its outbox lives on.
-    Closed { retired: Retired, leaving: Option<(Serial, Rc<Outbox>, Rc<Source>)> },
+    Closed {
+        retired: Retired,
+        leaving: Option<(Serial, Rc<Outbox>, Rc<Source>)>,
+    },
 }
 
 /// What happens to the messages of a phone that is taken off, and whether the binary is told.
@@ -167,7 +170,8 @@ impl Slot {
             Action::Deliver(frame) | Action::Close(Some(frame), _) => Some(*frame),
             Action::Close(None, _) => None,
         };
-        let sent = frame.map_or(Ok(()), |frame| phone.outbox.send(Frame::text(&[frame.as_bytes()])));
+        let sent =
+            frame.map_or(Ok(()), |frame| phone.outbox.send(Frame::text(&[frame.as_bytes()])));
         match (sent, action) {
             (Err(_), _) => {
                 phone.outbox.close(Close::BacklogFull, Manner::Abort);
@@ -197,12 +201,7 @@ impl Slot {
     }
 
     /// A phone's connection ended.
-    pub(super) fn leave(
-        &mut self,
-        key: PhoneKey,
-        serial: Serial,
-        ended: Ended,
-    ) -> Option<Retired> {
+    pub(super) fn leave(&mut self, key: PhoneKey, serial: Serial, ended: Ended) -> Option<Retired> {
         self.phones.get(&key).filter(|phone| phone.serial == serial)?;
         self.retire(key, ended, Remains::Kept)
     }

@@ -4,8 +4,6 @@
 //! Every read has a deadline (`RELAY_TEST_SCALE` multiplies them, for emulated machines). Tests
 //! wait for frames and for log events, never for time to pass.
 
-#![allow(dead_code, reason = "each test file uses its part of the rig")]
-
 pub mod events;
 pub mod ws;
 

@@ -1,8 +1,6 @@
 //! Messages in both directions: verbatim, in order, to nobody else.
 
-mod rig;
-
-use rig::{Relay, envelope, fresh_id};
+use crate::rig::{Relay, envelope, fresh_id};
 
 #[test]
 fn messages_pass_both_ways_byte_for_byte() {
