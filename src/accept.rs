@@ -12,6 +12,7 @@ use futures_lite::FutureExt as _;
 use log::{info, warn};
 use smol::LocalExecutor;
 
+use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
@@ -171,19 +172,24 @@ async fn reap(registry: Rc<Registry>) {
 /// half of the time; then their close frames go out ahead of it.
 async fn drain(relay: &Relay, timeout: Duration) {
     let started = Instant::now();
-    for (manner, deadline) in [(Manner::Orderly, timeout / 2), (Manner::Abort, timeout)] {
-        relay.registry.close_all(manner);
-        let drained = async {
-            poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
-            true
-        };
-        let expired = async {
-            Timer::at(started + deadline).await;
-            false
-        };
-        if drained.or(expired).await {
-            break;
+    let outboxes = relay.registry.close_all();
+    if !drained_by(relay, started + timeout / 2).await {
+        for outbox in outboxes {
+            outbox.close(Close::ShuttingDown, Manner::Abort);
         }
+        drained_by(relay, started + timeout).await;
     }
     info!(milliseconds = started.elapsed().as_millis(); "stopped");
+}
+
+async fn drained_by(relay: &Relay, deadline: Instant) -> bool {
+    let drained = async {
+        poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
+        true
+    };
+    let expired = async {
+        Timer::at(deadline).await;
+        false
+    };
+    drained.or(expired).await
 }

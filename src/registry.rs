@@ -212,9 +212,9 @@ impl Registry {
         Poll::Pending
     }
 
-    /// Tells every connection that the relay stops; with [`Manner::Abort`] what is still queued for
-    /// phones is given up.
-    pub fn close_all(&self, manner: Manner) {
+    /// Tells every connection that the relay stops, behind what is queued for it. Returns the
+    /// outboxes, for the stop to give up on what takes too long.
+    pub fn close_all(&self) -> Vec<Rc<Outbox>> {
         let outboxes: Vec<_> = {
             let map = self.map.borrow();
             let holders = map.slots.values().filter_map(|slot| match &slot.holder {
@@ -225,9 +225,10 @@ impl Registry {
             let leaving = map.leaving.values().map(|leaving| &leaving.outbox);
             holders.chain(phones.map(|phone| &phone.outbox)).chain(leaving).map(Rc::clone).collect()
         };
-        for outbox in outboxes {
-            outbox.close(Close::ShuttingDown, manner);
+        for outbox in &outboxes {
+            outbox.close(Close::ShuttingDown, Manner::Orderly);
         }
+        outboxes
     }
 
     /// Closes the phones that hold most until the memory budget is kept again. A binary is never
@@ -287,7 +288,9 @@ impl Registry {
             if *holder != serial {
                 return;
             }
-            outbox.detach();
+            if !matches!(outbox.sealed(), Some((_, Manner::Orderly))) {
+                outbox.detach();
+            }
             let deadline = now + self.rules.grace;
             slot.holder = Holder::Grace { serial, deadline, silent: ended.by_silence() };
             let probe = slot.probe.clone();
