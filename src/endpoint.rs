@@ -10,54 +10,109 @@ use std::time::Instant;
 
 use log::debug;
 
-use self::client::Caller;
-use self::server::Claimant;
-use crate::gate::{Admission, Refusal};
+use self::server::Pledge;
+use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::head::{self, Head};
 use crate::heads::Entry;
 use crate::health;
+use crate::link::{Session, Upgraded};
 use crate::relay::Relay;
 use crate::transport::Transport;
 
 /// Serves one connection to its end.
-pub async fn serve<S: Transport>(relay: Rc<Relay>, mut io: S, remote: IpAddr, entry: Entry) {
+pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
+    if let Some(session) = Box::pin(receive(relay, io, remote, entry)).await {
+        session.await;
+    }
+}
+
+/// Reads and answers the request; what follows an upgrade is returned, to be run on its own.
+async fn receive<S: Transport + 'static>(
+    relay: Rc<Relay>,
+    mut io: S,
+    remote: IpAddr,
+    entry: Entry,
+) -> Option<Session> {
     let deadline = Instant::now() + relay.config.header_timeout;
     let attempt = || match &relay.attempts {
         Some(attempts) => attempts.admit(remote, Instant::now()),
         None => Ok(()),
     };
     let read = head::read(&mut io, deadline, &relay.scratch, &relay.ledger, attempt).await;
-    let admission = match read {
-        Head::Admitted(admission, leftover) => Ok((admission, leftover)),
-        Head::Refused(refusal) => Err(refusal),
-        Head::Gone => return,
+    let (admission, leftover) = match read {
+        Head::Admitted(admission, leftover) => (admission, leftover),
+        Head::Refused(refusal) => return refuse(&relay, io, refusal, remote).await,
+        Head::Gone => return None,
     };
-    // The legs are boxed: a head in progress should not weigh as much as a whole connection.
-    let refused = match admission {
-        Ok((Admission::Health { head_only }, _)) => {
-            let page =
-                health::response(relay.registry.counts(), relay.started.elapsed(), head_only);
+    let upgrade = match admission {
+        Admission::Health { head_only } => {
+            let counts = relay.registry.counts();
+            let page = health::response(counts, relay.started.elapsed(), head_only);
             head::answer(&mut io, &page, relay.config.write_timeout, &relay.scratch).await;
-            return;
+            return None;
         }
-        Ok((Admission::Binary { server, version, accept }, leftover)) => {
-            let claimant = Claimant { server, version, accept, leftover, remote };
-            Box::pin(server::serve(&relay, io, claimant, entry)).await
-        }
-        Ok((Admission::Phone { server, device_name, accept }, leftover)) => {
-            let caller = Caller { server, device_name, accept, leftover, remote };
-            Box::pin(client::serve(&relay, io, caller, entry)).await
-        }
-        Err(refusal) => Some((refusal, io, entry)),
+        Admission::Upgrade(upgrade) => upgrade,
     };
-    if let Some((refusal, io, entry)) = refused {
-        refuse(&relay, io, refusal, remote).await;
-        drop(entry);
+    let Some(permit) = relay.permits.acquire() else {
+        return refuse(&relay, io, Refusal::ConnectionCap, remote).await;
+    };
+    let Upgrade { server, accept, role } = upgrade;
+    let begun = match role {
+        Role::Phone { device_name } => Ok(Leg::Phone(device_name)),
+        Role::Binary { version } => {
+            server::claim(&relay, &server).map(|pledge| Leg::Binary(version, pledge))
+        }
+    };
+    let leg = match begun {
+        Ok(leg) => leg,
+        Err(refusal) => return refuse(&relay, io, refusal, remote).await,
+    };
+    // The head is done; from here the permit counts the connection.
+    drop(entry);
+    let response = accept.response();
+    if head::reply(&mut io, response.as_bytes(), relay.config.write_timeout).await.is_err() {
+        return None;
     }
+    let upgraded = Upgraded { io, leftover, remote, permit };
+    Some(match leg {
+        Leg::Phone(device_name) => client::open(&relay, upgraded, &server, &device_name),
+        Leg::Binary(version, pledge) => server::open(&relay, upgraded, &version, pledge).await,
+    })
 }
 
-async fn refuse<S: Transport>(relay: &Relay, mut io: S, refusal: Refusal, remote: IpAddr) {
+/// Which leg an upgrade leads to, and what was decided about it before the upgrade.
+enum Leg {
+    Phone(Label),
+    Binary(Label, Pledge),
+}
+
+async fn refuse<S: Transport>(
+    relay: &Relay,
+    mut io: S,
+    refusal: Refusal,
+    remote: IpAddr,
+) -> Option<Session> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
     let response = refusal.response();
     head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use async_net::TcpStream;
+
+    use super::*;
+
+    fn future_size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_task_weighs_little_and_its_stages_what_they_need() {
+        let task = future_size(serve::<TcpStream>);
+        let head = future_size(receive::<TcpStream>);
+        assert!(task <= 256, "the task of one connection: {task} bytes");
+        assert!(head <= 2048, "reading and answering a request: {head} bytes");
+    }
 }

@@ -32,23 +32,33 @@ pub enum Admission {
         /// Whether the body is left out.
         head_only: bool,
     },
-    /// A binary claims a server-id.
+    /// An upgrade at one of the two endpoints.
+    Upgrade(Upgrade),
+}
+
+/// A request for an upgrade that passed the gate.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The server-id that is claimed or asked for.
+    pub server: ServerId,
+    /// The answer to the key.
+    pub accept: AcceptKey,
+    /// Who asks.
+    pub role: Role,
+}
+
+/// Who asks for an upgrade.
+#[derive(Debug)]
+pub enum Role {
+    /// A binary.
     Binary {
-        /// The id it claims.
-        server: ServerId,
         /// Its own version, cut.
         version: Label,
-        /// The answer to its key.
-        accept: AcceptKey,
     },
-    /// A phone asks for a server-id.
+    /// A phone.
     Phone {
-        /// The id it asks for.
-        server: ServerId,
         /// What it calls itself, cut; empty if it does not say.
         device_name: Label,
-        /// The answer to its key.
-        accept: AcceptKey,
     },
 }
 
@@ -224,13 +234,14 @@ fn admit(
     let key = fields.single("Sec-WebSocket-Key").ok_or(Refusal::BadKey)?;
     let accept = accept_key(key).ok_or(Refusal::BadKey)?;
 
-    Ok(match endpoint {
-        Endpoint::Server => Admission::Binary { server, version: Label::new(own), accept },
+    let role = match endpoint {
+        Endpoint::Server => Role::Binary { version: Label::new(own) },
         _ => {
             let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
-            Admission::Phone { server, device_name: Label::new(name), accept }
+            Role::Phone { device_name: Label::new(name) }
         }
-    })
+    };
+    Ok(Admission::Upgrade(Upgrade { server, accept, role }))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

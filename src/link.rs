@@ -3,7 +3,6 @@
 //! Written once and used by both legs; what a message means is the [`Peer`]'s part. Reading and
 //! writing are polled side by side in one task, so neither ever waits for the other.
 
-use std::future::{Future as _, poll_fn};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,12 +18,22 @@ use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES};
 use crate::outbox::{FlushEnd, Manner, Outbox};
+use crate::permits::Permit;
 use crate::relay::Relay;
 use crate::transport::Transport;
 use crate::wire::{Decoded, Incoming};
 
 /// What one leg does with its connection.
 pub trait Peer {
+    /// The connection id, for the log.
+    fn conn_id(&self) -> String;
+
+    /// Largest message that is taken from the peer, in bytes.
+    fn largest_message(&self) -> usize;
+
+    /// Who pays for the memory that its input takes.
+    fn account(&self) -> Rc<Account>;
+
     /// A data message arrived; `None` if it is not UTF-8.
     fn message(&mut self, text: Option<&str>) -> Verdict;
 
@@ -35,11 +44,25 @@ pub trait Peer {
     fn ended(&mut self, ended: Ended, now: Instant);
 }
 
-/// A peer that has lost nothing and gets nothing: it is being sent off with a close frame.
+/// A peer that is only being sent off.
 #[derive(Debug)]
-pub struct Mute;
+struct Rejected {
+    relay: Rc<Relay>,
+}
 
-impl Peer for Mute {
+impl Peer for Rejected {
+    fn conn_id(&self) -> String {
+        String::from("-")
+    }
+
+    fn largest_message(&self) -> usize {
+        self.relay.config.max_envelope_bytes()
+    }
+
+    fn account(&self) -> Rc<Account> {
+        Account::open(&self.relay.ledger)
+    }
+
     fn message(&mut self, _text: Option<&str>) -> Verdict {
         Verdict::Continue
     }
@@ -51,20 +74,20 @@ impl Peer for Mute {
     fn ended(&mut self, _ended: Ended, _now: Instant) {}
 }
 
-/// Closes an upgraded connection at once with `close`.
-pub async fn send_off<S: Transport>(
+/// A link that closes an upgraded connection at once with `close`.
+pub fn send_off<S: Transport + 'static>(
     relay: &Rc<Relay>,
-    io: S,
-    leftover: Vec<u8>,
+    upgraded: Upgraded<S>,
     close: Close,
-    remote: IpAddr,
-) {
+) -> Session {
     let outbox = Outbox::new(None);
     outbox.close(close, Manner::Abort);
-    let charge = Charge::new(Account::open(&relay.ledger));
-    let largest = relay.config.max_envelope_bytes();
-    Link::new(relay, io, leftover, largest, outbox, Mute, charge).run("-", remote).await;
+    Box::pin(Link::new(relay, upgraded, outbox, Rejected { relay: Rc::clone(relay) }))
 }
+
+/// The rest of a connection's life once it is upgraded. Boxed, so that a task weighs no more than
+/// the stage that it is in.
+pub type Session = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What becomes of a connection after a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +126,28 @@ pub struct Link<S, P> {
     blocked: Option<Instant>,
     opened: Instant,
     tally: Tally,
+    remote: IpAddr,
+    _permit: Permit,
+}
+
+/// A socket whose upgrade is done, with what belongs to it.
+pub struct Upgraded<S> {
+    /// The socket.
+    pub io: S,
+    /// What arrived behind the request head.
+    pub leftover: Vec<u8>,
+    /// Where the peer is.
+    pub remote: IpAddr,
+    /// The right to the connection.
+    pub permit: Permit,
+}
+
+impl<S: Transport, P: Peer + Unpin> Future for Link<S, P> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.drive(cx)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,39 +165,32 @@ enum Phase {
 }
 
 impl<S: Transport, P: Peer> Link<S, P> {
-    /// A link over a socket whose upgrade is done; `leftover` arrived behind the request head, and
-    /// messages may have `largest_message` bytes.
-    pub fn new(
-        relay: &Rc<Relay>,
-        io: S,
-        leftover: Vec<u8>,
-        largest_message: usize,
-        outbox: Rc<Outbox>,
-        peer: P,
-        charge: Charge,
-    ) -> Self {
+    /// A link over an upgraded socket.
+    pub fn new(relay: &Rc<Relay>, upgraded: Upgraded<S>, outbox: Rc<Outbox>, peer: P) -> Self {
+        let Upgraded { io, leftover, remote, permit } = upgraded;
+        debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
-            incoming: Incoming::new(io, leftover, largest_message),
+            incoming: Incoming::new(io, leftover, peer.largest_message()),
             outbox,
+            charge: Charge::new(peer.account()),
             peer,
             relay: Rc::clone(relay),
-            charge,
             phase: Phase::Open,
             heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
             timer: None,
             blocked: None,
             opened: Instant::now(),
             tally: Tally::default(),
+            remote,
+            _permit: permit,
         }
     }
 
-    /// Drives the connection to its end, with a line in the log when it opens and when it closes.
-    pub async fn run(mut self, conn_id: &str, remote: IpAddr) {
-        debug!(conn_id = conn_id, remote:% = remote; "connection_opened");
-        let (ended, tally) = poll_fn(|cx| self.poll(cx)).await;
+    fn log_end(&self, ended: Ended) {
+        let tally = self.tally;
         debug!(
-            conn_id = conn_id, remote:% = remote, reason:% = ended,
+            conn_id = self.peer.conn_id(), remote:% = self.remote, reason:% = ended,
             seconds = self.opened.elapsed().as_secs(),
             messages_in = tally.messages_in, bytes_in = tally.bytes_in,
             messages_out = tally.messages_out, bytes_out = tally.bytes_out;
@@ -160,15 +198,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
         );
     }
 
-    /// Drives the connection to its end.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(Ended, Tally)> {
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let mut again = self.turn(cx, now);
         while !again && self.set_timer(cx) {
             again = self.turn(cx, now);
         }
         match self.phase {
-            Phase::Over(ended) => Poll::Ready((ended, self.tally)),
+            Phase::Over(ended) => {
+                self.log_end(ended);
+                Poll::Ready(())
+            }
             _ => {
                 if again {
                     // The others get their turn first.

@@ -12,6 +12,7 @@ use crate::scratch::Scratch;
 use crate::shutdown::Stop;
 
 /// The shared parts; each guards its own state.
+#[derive(Debug)]
 pub struct Relay {
     /// What the relay was told.
     pub config: Rc<Config>,

@@ -12,6 +12,12 @@ use crate::limits::BATCH_BYTES;
 #[derive(Default)]
 pub struct Scratch(Cell<Option<Box<[u8]>>>);
 
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
+}
+
 /// The buffer while it is lent; it goes back when this is dropped.
 pub struct Lent {
     bytes: Box<[u8]>,

@@ -1,89 +1,48 @@
 //! The phone's leg: joins a slot, and forwards what the phone sends to the binary.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::budget::Charge;
+use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::envelope::{Prefix, is_json};
 use crate::events;
 use crate::frames::Frame;
-use crate::gate::{AcceptKey, Label, Refusal};
-use crate::head;
-use crate::heads::Entry;
+use crate::gate::Label;
 use crate::ids::ServerId;
 use crate::limits::MESSAGE_OVERHEAD;
-use crate::link::{Link, Peer, Verdict, send_off};
+use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
 use crate::transport::Transport;
 
-/// A phone that passed the gate.
-pub struct Caller {
-    /// The server-id it asks for.
-    pub server: ServerId,
-    /// What it calls itself.
-    pub device_name: Label,
-    /// The answer to its key.
-    pub accept: AcceptKey,
-    /// What arrived behind its request head.
-    pub leftover: Vec<u8>,
-    /// Where it comes from.
-    pub remote: IpAddr,
-}
-
-/// Serves a phone to its end, or gives the socket back with the refusal that it gets.
-pub async fn serve<S: Transport>(
+/// Opens the leg of an upgraded phone.
+pub fn open<S: Transport + 'static>(
     relay: &Rc<Relay>,
-    mut io: S,
-    caller: Caller,
-    entry: Entry,
-) -> Option<(Refusal, S, Entry)> {
-    let Some(permit) = relay.permits.acquire() else {
-        return Some((Refusal::ConnectionCap, io, entry));
-    };
-    drop(entry);
-    let response = caller.accept.response();
-    if head::reply(&mut io, response.as_bytes(), relay.config.write_timeout).await.is_err() {
-        return None;
-    }
-    let close = match relay.registry.join(&caller.server) {
-        Join::Seated(seat) => {
-            attend(relay, io, seat, caller).await;
-            drop(permit);
-            return None;
-        }
+    upgraded: Upgraded<S>,
+    server: &ServerId,
+    device_name: &Label,
+) -> Session {
+    let seat = match relay.registry.join(server) {
+        Join::Seated(seat) => seat,
         Join::NoServer => {
-            events::phone_register_no_server(&caller.server, caller.remote);
-            Close::NoServer
+            events::phone_register_no_server(server, upgraded.remote);
+            return send_off(relay, upgraded, Close::NoServer);
         }
-        Join::TooMany => Close::TooManyPhones,
+        Join::TooMany => return send_off(relay, upgraded, Close::TooManyPhones),
     };
-    send_off(relay, io, caller.leftover, close, caller.remote).await;
-    drop(permit);
-    None
-}
-
-/// Serves a phone that is attached to its slot.
-async fn attend<S: Transport>(relay: &Rc<Relay>, io: S, seat: PhoneSeat, caller: Caller) {
-    let Caller { server, device_name, leftover, remote, .. } = caller;
     let conn_id = seat.conn_id();
-    events::phone_registered(&server, &conn_id, device_name.as_str(), remote);
-    drop((server, device_name));
+    events::phone_registered(server, &conn_id, device_name.as_str(), upgraded.remote);
     let outbox = Rc::clone(seat.outbox());
-    let account = seat.source().account();
-    let charge = Charge::new(Rc::clone(account));
     let peer = Phone {
         prefix: Prefix::new(&conn_id),
         parked: None,
-        parked_charge: Charge::new(Rc::clone(account)),
+        parked_charge: Charge::new(Rc::clone(seat.source().account())),
         seat,
         relay: Rc::clone(relay),
     };
-    let largest = relay.config.max_frame_bytes;
-    Link::new(relay, io, leftover, largest, outbox, peer, charge).run(&conn_id, remote).await;
+    Box::pin(Link::new(relay, upgraded, outbox, peer))
 }
 
 /// The phone as a peer of its link.
@@ -116,6 +75,18 @@ impl Phone {
 }
 
 impl Peer for Phone {
+    fn conn_id(&self) -> String {
+        self.seat.conn_id()
+    }
+
+    fn largest_message(&self) -> usize {
+        self.relay.config.max_frame_bytes
+    }
+
+    fn account(&self) -> Rc<Account> {
+        Rc::clone(self.seat.source().account())
+    }
+
     fn message(&mut self, text: Option<&str>) -> Verdict {
         match text {
             None => Verdict::Close(Close::BadUtf8),
@@ -139,5 +110,18 @@ impl Peer for Phone {
         self.parked = None;
         self.parked_charge.set(0);
         self.seat.leave(ended);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn an_upgraded_phone_weighs_less_than_a_kibibyte() {
+        let link = size_of::<Link<TcpStream, Phone>>();
+        assert!(link <= 1024, "{link} bytes");
     }
 }

@@ -8,79 +8,61 @@ use std::time::Instant;
 use async_io::Timer;
 use futures_lite::FutureExt as _;
 
-use crate::budget::{Account, Charge};
+use crate::budget::Account;
 use crate::close::{Close, Ended};
 use crate::envelope::{Envelope, Malformed};
 use crate::events;
-use crate::gate::{AcceptKey, Label, Refusal};
-use crate::head;
-use crate::heads::Entry;
-use crate::ids::{ServerId, binary_conn_id};
-use crate::link::{Link, Peer, Verdict, send_off};
+use crate::gate::{Label, Refusal};
+use crate::ids::{ServerId, binary_conn_id, binary_suffix};
+use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
 use crate::relay::Relay;
 use crate::transport::Transport;
 
-/// A binary that passed the gate.
-pub struct Claimant {
-    /// The server-id it claims.
-    pub server: ServerId,
-    /// Its version.
-    pub version: Label,
-    /// The answer to its key.
-    pub accept: AcceptKey,
-    /// What arrived behind its request head.
-    pub leftover: Vec<u8>,
-    /// Where it comes from.
-    pub remote: IpAddr,
+/// What a claim came to before the upgrade.
+pub enum Pledge {
+    /// The slot is held.
+    Seated(ServerSeat),
+    /// The holder is being probed.
+    Contested(Contest),
 }
 
-/// Serves a binary to its end, or gives the socket back with the refusal that it gets.
-pub async fn serve<S: Transport>(
-    relay: &Rc<Relay>,
-    mut io: S,
-    claimant: Claimant,
-    entry: Entry,
-) -> Option<(Refusal, S, Entry)> {
-    let Some(permit) = relay.permits.acquire() else {
-        return Some((Refusal::ConnectionCap, io, entry));
-    };
-    let claim = relay.registry.claim(&claimant.server, Instant::now());
-    let refusal = match claim {
-        Claim::Busy => Some(Refusal::ProbeUnderWay),
-        Claim::Full => Some(Refusal::ConnectionCap),
-        Claim::Seated(_) | Claim::Contested(_) => None,
-    };
-    if let Some(refusal) = refusal {
-        return Some((refusal, io, entry));
+/// Claims `server`, or says how the claim is refused before the upgrade.
+pub fn claim(relay: &Relay, server: &ServerId) -> Result<Pledge, Refusal> {
+    match relay.registry.claim(server, Instant::now()) {
+        Claim::Seated(seat) => Ok(Pledge::Seated(seat)),
+        Claim::Contested(contest) => Ok(Pledge::Contested(contest)),
+        Claim::Busy => Err(Refusal::ProbeUnderWay),
+        Claim::Full => Err(Refusal::ConnectionCap),
     }
-    drop(entry);
+}
 
-    let response = claimant.accept.response();
-    if head::reply(&mut io, response.as_bytes(), relay.config.write_timeout).await.is_err() {
-        return None;
-    }
-    let seat = match claim {
-        Claim::Seated(seat) => Ok(seat),
-        Claim::Contested(contest) => await_probe(relay, contest, &claimant).await,
-        Claim::Busy | Claim::Full => return None,
+/// Opens the leg of an upgraded binary, after the probe if there is one.
+pub async fn open<S: Transport + 'static>(
+    relay: &Rc<Relay>,
+    upgraded: Upgraded<S>,
+    version: &Label,
+    pledge: Pledge,
+) -> Session {
+    let remote = upgraded.remote;
+    let seat = match pledge {
+        Pledge::Seated(seat) => seat,
+        Pledge::Contested(contest) => match await_probe(relay, contest, remote).await {
+            Ok(seat) => seat,
+            Err(close) => return send_off(relay, upgraded, close),
+        },
     };
-    match seat {
-        Ok(seat) => hold(relay, io, seat, claimant).await,
-        Err(close) => send_off(relay, io, claimant.leftover, close, claimant.remote).await,
-    }
-    drop(permit);
-    None
+    events::server_claimed(seat.server(), version.as_str(), remote);
+    let outbox = Rc::clone(seat.outbox());
+    let suffix = binary_suffix();
+    let peer = Binary { seat, suffix, relay: Rc::clone(relay), dropped: 0 };
+    Box::pin(Link::new(relay, upgraded, outbox, peer))
 }
 
 /// Waits for what becomes of the holder. What the newcomer sends meanwhile stays unread.
-async fn await_probe(
-    relay: &Relay,
-    contest: Contest,
-    claimant: &Claimant,
-) -> Result<ServerSeat, Close> {
-    let Claimant { server, remote, .. } = claimant;
+async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<ServerSeat, Close> {
+    let server = contest.server().clone();
     let outcome = std::future::poll_fn(|cx| contest.poll_outcome(cx).map(Some));
     let silence = async {
         Timer::after(relay.config.probe_timeout).await;
@@ -97,33 +79,22 @@ async fn await_probe(
         None => {
             let won = contest.win().ok();
             if won.is_some() {
-                events::server_id_takeover(server, *remote);
+                events::server_id_takeover(&server, remote);
             }
             won
         }
     };
     won.ok_or_else(|| {
-        events::server_id_conflict(server, *remote);
+        events::server_id_conflict(&server, remote);
         Close::AlreadyClaimed
     })
-}
-
-/// Serves the binary that holds the slot.
-async fn hold<S: Transport>(relay: &Rc<Relay>, io: S, seat: ServerSeat, claimant: Claimant) {
-    let Claimant { server, version, leftover, remote, .. } = claimant;
-    events::server_claimed(&server, version.as_str(), remote);
-    let conn_id = binary_conn_id(&server);
-    drop((server, version));
-    let outbox = Rc::clone(seat.outbox());
-    let charge = Charge::new(Account::open(&relay.ledger));
-    let largest = relay.config.max_envelope_bytes();
-    let peer = Binary { seat, dropped: 0 };
-    Link::new(relay, io, leftover, largest, outbox, peer, charge).run(&conn_id, remote).await;
 }
 
 /// The binary as a peer of its link.
 struct Binary {
     seat: ServerSeat,
+    suffix: u32,
+    relay: Rc<Relay>,
     /// Envelopes that were not carried out.
     dropped: u64,
 }
@@ -136,6 +107,18 @@ impl Binary {
 }
 
 impl Peer for Binary {
+    fn conn_id(&self) -> String {
+        binary_conn_id(self.seat.server(), self.suffix)
+    }
+
+    fn largest_message(&self) -> usize {
+        self.relay.config.max_envelope_bytes()
+    }
+
+    fn account(&self) -> Rc<Account> {
+        Account::open(&self.relay.ledger)
+    }
+
     fn message(&mut self, text: Option<&str>) -> Verdict {
         let parsed = text.ok_or(Malformed::NotText).and_then(Envelope::parse);
         match parsed.map(|envelope| self.seat.deliver(&envelope)) {

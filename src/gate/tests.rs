@@ -41,7 +41,7 @@ fn client(fields: &str) -> String {
 #[test]
 fn a_complete_head_is_admitted_with_what_is_kept_of_it() {
     match admission(&server(SERVER)) {
-        Admission::Binary { server, version, accept } => {
+        Admission::Upgrade(Upgrade { server, accept, role: Role::Binary { version } }) => {
             assert_eq!((server.as_str(), version.as_str()), ("box", "1.2"));
             assert!(accept.response().contains("Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"));
             assert!(accept.response().contains("Connection: Upgrade\r\nUpgrade: websocket\r\n"));
@@ -49,13 +49,17 @@ fn a_complete_head_is_admitted_with_what_is_kept_of_it() {
         other => panic!("{other:?}"),
     }
     match admission(&client(&format!("{CLIENT}X-Pyrycode-Device-Name:  Anna's phone \r\n"))) {
-        Admission::Phone { server, device_name, .. } => {
+        Admission::Upgrade(Upgrade { server, role: Role::Phone { device_name }, .. }) => {
             assert_eq!((server.as_str(), device_name.as_str()), ("box", "Anna's phone"));
         }
         other => panic!("{other:?}"),
     }
-    let Admission::Phone { device_name, .. } = admission(&client(CLIENT)) else { panic!() };
-    assert_eq!(device_name.as_str(), "");
+    match admission(&client(CLIENT)) {
+        Admission::Upgrade(Upgrade { role: Role::Phone { device_name }, .. }) => {
+            assert_eq!(device_name.as_str(), "");
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(matches!(admission(&get("/healthz", "")), Admission::Health { head_only: false }));
 }
 
@@ -191,7 +195,7 @@ fn an_upgrade_needs_its_tokens_version_and_key() {
     assert_eq!(refusal(&change(key, "")), Refusal::BadKey);
     assert_eq!(refusal(&change(key, &key.repeat(2))), Refusal::BadKey);
     admission(&change("keep-alive, Upgrade\r\n", "keep-alive\r\nConnection:upgrade\r\n"));
-    admission(&change("WebSocket", "h2c, websocket"));
+    admission(&change("Upgrade: WebSocket", "Upgrade: h2c, websocket"));
 }
 
 #[test]

@@ -211,6 +211,11 @@ impl Contest {
         Self { registry: Rc::clone(registry), server: server.clone(), holder, probe }
     }
 
+    /// The contested server-id.
+    pub fn server(&self) -> &ServerId {
+        &self.server
+    }
+
     /// Waits for what becomes of the holder. Cancel safe.
     pub fn poll_outcome(&self, cx: &mut Context<'_>) -> Poll<Outcome> {
         self.probe.poll_outcome(cx)
