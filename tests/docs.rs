@@ -1,0 +1,78 @@
+//! What the README says is what the program does.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+use pyrycode_relay::close::Close;
+use pyrycode_relay::config::command;
+
+const README: &str = include_str!("../README.md");
+
+/// The first two cells of every row whose first cell begins with a code span.
+fn rows() -> Vec<(String, String)> {
+    let rows: Vec<_> = README
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| {
+            let mut cells = line.trim_matches('|').split('|').map(str::trim);
+            (cells.next().unwrap().to_owned(), cells.next().unwrap().to_owned())
+        })
+        .collect();
+    assert!(rows.len() > 30, "the README has its tables");
+    rows
+}
+
+#[test]
+fn the_table_of_options_lists_every_option_with_its_default_and_no_other() {
+    let rows = rows();
+    let listed: Vec<_> = rows.iter().filter(|(first, _)| first.starts_with("`--")).collect();
+    let command = command();
+    let mut options = 0;
+    for argument in command.get_arguments() {
+        let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long))
+        else {
+            continue;
+        };
+        options += 1;
+        let (first, default) = listed
+            .iter()
+            .find(|(first, _)| first.starts_with(&format!("`--{long}")))
+            .unwrap_or_else(|| panic!("--{long} is not in the README"));
+        assert!(first.ends_with('`'));
+        let defaults = argument.get_default_values();
+        let expected = defaults.first().map_or("info", |value| value.to_str().unwrap());
+        assert_eq!(*default, format!("`{expected}`"), "--{long}");
+    }
+    assert_eq!(listed.len(), options, "the README lists options that do not exist");
+}
+
+#[test]
+fn the_table_of_close_codes_lists_what_the_relay_sends() {
+    let rows = rows();
+    for close in [
+        Close::AlreadyClaimed,
+        Close::NoServer,
+        Close::Reclaimed,
+        Close::TooManyPhones,
+        Close::BacklogFull,
+        Close::OverBudget,
+        Close::HeartbeatTimeout,
+        Close::MessageTimeout,
+        Close::TooBig,
+        Close::BadUtf8,
+        Close::NotJson,
+        Close::Protocol,
+        Close::ShuttingDown,
+    ] {
+        let code = format!("`{}`", close.code().unwrap());
+        let reason = format!("`{}`", close.reason());
+        let listed = rows.iter().any(|(first, second)| *first == code && second.contains(&reason));
+        assert!(listed, "{code} {reason} is not in the README");
+    }
+}
+
+#[test]
+fn the_commands_of_the_readme_are_those_that_ci_runs() {
+    let ci = include_str!("../.ci/run");
+    assert!(README.contains("\n    cargo test "), "the README has its test command");
+    assert!(ci.contains("'tests (as in README.md)' cargo test\n"), "CI runs that very command");
+}
