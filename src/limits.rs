@@ -89,6 +89,9 @@ pub const BATCH_BYTES: usize = 64 * 1024;
 pub const GATHER_BELOW: usize = 16 * 1024;
 /// Reads, and batches written, by one connection before the others get their turn.
 pub const TURN_BATCHES: usize = 4;
+/// Messages handled for one connection before the others get their turn: a batch can hold ten
+/// thousand of the smallest, which would take milliseconds.
+pub const TURN_MESSAGES: usize = 512;
 /// The codec's read buffer in bytes, held only while a connection carries data.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// What a codec costs besides its buffer, in bytes.

@@ -16,7 +16,7 @@ use log::debug;
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
-use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES};
+use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES, TURN_MESSAGES};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
@@ -126,6 +126,8 @@ pub struct Link<S, P> {
     blocked: Option<Instant>,
     opened: Instant,
     tally: Tally,
+    /// The peer has sent its close frame, or its end: nothing more is to come.
+    peer_done: bool,
     remote: IpAddr,
     _permit: Permit,
 }
@@ -182,6 +184,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             blocked: None,
             opened: Instant::now(),
             tally: Tally::default(),
+            peer_done: false,
             remote,
             _permit: permit,
         }
@@ -199,10 +202,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let now = Instant::now();
-        let mut again = self.turn(cx, now);
+        let mut again = self.turn(cx, Instant::now());
+        // The clock is read anew: a timer that has rung since must find its deadline passed.
         while !again && self.set_timer(cx) {
-            again = self.turn(cx, now);
+            again = self.turn(cx, Instant::now());
         }
         match self.phase {
             Phase::Over(ended) => {
@@ -283,17 +286,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         let mut more = true;
+        let mut messages = TURN_MESSAGES;
         for _ in 0..TURN_BATCHES {
-            self.handle_input(cx, now);
+            self.handle_input(cx, now, &mut messages);
+            if messages == 0 {
+                break;
+            }
             if matches!(self.phase, Phase::Held | Phase::Over(_)) || !self.fill(cx, now) {
                 more = false;
                 break;
             }
-        }
-        if more {
-            self.handle_input(cx, now);
-            more =
-                matches!(self.phase, Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. });
         }
         self.incoming.rest();
         if self.charge.set(self.incoming.held()) {
@@ -316,10 +318,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Reads from the socket; whether input came.
     fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.peer_done {
+            return false;
+        }
         match self.incoming.poll_fill(cx, &self.relay.scratch) {
             Poll::Pending => false,
             Poll::Ready(Ok(0)) => {
-                self.cut(Ended::Dropped, now);
+                match self.phase {
+                    // It may still be reading: it gets what is on its way to it.
+                    Phase::Closing { .. } => self.peer_done = true,
+                    _ => self.cut(Ended::Dropped, now),
+                }
                 false
             }
             Poll::Ready(Err(error)) => {
@@ -342,16 +351,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
     }
 
-    /// Decodes and handles the input until it is used up or the peer is held back.
-    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant) {
-        loop {
-            match self.phase {
-                Phase::Held | Phase::Over(_) => return,
-                Phase::Open | Phase::Closing { .. } | Phase::Lingering { .. } => {}
-            }
+    /// Decodes and handles the input until it is used up, the peer is held back, or as many
+    /// messages are handled as are `left`.
+    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant, left: &mut usize) {
+        while *left > 0 && !matches!(self.phase, Phase::Held | Phase::Over(_)) {
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
-                Decoded::Message(message) => self.handle(message, now),
+                Decoded::Message(message) => {
+                    *left -= 1;
+                    self.handle(message, now);
+                }
                 Decoded::Violation(close) => {
                     self.incoming.discard();
                     if matches!(self.phase, Phase::Open) {
@@ -369,6 +378,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Close(frame) => {
                 let code = frame.map(|frame| u16::from(frame.code));
                 self.incoming.discard();
+                self.peer_done = true;
                 match self.phase {
                     Phase::Lingering { ended, .. } => self.phase = Phase::Over(ended),
                     _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
@@ -433,10 +443,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             Poll::Ready(Ok(())) => {
                 self.blocked = None;
-                self.phase = match ended {
-                    // Its close frame was its last word: there is nothing to wait for.
-                    Ended::ByPeer(_) => Phase::Over(ended),
-                    _ => Phase::Lingering { ended, until: now + LINGER_TIME, bytes: 0 },
+                self.phase = match self.peer_done {
+                    true => Phase::Over(ended),
+                    false => Phase::Lingering { ended, until: now + LINGER_TIME, bytes: 0 },
                 };
                 false
             }
