@@ -287,9 +287,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
         let mut more = true;
         let mut messages = TURN_MESSAGES;
-        for _ in 0..TURN_BATCHES {
+        for batch in 1..=TURN_BATCHES {
             self.handle_input(cx, now, &mut messages);
-            if messages == 0 {
+            if messages == 0 || batch == TURN_BATCHES {
                 break;
             }
             if matches!(self.phase, Phase::Held | Phase::Over(_)) || !self.fill(cx, now) {
