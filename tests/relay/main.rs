@@ -11,6 +11,7 @@ mod rig;
 
 mod claims;
 mod close;
+mod examples;
 mod forwarding;
 mod gate;
 mod grace;

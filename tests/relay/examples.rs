@@ -1,0 +1,100 @@
+//! The session of the README, with the real programs: nothing that was typed may be missing.
+
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+
+use crate::rig::{Relay, events, fresh_id};
+
+/// An example client; it is killed when the test is over.
+struct Example(Child);
+
+impl Example {
+    fn start(name: &str, relay: &Relay, id: &str) -> Self {
+        let path = example(name);
+        let started = Command::new(&path)
+            .args([format!("ws://{}", relay.address), id.to_owned()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        Self(started.unwrap_or_else(|error| {
+            panic!("{}: {error}; `cargo test` builds it, `--test relay` does not", path.display())
+        }))
+    }
+
+    fn output(&mut self) -> Lines<BufReader<ChildStdout>> {
+        BufReader::new(self.0.stdout.take().unwrap()).lines()
+    }
+
+    fn messages(&mut self) -> Lines<BufReader<ChildStderr>> {
+        BufReader::new(self.0.stderr.take().unwrap()).lines()
+    }
+
+    fn type_line(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_ref().unwrap(), "{line}").unwrap();
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Examples are built beside the program.
+fn example(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_pyrycode-relay"));
+    program.parent().unwrap().join("examples").join(name)
+}
+
+#[test]
+fn nothing_that_was_typed_is_missing_when_the_binary_is_stopped_and_started_again() {
+    let relay = Relay::start(&[]);
+    let id = fresh_id("typed");
+    let binary = Example::start("binary", &relay, &id);
+    events::wait("server_claimed", &[("server_id", &id)]);
+    let mut phone = Example::start("phone", &relay, &id);
+    let mut answers = phone.output();
+    let mut answer = |number: usize| {
+        let line = answers.next().expect("the phone goes on").unwrap();
+        assert_eq!(line, format!(r#"{{"you said":"line {number}"}}"#));
+    };
+
+    for number in 0..5 {
+        phone.type_line(&format!("line {number}"));
+        answer(number);
+    }
+    drop(binary);
+    events::wait("server_released", &[("server_id", &id)]);
+    for number in 5..50 {
+        phone.type_line(&format!("line {number}"));
+    }
+    let mark = events::mark();
+    let _binary = Example::start("binary", &relay, &id);
+    events::wait_after(mark, "server_claimed", &[("server_id", &id)]);
+    for number in 50..60 {
+        phone.type_line(&format!("line {number}"));
+    }
+    for number in 5..60 {
+        answer(number);
+    }
+    assert_eq!(events::count("phone_registered", &[("server_id", &id)]), 1, "it stayed attached");
+
+    // The end of its input is the end of the session, once everything is answered.
+    drop(phone.0.stdin.take());
+    assert!(phone.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_binary_is_told_that_the_server_id_is_taken() {
+    let relay = Relay::start(&[]);
+    let id = fresh_id("taken");
+    let _holder = Example::start("binary", &relay, &id);
+    events::wait("server_claimed", &[("server_id", &id)]);
+    let mut second = Example::start("binary", &relay, &id);
+    let last = second.messages().map_while(Result::ok).last().unwrap();
+    assert!(last.contains("claimed by another binary"), "{last}");
+    assert!(!second.0.wait().unwrap().success());
+}
