@@ -16,7 +16,7 @@ use log::debug;
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
-use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES, TURN_MESSAGES};
+use crate::limits::{BATCH_BYTES, LINGER_BYTES, LINGER_TIME, TURN_BATCHES, TURN_MESSAGES};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
@@ -124,6 +124,8 @@ pub struct Link<S, P> {
     heartbeat: Heartbeat,
     timer: Option<(Timer, Instant)>,
     blocked: Option<Instant>,
+    /// The last read took all there was: the next one waits for the socket to be readable.
+    drained: bool,
     opened: Instant,
     tally: Tally,
     /// The peer has sent its close frame, or its end: nothing more is to come.
@@ -182,6 +184,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
             timer: None,
             blocked: None,
+            drained: false,
             opened: Instant::now(),
             tally: Tally::default(),
             peer_done: false,
@@ -321,8 +324,18 @@ impl<S: Transport, P: Peer> Link<S, P> {
         if self.peer_done {
             return false;
         }
+        if self.drained {
+            match self.incoming.io().poll_readable(cx) {
+                Poll::Pending => return false,
+                // An error shows itself to the read.
+                Poll::Ready(_) => self.drained = false,
+            }
+        }
         match self.incoming.poll_fill(cx, &self.relay.scratch) {
-            Poll::Pending => false,
+            Poll::Pending => {
+                self.drained = true;
+                false
+            }
             Poll::Ready(Ok(0)) => {
                 match self.phase {
                     // It may still be reading: it gets what is on its way to it.
@@ -336,6 +349,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 false
             }
             Poll::Ready(Ok(bytes)) => {
+                // A read that did not fill the buffer took all there was.
+                self.drained = bytes < BATCH_BYTES;
                 self.tally.bytes_in += bytes as u64;
                 self.heartbeat.heard(now);
                 self.outbox.heard(now);
