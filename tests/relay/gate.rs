@@ -2,7 +2,7 @@
 //! arrives behind a request head.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -50,6 +50,19 @@ fn a_peer_that_never_stops_sending_is_let_go_after_its_refusal() {
     assert_eq!(read_response(&mut stream), refusal(404, &[]));
     let written = write_until_cut_off(&mut stream);
     assert!(written >= 1024 * 1024, "cut off after {written} bytes");
+}
+
+#[test]
+fn a_peer_that_has_shut_down_writing_gets_its_answer() {
+    let relay = Relay::start(&[]);
+    for (request, status) in
+        [(UNKNOWN_PATH, 404), (b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n", 200)]
+    {
+        let mut stream = connect(relay.address);
+        stream.write_all(request).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_response(&mut stream).status, status);
+    }
 }
 
 #[test]

@@ -79,7 +79,11 @@ pub fn wait_nth(mark: usize, name: &str, fields: &[(&str, &str)], count: usize) 
             return event.clone();
         }
         let left = until.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "no {name} with {fields:?}");
+        if left.is_zero() {
+            // A panic with the lock in hand would end every relay of the program.
+            drop(events);
+            panic!("no {name} with {fields:?}");
+        }
         events = ADDED.wait_timeout(events, left).unwrap().0;
     }
 }
