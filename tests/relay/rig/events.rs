@@ -4,11 +4,12 @@ use std::sync::{Condvar, Mutex, Once};
 use std::time::Instant;
 
 use log::kv::{Error, Key, Value, VisitSource};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// One event: its name and its fields.
+/// One event: its level, its name and its fields.
 #[derive(Clone, Debug)]
 pub struct Event {
+    pub level: Level,
     pub name: String,
     pub fields: Vec<(String, String)>,
 }
@@ -27,7 +28,8 @@ impl Log for Recorder {
         if !record.target().starts_with("pyrycode_relay") {
             return;
         }
-        let mut event = Event { name: record.args().to_string(), fields: Vec::new() };
+        let name = record.args().to_string();
+        let mut event = Event { level: record.level(), name, fields: Vec::new() };
         record.key_values().visit(&mut event).unwrap();
         EVENTS.lock().unwrap().push(event);
         ADDED.notify_all();
@@ -77,7 +79,11 @@ pub fn wait_nth(mark: usize, name: &str, fields: &[(&str, &str)], count: usize) 
             return event.clone();
         }
         let left = until.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "no {name} with {fields:?}");
+        if left.is_zero() {
+            // A panic with the lock in hand would end every relay of the program.
+            drop(events);
+            panic!("no {name} with {fields:?}");
+        }
         events = ADDED.wait_timeout(events, left).unwrap().0;
     }
 }
@@ -85,6 +91,13 @@ pub fn wait_nth(mark: usize, name: &str, fields: &[(&str, &str)], count: usize) 
 /// How many of these events there are so far.
 pub fn count(name: &str, fields: &[(&str, &str)]) -> usize {
     EVENTS.lock().unwrap().iter().filter(|event| event.matches(name, fields)).count()
+}
+
+/// All events so far that carry this field with this value, whatever their names.
+pub fn all_with(key: &str, value: &str) -> Vec<Event> {
+    let events = EVENTS.lock().unwrap();
+    let carries = |event: &&Event| event.fields.iter().any(|(k, v)| k == key && v == value);
+    events.iter().filter(carries).cloned().collect()
 }
 
 /// A field of an event.

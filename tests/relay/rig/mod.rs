@@ -8,14 +8,15 @@ pub mod events;
 pub mod ws;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{accept, listen};
+use socket2::{Domain, Socket, Type};
 
 pub use self::ws::Ws;
 
@@ -49,10 +50,14 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay on a free loopback port. Attempts are not limited unless `arguments` say so.
+    /// Starts a relay, on a free loopback port and without a limit of attempts unless `arguments`
+    /// say otherwise.
     pub fn start(arguments: &[&str]) -> Self {
         events::install();
-        let mut all = vec!["pyrycode-relay", "--listen", "127.0.0.1:0"];
+        let mut all = vec!["pyrycode-relay"];
+        if !arguments.contains(&"--listen") {
+            all.extend(["--listen", "127.0.0.1:0"]);
+        }
         if !arguments.contains(&"--rate-limit") {
             all.extend(["--rate-limit", "off"]);
         }
@@ -139,7 +144,25 @@ impl Drop for Relay {
 
 /// A connection whose reads and writes have a deadline.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the relay listens");
+    with_deadlines(TcpStream::connect(address).expect("the relay listens"))
+}
+
+/// An address of the loopback network that no other test connects from, so that the events of a
+/// connection without a server-id can be told from everybody else's.
+pub fn fresh_source() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    Ipv4Addr::new(127, 9, 0, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The same as [`connect`], from this address.
+pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).expect("the relay listens");
+    with_deadlines(socket.into())
+}
+
+fn with_deadlines(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(deadline())).unwrap();
     stream.set_write_timeout(Some(deadline())).unwrap();
     stream.set_nodelay(true).unwrap();

@@ -1,7 +1,7 @@
 //! A WebSocket client that can say anything, right or wrong: frames by hand on a blocking socket.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Opcodes of RFC 6455 section 5.2.
@@ -37,6 +37,13 @@ impl Ws {
     pub fn upgrade_with(address: SocketAddr, bytes: &[u8]) -> Self {
         let mut stream = super::connect(address);
         stream.write_all(bytes).unwrap();
+        Self::after_request(stream)
+    }
+
+    /// The same as [`Self::upgrade`], from this address.
+    pub fn upgrade_from(source: Ipv4Addr, address: SocketAddr, head: &str) -> Self {
+        let mut stream = super::connect_from(source, address);
+        stream.write_all(head.as_bytes()).unwrap();
         Self::after_request(stream)
     }
 
