@@ -89,6 +89,13 @@ impl Relay {
         Ws::upgrade(self.address, &binary_head(id))
     }
 
+    /// The same with a receive buffer so small that the relay cannot write much ahead of it.
+    pub fn narrow_binary(&self, id: &str) -> Ws {
+        let mut stream = connect_narrow(self.address);
+        stream.write_all(binary_head(id).as_bytes()).unwrap();
+        Ws::after_request(stream)
+    }
+
     /// A phone at `id`.
     pub fn phone(&self, id: &str) -> Ws {
         Ws::upgrade(self.address, &phone_head(id))
@@ -116,6 +123,14 @@ impl Relay {
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         let count = |key: &str| body[key].as_u64().unwrap();
         (count("connected_binaries"), count("connected_phones"))
+    }
+
+    /// Lets a whole grace window pass. Whatever windows began before this call have passed too
+    /// when it returns.
+    pub fn let_a_window_pass(&self) {
+        let id = fresh_id("bystander");
+        self.binary(&id).drop_connection();
+        events::wait("server_expired", &[("server_id", &id)]);
     }
 
     /// Sends a request as it stands; returns head and body of the response, read to its end.
@@ -158,6 +173,15 @@ pub fn fresh_source() -> Ipv4Addr {
 pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).expect("the relay listens");
+    with_deadlines(socket.into())
+}
+
+/// The same with a receive buffer so small that a few kilobytes fill it.
+pub fn connect_narrow(address: SocketAddr) -> TcpStream {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&address.into()).expect("the relay listens");
     with_deadlines(socket.into())
 }

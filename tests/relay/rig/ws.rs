@@ -86,6 +86,32 @@ impl Ws {
         self.send_frame(true, TEXT, text.as_bytes());
     }
 
+    /// Sends text messages made by number until the relay has taken nothing for a while, or
+    /// `most` are sent. Returns how many were begun, and what of the last one is still to be sent.
+    pub fn send_until_blocked(
+        &mut self,
+        most: usize,
+        text: impl Fn(usize) -> String,
+    ) -> (usize, Vec<u8>) {
+        let patience = super::scaled(Duration::from_millis(300));
+        self.stream.set_write_timeout(Some(patience)).unwrap();
+        let mut begun = 0;
+        let mut rest = Vec::new();
+        while rest.is_empty() && begun < most {
+            rest = encode(true, TEXT, text(begun).as_bytes());
+            begun += 1;
+            while !rest.is_empty() {
+                match self.stream.write(&rest) {
+                    Ok(written) => drop(rest.drain(..written)),
+                    Err(error) if is_timeout(&error) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        self.stream.set_write_timeout(Some(super::deadline())).unwrap();
+        (begun, rest)
+    }
+
     pub fn send_ping(&mut self, payload: &[u8]) {
         self.send_frame(true, PING, payload);
     }
