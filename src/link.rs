@@ -507,7 +507,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Open => [self.heartbeat.deadline(), self.message_deadline()],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held | Phase::Over(_) => [None, None],
+            Phase::Held => [None, None],
+            // Not even the write that never finished.
+            Phase::Over(_) => return None,
         };
         phase.into_iter().chain([self.write_deadline()]).flatten().min()
     }
