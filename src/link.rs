@@ -248,6 +248,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
         // A message may have sealed the outbox.
         self.notice_seal(now);
         let more_output = self.write(cx, now);
+        // Only now: the kernel reports a slow peer's progress late, the write itself finds it.
+        if self.write_deadline().is_some_and(|deadline| now >= deadline) {
+            self.cut(Ended::WriteTimeout, now);
+        }
         (more_input || more_output) && !matches!(self.phase, Phase::Over(_))
     }
 
@@ -499,9 +503,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn check_deadlines(&mut self, now: Instant) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
-        if due(self.write_deadline()) {
-            return self.cut(Ended::WriteTimeout, now);
-        }
         match self.phase {
             Phase::Open => {
                 if due(self.message_deadline()) {
@@ -542,6 +543,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
             Phase::Held => [None, None],
+            // Not even the write that never finished.
             Phase::Over(_) => return None,
         };
         phase.into_iter().chain([self.write_deadline()]).flatten().min()

@@ -72,6 +72,15 @@ impl Ws {
         Ok(read)
     }
 
+    /// Reads up to `most` bytes ahead from the socket, for a peer that reads at its own pace;
+    /// returns how many.
+    pub fn read_ahead(&mut self, most: usize) -> usize {
+        let mut buffer = vec![0; most];
+        let read = self.stream.read(&mut buffer).expect("something to read within the deadline");
+        self.unread.extend_from_slice(&buffer[..read]);
+        read
+    }
+
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).expect("the relay takes it within the deadline");
