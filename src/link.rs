@@ -443,7 +443,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Open => [self.heartbeat.deadline(), self.message_deadline()],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held | Phase::Over(_) => [None, None],
+            Phase::Held => [None, None],
+            Phase::Over(_) => return None,
         };
         phase.into_iter().chain([self.write_deadline()]).flatten().min()
     }
