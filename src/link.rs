@@ -162,11 +162,14 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Drives the connection to its end.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(Ended, Tally)> {
-        let now = Instant::now();
-        let mut again = self.turn(cx, now);
-        while !again && self.set_timer(cx) {
-            again = self.turn(cx, now);
-        }
+        let again = loop {
+            // The timer rings by a later clock than the turn before it: a deadline in between
+            // would never be due by the old one.
+            let again = self.turn(cx, Instant::now());
+            if again || !self.set_timer(cx) {
+                break again;
+            }
+        };
         match self.phase {
             Phase::Over(ended) => Poll::Ready((ended, self.tally)),
             _ => {
