@@ -12,11 +12,12 @@ use futures_lite::FutureExt as _;
 use log::{info, warn};
 use smol::LocalExecutor;
 
+use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
 use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
-use crate::outbox::Manner;
+use crate::outbox::{Manner, Outbox};
 use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::shutdown::Stop;
@@ -171,8 +172,12 @@ async fn reap(registry: Rc<Registry>) {
 /// half of the time; then their close frames go out ahead of it.
 async fn drain(relay: &Relay, timeout: Duration) {
     let started = Instant::now();
+    let mut told: Vec<Rc<Outbox>> = Vec::new();
     for (manner, deadline) in [(Manner::Orderly, timeout / 2), (Manner::Abort, timeout)] {
-        relay.registry.close_all(manner);
+        for outbox in &told {
+            outbox.close(Close::ShuttingDown, manner);
+        }
+        told.extend(relay.registry.close_all(manner));
         let drained = async {
             poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
             true

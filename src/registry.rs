@@ -212,9 +212,9 @@ impl Registry {
         Poll::Pending
     }
 
-    /// Tells every connection that the relay stops; with [`Manner::Abort`] what is still queued for
-    /// phones is given up.
-    pub fn close_all(&self, manner: Manner) {
+    /// Tells every connection that the relay stops, and returns the outboxes that were told: a
+    /// connection leaves its slot at once, while what is queued for it may take a while.
+    pub fn close_all(&self, manner: Manner) -> Vec<Rc<Outbox>> {
         let outboxes: Vec<_> = {
             let map = self.map.borrow();
             let holders = map.slots.values().filter_map(|slot| match &slot.holder {
@@ -225,9 +225,10 @@ impl Registry {
             let leaving = map.leaving.values().map(|leaving| &leaving.outbox);
             holders.chain(phones.map(|phone| &phone.outbox)).chain(leaving).map(Rc::clone).collect()
         };
-        for outbox in outboxes {
+        for outbox in &outboxes {
             outbox.close(Close::ShuttingDown, manner);
         }
+        outboxes
     }
 
     /// Closes the phones that hold most until the memory budget is kept again. A binary is never
