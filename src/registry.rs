@@ -288,7 +288,10 @@ impl Registry {
             if *holder != serial {
                 return;
             }
-            outbox.detach();
+            // The stop lets the queue out first; no claim follows it that would share the queue.
+            if !matches!(outbox.sealed(), Some((_, Manner::Orderly))) {
+                outbox.detach();
+            }
             let deadline = now + self.rules.grace;
             slot.holder = Holder::Grace { serial, deadline, silent: ended.by_silence() };
             let probe = slot.probe.clone();
