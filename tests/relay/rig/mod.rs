@@ -146,7 +146,8 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+/// The fields of every upgrade.
+pub const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 /// The request head of a binary.
