@@ -82,7 +82,8 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
         relay.stop.raised().await;
         Err(Close::ShuttingDown)
     };
-    let outcome = async { Ok(outcome.or(silence).await) }.or(stop).await?;
+    // The stop comes first: it ends the holder too, and nobody may take the slot after that.
+    let outcome = stop.or(async { Ok(outcome.or(silence).await) }).await?;
     let won = match outcome {
         Some(Outcome::Answered) => None,
         Some(Outcome::HolderGone) => contest.win().ok(),

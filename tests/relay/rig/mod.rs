@@ -179,8 +179,8 @@ pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
 
 /// The same with a receive buffer so small that a few kilobytes fill it.
 pub fn connect_narrow(address: SocketAddr) -> TcpStream {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&address.into()).expect("the relay listens");
     with_deadlines(socket.into())
@@ -193,7 +193,8 @@ fn with_deadlines(stream: TcpStream) -> TcpStream {
     stream
 }
 
-const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+/// The fields of every upgrade.
+pub const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 /// The request head of a binary.
