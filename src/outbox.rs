@@ -286,7 +286,11 @@ impl State {
                     pending.skip();
                 }
                 batch.add(staged);
-                while !pending.front().is_empty() && batch.add(pending.front()) {
+                // The slot's queue may go on after the close, but nothing follows a close frame.
+                while !self.close_staged
+                    && !pending.front().is_empty()
+                    && batch.add(pending.front())
+                {
                     pending.skip();
                 }
                 if batch.length == 0 {
