@@ -177,7 +177,8 @@ async fn drain(relay: &Relay, timeout: Duration) {
     let started = Instant::now();
     let outboxes = relay.registry.close_all();
     if !drained_by(relay, started + timeout / 2).await {
-        for outbox in outboxes {
+        // Who was just being upgraded when the stop came is told now.
+        for outbox in outboxes.into_iter().chain(relay.registry.close_all()) {
             outbox.close(Close::ShuttingDown, Manner::Abort);
         }
         drained_by(relay, started + timeout).await;

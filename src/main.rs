@@ -58,6 +58,9 @@ fn start_logging(level: Option<log::LevelFilter>) {
 
 fn run(config: Config) -> Result<(), String> {
     raise_descriptor_limit(config.max_connections);
+    // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
+    let mut signals = Signals::new([Signal::Term, Signal::Int])
+        .map_err(|error| format!("cannot watch for signals: {error}"))?;
     let mut listeners = Vec::new();
     for listen in &config.listen {
         let listener =
@@ -67,8 +70,6 @@ fn run(config: Config) -> Result<(), String> {
         listeners.push(listener);
     }
     let stop = Stop::new();
-    let mut signals = Signals::new([Signal::Term, Signal::Int])
-        .map_err(|error| format!("cannot watch for signals: {error}"))?;
     let executor = LocalExecutor::new();
     let raised = stop.clone();
     executor
