@@ -303,7 +303,9 @@ impl State {
                     pending.skip();
                 }
                 batch.add(staged);
-                while !self.parting && !pending.front().is_empty() && batch.add(pending.front()) {
+                // The slot's queue may go on behind this connection, but nothing follows a close frame.
+                let goes_on = !self.parting && !self.close_staged;
+                while goes_on && !pending.front().is_empty() && batch.add(pending.front()) {
                     pending.skip();
                 }
                 if batch.length == 0 {

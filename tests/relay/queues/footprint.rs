@@ -62,6 +62,11 @@ impl Program {
         Ws::upgrade(self.address, &binary_head("box"))
     }
 
+    /// A binary of a server-id of its own.
+    fn other_binary(&self, number: usize) -> Ws {
+        Ws::upgrade(self.address, &binary_head(&format!("other-{number}")))
+    }
+
     fn phone(&self) -> Ws {
         Ws::upgrade(self.address, &phone_head("box"))
     }
@@ -257,4 +262,33 @@ fn large_messages_leave_no_buffers_behind_on_connections_that_stay() {
     }
     let grown = program.resident().saturating_sub(before);
     assert!(grown < PHONES * 32 * 1024, "{} bytes a connection", grown / PHONES);
+}
+
+#[test]
+fn half_received_messages_of_binaries_cost_no_more_than_the_budget() {
+    const BINARIES: usize = 60;
+    let program = Program::start(&[
+        "--max-queue-bytes",
+        "512KiB",
+        "--max-slot-queue-bytes",
+        "520KiB",
+        "--memory-budget",
+        "2MiB",
+    ]);
+    let mut witness = program.binary();
+    let mut binaries: Vec<_> = (0..BINARIES).map(|number| program.other_binary(number)).collect();
+    for binary in &mut binaries {
+        binary.sync();
+    }
+    let before = program.resident();
+    let message = bulk(TEXT, numbered(0, 250_000).as_bytes());
+    for binary in &mut binaries {
+        binary.send_raw(&message[..240_000]);
+    }
+    for _ in 0..20 {
+        witness.sync();
+    }
+    let grown = program.peak().saturating_sub(before);
+    // What one read takes in before it is known what the message announces is 64 KiB each.
+    assert!(grown < 8 * MIB, "{grown} bytes for a budget of 2 MiB");
 }
