@@ -119,7 +119,9 @@ fn a_ping_flood_by_a_peer_that_does_not_read_costs_bounded_memory_and_its_last_p
     const PINGS: usize = 100_000;
     let program = Program::start(&[]);
     let _binary = program.binary();
-    let mut phone = program.narrow_phone();
+    // Not a narrow one: a kernel that is out of receive buffer drops the acknowledgements that
+    // come with the pongs, and then the flood itself stalls for minutes.
+    let mut phone = program.phone();
     phone.sync();
     let before = program.resident();
     for batch in 0..PINGS / 1000 {
