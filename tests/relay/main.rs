@@ -18,4 +18,5 @@ mod grace;
 mod program;
 mod queues;
 mod rfc6455;
+mod systemd;
 mod timeouts;
