@@ -251,6 +251,22 @@ fn of_several_pings_the_last_is_answered() {
 }
 
 #[test]
+fn pongs_for_a_peer_that_does_not_read_do_not_pile_up() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "in progress");
+    let mut socket = Socket::planned([1]);
+    socket.plan.extend([0; 1001]);
+    for number in 0..1000 {
+        flush(&outbox, &mut socket);
+        outbox.pong(format!("{number}").as_bytes());
+    }
+    drain(&outbox, &mut socket);
+    let frames = socket.frames();
+    assert!(frames.len() <= 3, "{} frames", frames.len());
+    assert_eq!(frames.last(), Some(&(PONG, b"999".into())));
+}
+
+#[test]
 fn a_pong_that_is_on_its_way_is_finished_before_the_next() {
     let (outbox, _ledger) = outbox();
     outbox.pong(b"first");
