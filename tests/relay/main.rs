@@ -19,4 +19,5 @@ mod program;
 mod queues;
 mod rfc6455;
 mod stop;
+mod systemd;
 mod timeouts;
