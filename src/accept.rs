@@ -22,7 +22,7 @@ use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::shutdown::Stop;
 use crate::systemd::Manager;
-use crate::transport::prepare;
+use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
 ///
@@ -95,7 +95,7 @@ fn admit(
     remote: IpAddr,
 ) {
     // A socket that cannot be set up is one that has ended already.
-    let Ok(io) = prepare(stream) else { return };
+    let Ok(io) = Tcp::prepare(stream) else { return };
     let entry = heads.enter();
     let serial = entry.serial();
     let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
@@ -103,44 +103,47 @@ fn admit(
 }
 
 /// Accepts what is there, up to a batch, from the first listener that has something.
+///
+/// Readiness is asked for first: this is polled at every turn of the event loop, and an accept in
+/// vain would cost a system call each time.
 fn poll_accept(
     cx: &mut Context<'_>,
     listeners: &[Async<std::net::TcpListener>],
 ) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
     let mut accepted = Vec::new();
-    let mut failed = None;
     for listener in listeners {
-        loop {
-            if accepted.len() == ACCEPT_BATCH {
-                return Poll::Ready(Ok(accepted));
+        while let Poll::Ready(ready) = listener.poll_readable(cx) {
+            if let Err(error) = ready.and_then(|()| accept_all(listener.get_ref(), &mut accepted)) {
+                if accepted.is_empty() {
+                    return Poll::Ready(Err(error));
+                }
+                break;
             }
-            match listener.get_ref().accept() {
-                Ok((stream, address)) => accepted.push((stream, address.ip().to_canonical())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Ended between the handshake and the accept: nobody to serve, nothing wrong.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    match listener.poll_readable(cx) {
-                        Poll::Ready(Ok(())) => {}
-                        Poll::Ready(Err(error)) => {
-                            failed = Some(error);
-                            break;
-                        }
-                        Poll::Pending => break,
-                    }
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
+            if accepted.len() >= ACCEPT_BATCH {
+                return Poll::Ready(Ok(accepted));
             }
         }
     }
-    match failed {
-        _ if !accepted.is_empty() => Poll::Ready(Ok(accepted)),
-        Some(error) => Poll::Ready(Err(error)),
-        None => Poll::Pending,
+    if accepted.is_empty() { Poll::Pending } else { Poll::Ready(Ok(accepted)) }
+}
+
+/// Accepts until nothing is left or the batch is full.
+fn accept_all(
+    listener: &std::net::TcpListener,
+    accepted: &mut Vec<(std::net::TcpStream, IpAddr)>,
+) -> io::Result<()> {
+    while accepted.len() < ACCEPT_BATCH {
+        match listener.accept() {
+            Ok((stream, address)) => accepted.push((stream, address.ip().to_canonical())),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(()),
+                // Ended between the handshake and the accept: nobody to serve, nothing wrong.
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
+                _ => return Err(error),
+            },
+        }
     }
+    Ok(())
 }
 
 /// Pauses after failed accepts: 10 ms, doubled up to 1 s, with one line in the log a streak.
@@ -192,7 +195,8 @@ async fn drain(relay: &Relay, timeout: Duration) {
     let started = Instant::now();
     let outboxes = relay.registry.close_all();
     if !drained_by(relay, started + timeout / 2).await {
-        for outbox in outboxes {
+        // Who was just being upgraded when the stop came is told now.
+        for outbox in outboxes.into_iter().chain(relay.registry.close_all()) {
             outbox.close(Close::ShuttingDown, Manner::Abort);
         }
         drained_by(relay, started + timeout).await;

@@ -59,9 +59,8 @@ async fn receive<S: Transport + 'static>(
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
         Role::Phone { device_name } => Ok(Leg::Phone(device_name)),
-        Role::Binary { version } => {
-            server::claim(&relay, &server).map(|pledge| Leg::Binary(version, pledge))
-        }
+        Role::Binary { version } => server::claim(&relay, &server, &version, remote)
+            .map(|pledge| Leg::Binary(version, pledge)),
     };
     let leg = match begun {
         Ok(leg) => leg,
@@ -100,9 +99,8 @@ async fn refuse<S: Transport>(
 
 #[cfg(test)]
 mod tests {
-    use async_net::TcpStream;
-
     use super::*;
+    use crate::transport::Tcp;
 
     fn future_size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
@@ -110,8 +108,8 @@ mod tests {
 
     #[test]
     fn a_task_weighs_little_and_its_stages_what_they_need() {
-        let task = future_size(serve::<TcpStream>);
-        let head = future_size(receive::<TcpStream>);
+        let task = future_size(serve::<Tcp>);
+        let head = future_size(receive::<Tcp>);
         assert!(task <= 256, "the task of one connection: {task} bytes");
         assert!(head <= 2048, "reading and answering a request: {head} bytes");
     }

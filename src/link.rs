@@ -16,7 +16,7 @@ use log::debug;
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
-use crate::limits::{LINGER_BYTES, LINGER_TIME, TURN_BATCHES, TURN_MESSAGES};
+use crate::limits::{BATCH_BYTES, LINGER_BYTES, LINGER_TIME, TURN_BATCHES, TURN_MESSAGES};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
@@ -124,6 +124,8 @@ pub struct Link<S, P> {
     heartbeat: Heartbeat,
     timer: Option<(Timer, Instant)>,
     blocked: Option<Instant>,
+    /// The last read took all there was: the next one waits for the socket to be readable.
+    drained: bool,
     opened: Instant,
     tally: Tally,
     /// The peer has sent its close frame, or its end: nothing more is to come.
@@ -158,12 +160,27 @@ enum Phase {
     Open,
     /// Messages flow out alone: the peer is held back.
     Held,
+    /// The same because the memory budget is exhausted and there is no phone to close for it. The
+    /// message in progress keeps its deadline, so that nobody can hold the memory for ever.
+    Starved,
     /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
     Closing { ended: Ended, deadline: Option<Instant> },
     /// The close frame is out; input is discarded until the peer ends or a bound is reached.
     Lingering { ended: Ended, until: Instant, bytes: usize },
     /// All is done.
     Over(Ended),
+}
+
+impl Phase {
+    /// Whether the end of the connection has not been decided yet.
+    fn is_undecided(self) -> bool {
+        matches!(self, Self::Open | Self::Held | Self::Starved)
+    }
+
+    /// Whether the peer is read.
+    fn reads(self) -> bool {
+        matches!(self, Self::Open | Self::Closing { .. } | Self::Lingering { .. })
+    }
 }
 
 impl<S: Transport, P: Peer> Link<S, P> {
@@ -182,6 +199,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
             timer: None,
             blocked: None,
+            drained: false,
             opened: Instant::now(),
             tally: Tally::default(),
             peer_done: false,
@@ -230,13 +248,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
         // A message may have sealed the outbox.
         self.notice_seal(now);
         let more_output = self.write(cx, now);
+        // Only now: the kernel reports a slow peer's progress late, the write itself finds it.
+        if self.write_deadline().is_some_and(|deadline| now >= deadline) {
+            self.cut(Ended::WriteTimeout, now);
+        }
         (more_input || more_output) && !matches!(self.phase, Phase::Over(_))
     }
 
     /// Somebody else decided on the end: a directive, a reclaim, a full backlog, the stop.
     fn notice_seal(&mut self, now: Instant) {
         let Some((close, manner)) = self.outbox.sealed() else { return };
-        if matches!(self.phase, Phase::Open | Phase::Held) {
+        if self.phase.is_undecided() {
             self.decide(Ended::ByRelay(close), now);
         }
         if let (Phase::Closing { ended, deadline: None }, Manner::Abort) = (self.phase, manner) {
@@ -251,7 +273,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn end(&mut self, ended: Ended, close: Close, now: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Held) {
+        if self.phase.is_undecided() {
             self.decide(ended, now);
         }
         self.outbox.close(close, Manner::Abort);
@@ -266,7 +288,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Ends the connection without a word.
     fn cut(&mut self, ended: Ended, now: Instant) {
         match self.phase {
-            Phase::Open | Phase::Held => {
+            Phase::Open | Phase::Held | Phase::Starved => {
                 self.peer.ended(ended, now);
                 self.phase = Phase::Over(ended);
             }
@@ -282,7 +304,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Reads and handles what is there; whether there is more.
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.phase == Phase::Held && !self.resume(cx, now) {
+        if self.phase.is_undecided() && !self.resume(cx, now) {
             return false;
         }
         let mut more = true;
@@ -292,7 +314,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             if messages == 0 || batch == TURN_BATCHES {
                 break;
             }
-            if matches!(self.phase, Phase::Held | Phase::Over(_)) || !self.fill(cx, now) {
+            if !self.phase.reads() || !self.fill(cx, now) {
                 more = false;
                 break;
             }
@@ -300,19 +322,34 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.incoming.rest();
         if self.charge.set(self.incoming.held()) {
             self.relay.registry.relieve();
+            let in_message = self.incoming.begun().is_some();
+            if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {
+                self.phase = Phase::Starved;
+                self.heartbeat.pause();
+            }
         }
-        // Just held back: ask for the waker, and go on if there is room again already.
-        more || (self.phase == Phase::Held && self.resume(cx, now))
+        match self.phase {
+            // Just stopped: ask for the waker, and go on if there is room again already.
+            Phase::Held | Phase::Starved => self.resume(cx, now),
+            _ => more,
+        }
     }
 
-    /// Whether a peer that was held back is read again.
+    /// Whether the peer is read, or read again after it was held back.
     fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.peer.poll_resume(cx).is_pending() {
+        let room = match self.phase {
+            Phase::Held => self.peer.poll_resume(cx),
+            Phase::Starved => self.relay.ledger.poll_within(cx),
+            _ => return true,
+        };
+        if room.is_pending() {
             return false;
+        }
+        if self.phase == Phase::Held {
+            self.incoming.restart_message(now);
         }
         self.phase = Phase::Open;
         self.heartbeat.resume(now);
-        self.incoming.restart_message(now);
         true
     }
 
@@ -321,8 +358,18 @@ impl<S: Transport, P: Peer> Link<S, P> {
         if self.peer_done {
             return false;
         }
+        if self.drained {
+            match self.incoming.io().poll_readable(cx) {
+                Poll::Pending => return false,
+                // An error shows itself to the read.
+                Poll::Ready(_) => self.drained = false,
+            }
+        }
         match self.incoming.poll_fill(cx, &self.relay.scratch) {
-            Poll::Pending => false,
+            Poll::Pending => {
+                self.drained = true;
+                false
+            }
             Poll::Ready(Ok(0)) => {
                 match self.phase {
                     // It may still be reading: it gets what is on its way to it.
@@ -336,6 +383,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 false
             }
             Poll::Ready(Ok(bytes)) => {
+                // A read that did not fill the buffer took all there was.
+                self.drained = bytes < BATCH_BYTES;
                 self.tally.bytes_in += bytes as u64;
                 self.heartbeat.heard(now);
                 self.outbox.heard(now);
@@ -354,7 +403,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Decodes and handles the input until it is used up, the peer is held back, or as many
     /// messages are handled as are `left`.
     fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant, left: &mut usize) {
-        while *left > 0 && !matches!(self.phase, Phase::Held | Phase::Over(_)) {
+        while *left > 0 && self.phase.reads() {
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
                 Decoded::Message(message) => {
@@ -454,9 +503,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn check_deadlines(&mut self, now: Instant) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
-        if due(self.write_deadline()) {
-            return self.cut(Ended::WriteTimeout, now);
-        }
         match self.phase {
             Phase::Open => {
                 if due(self.message_deadline()) {
@@ -467,6 +513,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
                     Beat::Ping => self.outbox.ping(),
                     Beat::Dead => self.close(Close::HeartbeatTimeout, now),
                 }
+            }
+            Phase::Starved if due(self.message_deadline()) => {
+                self.close(Close::MessageTimeout, now);
             }
             Phase::Closing { deadline, .. } if due(deadline) => {
                 self.cut(Ended::WriteTimeout, now);
@@ -482,17 +531,20 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.blocked.map(|since| since + self.relay.config.write_timeout)
     }
 
-    fn message_deadline(&mut self) -> Option<Instant> {
+    fn message_deadline(&self) -> Option<Instant> {
         self.incoming.begun().map(|since| since + self.relay.config.message_timeout)
     }
 
     /// When something is due next, if nothing happens before.
-    fn deadline(&mut self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Open => [self.heartbeat.deadline(), self.message_deadline()],
+            Phase::Starved => [self.message_deadline(), None],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held | Phase::Over(_) => [None, None],
+            Phase::Held => [None, None],
+            // Not even the write that never finished.
+            Phase::Over(_) => return None,
         };
         phase.into_iter().chain([self.write_deadline()]).flatten().min()
     }

@@ -59,10 +59,11 @@ fn start_logging(level: Option<log::LevelFilter>) {
 
 fn run(config: Config) -> Result<(), String> {
     raise_descriptor_limit(config.max_connections);
-    let listeners = open_listeners(&config)?;
-    let stop = Stop::new();
+    // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut signals = Signals::new([Signal::Term, Signal::Int])
         .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let listeners = open_listeners(&config)?;
+    let stop = Stop::new();
     let executor = LocalExecutor::new();
     let raised = stop.clone();
     executor

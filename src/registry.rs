@@ -288,6 +288,7 @@ impl Registry {
             if *holder != serial {
                 return;
             }
+            // The stop lets the queue out first; no claim follows it that would share the queue.
             if !matches!(outbox.sealed(), Some((_, Manner::Orderly))) {
                 outbox.detach();
             }

@@ -1,32 +1,85 @@
 //! The sockets underneath: what a link needs of one, and how TCP is set up for it.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use async_io::Async;
 use async_net::TcpStream;
 use futures_lite::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
 
 use crate::limits::NOTSENT_LOWAT;
 
-/// A socket that can be cut off.
+/// A socket as a link drives it.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Waits until a read is worth trying, after one that took all there was. A transport that
+    /// cannot tell is always ready. Cancel safe.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
     fn reset(&mut self);
 }
 
-impl Transport for TcpStream {
-    fn reset(&mut self) {
-        // Best effort: the close that follows is the same without it, only later.
-        let _ = SockRef::from(&*self).set_linger(Some(Duration::ZERO));
+/// A TCP connection.
+#[derive(Debug)]
+pub struct Tcp {
+    stream: TcpStream,
+    /// The same socket: its readiness can be asked for without a system call, where a read in vain
+    /// costs one. A link is woken as often by its outbox as by its socket.
+    socket: Arc<Async<std::net::TcpStream>>,
+}
+
+impl Tcp {
+    /// Prepares an accepted socket: no delay for small frames, and no deep backlog in the kernel,
+    /// where a pong would wait behind it and nobody would count it.
+    pub fn prepare(stream: std::net::TcpStream) -> io::Result<Self> {
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+        let stream = TcpStream::try_from(stream)?;
+        let socket = stream.clone().into();
+        Ok(Self { stream, socket })
     }
 }
 
-/// Prepares an accepted socket: no delay for small frames, and no deep backlog in the kernel,
-/// where a pong would wait behind it and nobody would count it.
-pub fn prepare(stream: std::net::TcpStream) -> io::Result<TcpStream> {
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-    TcpStream::try_from(stream)
+impl Transport for Tcp {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_readable(cx)
+    }
+
+    fn reset(&mut self) {
+        // Best effort: the close that follows is the same without it, only later.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl AsyncRead for Tcp {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Tcp {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
 }

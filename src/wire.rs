@@ -143,8 +143,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     /// Since when a message is begun and not complete; interleaved control frames do not count.
-    pub fn begun(&mut self) -> Option<Instant> {
-        self.wire().follower.begun
+    pub fn begun(&self) -> Option<Instant> {
+        match &self.state {
+            State::Bare(wire) => wire.follower.begun,
+            State::Coded(codec) => codec.get_ref().follower.begun,
+            State::Between => None,
+        }
     }
 
     /// Gives a begun message its whole time anew: the relay itself did not read.

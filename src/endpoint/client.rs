@@ -115,13 +115,12 @@ impl Peer for Phone {
 
 #[cfg(test)]
 mod tests {
-    use async_net::TcpStream;
-
     use super::*;
+    use crate::transport::Tcp;
 
     #[test]
     fn an_upgraded_phone_weighs_less_than_a_kibibyte() {
-        let link = size_of::<Link<TcpStream, Phone>>();
+        let link = size_of::<Link<Tcp, Phone>>();
         assert!(link <= 1024, "{link} bytes");
     }
 }

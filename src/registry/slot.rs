@@ -127,7 +127,10 @@ impl Slot {
         let closes = |phone: &Phone| evict || (silent && !phone.unserved);
         let doomed: Vec<_> =
             self.phones.iter().filter(|(_, phone)| closes(phone)).map(|(key, _)| *key).collect();
-        self.noticed = self.lane.queued_notices().into();
+        self.noticed.clear();
+        for key in self.lane.queued_notices() {
+            self.remember(key);
+        }
         let ended = Ended::ByRelay(Close::Reclaimed);
         let retired = doomed
             .into_iter()
