@@ -60,6 +60,8 @@ fn start_logging(level: Option<log::LevelFilter>) {
 fn run(config: Config) -> Result<(), String> {
     let inherited = systemd::inherited_listeners()?;
     raise_descriptor_limit(config.max_connections);
+    // Before the signals are watched: that starts the event loop's helper thread.
+    let inherited = systemd::inherited_listeners()?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut signals = Signals::new([Signal::Term, Signal::Int])
         .map_err(|error| format!("cannot watch for signals: {error}"))?;
