@@ -58,7 +58,6 @@ fn start_logging(level: Option<log::LevelFilter>) {
 }
 
 fn run(config: Config) -> Result<(), String> {
-    let inherited = systemd::inherited_listeners()?;
     raise_descriptor_limit(config.max_connections);
     // Before the signals are watched: that starts the event loop's helper thread.
     let inherited = systemd::inherited_listeners()?;
