@@ -314,12 +314,24 @@ impl<S: Transport, P: Peer> Link<S, P> {
             if messages == 0 || batch == TURN_BATCHES {
                 break;
             }
+            // Before more comes: a message may have announced more than there is room for.
+            self.charge_input();
             if !self.phase.reads() || !self.fill(cx, now) {
                 more = false;
                 break;
             }
         }
         self.incoming.rest();
+        self.charge_input();
+        match self.phase {
+            // Just stopped: ask for the waker, and go on if there is room again already.
+            Phase::Held | Phase::Starved => self.resume(cx, now),
+            _ => more,
+        }
+    }
+
+    /// Pays for what is held of the input; without room for it a message in progress waits.
+    fn charge_input(&mut self) {
         if self.charge.set(self.incoming.held()) {
             self.relay.registry.relieve();
             let in_message = self.incoming.begun().is_some();
@@ -327,11 +339,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 self.phase = Phase::Starved;
                 self.heartbeat.pause();
             }
-        }
-        match self.phase {
-            // Just stopped: ask for the waker, and go on if there is room again already.
-            Phase::Held | Phase::Starved => self.resume(cx, now),
-            _ => more,
         }
     }
 
@@ -425,7 +432,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Ping(payload) => self.outbox.pong(&payload),
             Message::Pong(payload) => self.outbox.heard_pong(&payload),
             Message::Close(frame) => {
-                let code = frame.map(|frame| u16::from(frame.code));
+                let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
                 self.peer_done = true;
                 match self.phase {

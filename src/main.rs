@@ -59,10 +59,12 @@ fn start_logging(level: Option<log::LevelFilter>) {
 
 fn run(config: Config) -> Result<(), String> {
     raise_descriptor_limit(config.max_connections);
+    // Before the signals are watched: that starts the event loop's helper thread.
+    let inherited = systemd::inherited_listeners()?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut signals = Signals::new([Signal::Term, Signal::Int])
         .map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let listeners = open_listeners(&config)?;
+    let listeners = open_listeners(&config, inherited)?;
     let stop = Stop::new();
     let executor = LocalExecutor::new();
     let raised = stop.clone();
@@ -79,8 +81,10 @@ fn run(config: Config) -> Result<(), String> {
 }
 
 /// The sockets that systemd handed over, or else those that the options name.
-fn open_listeners(config: &Config) -> Result<Vec<TcpListener>, String> {
-    let inherited = systemd::inherited_listeners()?;
+fn open_listeners(
+    config: &Config,
+    inherited: Vec<TcpListener>,
+) -> Result<Vec<TcpListener>, String> {
     for listener in &inherited {
         info!(address:% = address_of(listener)?, inherited = true; "listening");
     }
