@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{bulk, deliver, narrow_ws, numbered, settle, widen};
 use crate::rig::ws::{CLOSE, PING, PONG, TEXT};
-use crate::rig::{Ws, binary_head, deadline, envelope, phone_head};
+use crate::rig::{Ws, binary_head, deadline, envelope, phone_head, stretched};
 
 const MIB: usize = 1024 * 1024;
 
@@ -24,6 +24,7 @@ impl Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"))
             .args(["--listen", "127.0.0.1:0", "--rate-limit", "off", "--log-level", "info"])
             .args(arguments)
+            .args(stretched(arguments))
             // glibc keeps freed memory for later: large blocks at least are to go back at once, so
             // that what is resident is what is held.
             .env("MALLOC_MMAP_THRESHOLD_", "16384")
