@@ -1,0 +1,209 @@
+//! Profile `hostile`: a healthy pair that exchanges a message every 5 ms, first alone, then beside
+//! peers that mean no good: phones that never read while their binary sends them chunks, a binary
+//! that names phones that do not exist, phones that send messages above the limit and dial again,
+//! and a phone that pings and never reads. They run on a thread and a driver of their own.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::bench::{Bench, Cost};
+use super::driver::{Driver, Event};
+use super::fleet::{Fleet, phone_head};
+use super::frames::{PING, TEXT, push_frame};
+use super::target::Running;
+
+pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
+    let mut running = bench.start(&[])?;
+    let mut driver = Driver::new()?;
+    let mut fleet = Fleet::connect(&mut driver, &running, 1, 1)?;
+    let time = Duration::from_secs(if bench.quick { 1 } else { 10 });
+
+    let mut alone = exchange(&mut driver, &mut fleet, time)?;
+    bench.record_latencies("healthy pair alone", &mut alone);
+
+    let stop = AtomicBool::new(false);
+    let (tell, ready) = std::sync::mpsc::channel();
+    let (beside, done, cost, share) = std::thread::scope(|scope| {
+        let hostile = scope.spawn(|| {
+            let mut hostile = Hostile::prepare(&running)?;
+            let _ = tell.send(());
+            hostile.run(&stop)
+        });
+        // If that failed, its result says why.
+        let _ = ready.recv_timeout(Duration::from_secs(30));
+        let cost = Cost::begin(&running);
+        let beside = exchange(&mut driver, &mut fleet, time);
+        let share = cost.target_share();
+        stop.store(true, Ordering::Relaxed);
+        let done = hostile.join().expect("the hostile peers do not panic");
+        (beside, done, cost, share)
+    });
+    let done = done?;
+    bench.record_latencies("healthy pair beside hostile peers", &mut beside?);
+    bench.record("CPU of a core", "%", share * 100.0);
+    let seconds = cost.elapsed().as_secs_f64();
+    for (what, count) in [
+        ("chunks to phones that do not read", done.chunks),
+        ("messages to unknown phones", done.unknown),
+        ("messages above the limit", done.oversize),
+        ("pings of a phone that does not read", done.pings),
+    ] {
+        bench.record(what, "1/s", f64::from(count) / seconds);
+    }
+    bench.record("stalled phones that were closed", "", f64::from(done.closed));
+    let peak = super::process::resident_peak(running.pid());
+    bench.record("highest resident", "MiB", peak / (1024.0 * 1024.0));
+    running.check_alive()
+}
+
+/// A message to and fro every few milliseconds; fails if one is lost.
+fn exchange(driver: &mut Driver, fleet: &mut Fleet, time: Duration) -> io::Result<Vec<u64>> {
+    let began = Instant::now();
+    let mut latencies = Vec::new();
+    let mut wire = Vec::new();
+    let mut sequence = 0;
+    while began.elapsed() < time {
+        for to_phone in [false, true] {
+            wire.clear();
+            let from = if to_phone {
+                fleet.push_to_phone(&mut wire, 0, sequence, driver.now(), SIZE);
+                fleet.phones[0].binary
+            } else {
+                fleet.push_to_binary(&mut wire, 0, sequence, driver.now(), SIZE);
+                fleet.phones[0].connection
+            };
+            driver.send(from, &wire);
+            let arrived = Cell::new(false);
+            driver.until(
+                "a message of the healthy pair",
+                Duration::from_secs(10),
+                &mut |driver, connection, event| {
+                    let Event::Text(frame) = event else { return };
+                    let Some(stamp) = fleet.stamp(connection, &frame) else { return };
+                    assert_eq!(stamp.sequence, sequence, "messages arrive once and in order");
+                    latencies.push(driver.now() - stamp.sent);
+                    arrived.set(true);
+                },
+                &mut |_| arrived.get(),
+            )?;
+            sequence += 1;
+        }
+        super::bench::rest(driver, EXCHANGE_PAUSE)?;
+    }
+    Ok(latencies)
+}
+
+struct Hostile {
+    driver: Driver,
+    fleet: Fleet,
+    port: u16,
+    unknown_binary: usize,
+    pinging_phone: usize,
+}
+
+/// What they got to do.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    chunks: u32,
+    unknown: u32,
+    oversize: u32,
+    pings: u32,
+    closed: u32,
+}
+
+impl Hostile {
+    fn prepare(running: &Running) -> io::Result<Self> {
+        let mut driver = Driver::new()?;
+        let mut fleet = Fleet::new(running.upgrades);
+        fleet.grow(&mut driver, running, "stalled", 1, STALLED)?;
+        fleet.introduce(&mut driver)?;
+        for phone in &fleet.phones {
+            driver.stall(phone.connection);
+        }
+        let mut others = Fleet::new(running.upgrades);
+        others.grow(&mut driver, running, "unknown", 1, 1)?;
+        let (unknown_binary, pinging_phone) = (others.binaries[0], others.phones[0].connection);
+        driver.stall(pinging_phone);
+        Ok(Self { driver, fleet, port: running.port, unknown_binary, pinging_phone })
+    }
+
+    /// Every 10 ms some of everything, at rates that one thread of clients can keep up.
+    fn run(&mut self, stop: &AtomicBool) -> io::Result<Done> {
+        let mut done = Done::default();
+        let mut wire = Vec::new();
+        let mut oversize = Vec::new();
+        push_frame(&mut oversize, TEXT, &[b"\"", &vec![b'x'; OVERSIZE_BYTES], b"\""]);
+        let mut round = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            self.chunks(&mut wire, &mut done);
+            self.unknown(&mut wire, &mut done);
+            if self.driver.unsent(self.pinging_phone) < UNSENT_BYTES {
+                wire.clear();
+                (0..PINGS).for_each(|_| push_frame(&mut wire, PING, &[&[b'p'; 100]]));
+                self.driver.send(self.pinging_phone, &wire);
+                done.pings += PINGS;
+            }
+            round += 1;
+            if round % OVERSIZE_EVERY == 0 {
+                let mut head = phone_head("stalled-0").into_bytes();
+                head.extend_from_slice(&oversize);
+                self.driver.dial(self.port, &head, true)?;
+                done.oversize += 1;
+            }
+            while began.elapsed() < TICK {
+                let left = TICK.saturating_sub(began.elapsed());
+                self.driver.turn(left, &mut |_, _, _| {})?;
+            }
+        }
+        // What the relay had closed shows itself once it is read.
+        for phone in &self.fleet.phones {
+            done.closed += u32::from(self.driver.is_ended(phone.connection));
+        }
+        Ok(done)
+    }
+
+    fn chunks(&mut self, wire: &mut Vec<u8>, done: &mut Done) {
+        let binary = self.fleet.binaries[0];
+        for _ in 0..CHUNKS {
+            if self.driver.unsent(binary) > UNSENT_BYTES {
+                return;
+            }
+            let phone = done.chunks as usize % STALLED;
+            wire.clear();
+            self.fleet.push_to_phone(wire, phone, done.chunks, 0, CHUNK_BYTES);
+            self.driver.send(binary, wire);
+            done.chunks += 1;
+        }
+    }
+
+    fn unknown(&mut self, wire: &mut Vec<u8>, done: &mut Done) {
+        if self.driver.unsent(self.unknown_binary) > UNSENT_BYTES {
+            return;
+        }
+        wire.clear();
+        for _ in 0..UNKNOWN {
+            let envelope =
+                format!(r#"{{"conn_id":"client-unknown-0-{:016x}","frame":"x"}}"#, done.unknown);
+            push_frame(wire, TEXT, &[envelope.as_bytes()]);
+            done.unknown += 1;
+        }
+        self.driver.send(self.unknown_binary, wire);
+    }
+}
+
+const SIZE: usize = 700;
+const EXCHANGE_PAUSE: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
+const STALLED: usize = 4;
+/// Every tick: 16 MB a second to phones that do not read.
+const CHUNKS: usize = 2;
+const CHUNK_BYTES: usize = 80_500;
+const UNKNOWN: usize = 20;
+const PINGS: u32 = 20;
+/// Ten a second.
+const OVERSIZE_EVERY: u32 = 10;
+const OVERSIZE_BYTES: usize = 300 * 1024;
+const UNSENT_BYTES: usize = 256 * 1024;
