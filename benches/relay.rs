@@ -23,6 +23,7 @@ mod relay {
     pub mod goals;
     pub mod hostile;
     pub mod idle;
+    pub mod plot;
     pub mod process;
     pub mod profiles;
     pub mod sheet;
@@ -33,12 +34,15 @@ mod relay {
 }
 
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use self::relay::arguments::Arguments;
 use self::relay::bench::Bench;
 use self::relay::floor;
 use self::relay::goals;
+use self::relay::idle;
+use self::relay::plot::Plot;
 use self::relay::profiles::Profile;
 use self::relay::sheet::Sheet;
 use self::relay::target::Target;
@@ -78,6 +82,9 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     println!("machine: {}", machine());
     println!("{}", sheet.table());
     println!("{}", goals::table(&sheet));
+    if let Some(folder) = &arguments.plots {
+        draw(folder, &sheet)?;
+    }
     if let Some(path) = &arguments.json {
         std::fs::write(path, format!("{:#}\n", sheet.json(&machine(), goals::json(&sheet))))?;
     }
@@ -98,6 +105,35 @@ fn run_profile(
             let (name, quick) = (profile.name, arguments.quick);
             (profile.run)(&mut Bench { profile: name, target, sheet, round, quick })
                 .map_err(|error| io::Error::other(format!("{name}, {}: {error}", target.name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// The plots of the profiles that were run.
+fn draw(folder: &Path, sheet: &Sheet) -> io::Result<()> {
+    let memory = Plot {
+        title: "Resident memory against connections",
+        x_axis: "connections",
+        y_axis: "MiB",
+        logarithmic: false,
+    };
+    let latency = Plot {
+        title: "Latency against load, 500 servers with two phones each",
+        x_axis: "messages a second",
+        y_axis: "microseconds, with the benchmark's own client",
+        logarithmic: true,
+    };
+    let named = |plots: &[&str]| -> Vec<_> {
+        let curves = plots.iter().flat_map(|plot| sheet.curves(plot));
+        curves.map(|curve| (format!("{}: {}", curve.target, curve.plot), curve)).collect()
+    };
+    for (file, plot, curves) in [
+        ("memory.svg", memory, named(&[idle::PLOT])),
+        ("latency.svg", latency, named(&["latency p50", "latency p99"])),
+    ] {
+        if let Some(svg) = plot.draw(&curves) {
+            std::fs::write(folder.join(file), svg)?;
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ pub struct Arguments {
     pub quick: bool,
     pub rounds: Option<usize>,
     pub json: Option<PathBuf>,
+    pub plots: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -34,6 +35,7 @@ impl Arguments {
             relays: line.relays,
             rounds: line.rounds,
             json: line.json,
+            plots: line.plots.filter(|_| !line.quick),
         })
     }
 }
@@ -57,6 +59,9 @@ struct Line {
     /// Writes all figures to a file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws the plots of the profiles into a folder; not with --quick
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
     #[arg(long, hide = true)]
     bench: bool,
 }

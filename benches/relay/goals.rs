@@ -16,7 +16,6 @@ struct Goal {
 #[derive(Clone, Copy)]
 enum Bound {
     AtMost(f64),
-    #[allow(dead_code)]
     AtLeast(f64),
 }
 
@@ -73,42 +72,124 @@ fn ratio(sheet: &Sheet, profile: &str, figure: &str, of: &str) -> f64 {
 const RELAY: &str = "relay";
 const KIB: f64 = 1024.0;
 
+/// CPU a frame, by the floor's for the same frames one at a time.
+fn frame_cost(sheet: &Sheet, way: &str, pace: &str) -> f64 {
+    let figure = format!("{way}, {pace}: CPU a frame");
+    ratio(sheet, "frame", &figure, &format!("{way}, one at a time: CPU a frame"))
+}
+
 const GOALS: &[Goal] = &[
+    Goal {
+        about: "resident at start",
+        unit: "MiB",
+        bound: Bound::AtMost(4.0),
+        figure: |sheet| relay(sheet, "idle", "resident at start"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, at 2 s",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection at 2 s"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, after two rounds of clients' pings",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection after two rounds of clients' pings"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, after two rounds of the relay's pings",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection after two rounds of relay's pings"),
+    },
+    Goal {
+        about: "resident a connection 10 s after 64 KiB both ways",
+        unit: "B",
+        bound: Bound::AtMost(5.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection 10 s after 64 KiB both ways"),
+    },
+    Goal {
+        about: "resident with 9,000 connections",
+        unit: "MiB",
+        bound: Bound::AtMost(48.0),
+        figure: |sheet| relay(sheet, "idle", "resident after two rounds of relay's pings"),
+    },
+    Goal {
+        about: "CPU of a core for the clients' pings of 9,000 connections",
+        unit: "%",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| relay(sheet, "idle", "CPU of a core, clients ping"),
+    },
+    Goal {
+        about: "CPU of a core for the relay's pings to 9,000 connections",
+        unit: "%",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| relay(sheet, "idle", "CPU of a core, relay pings"),
+    },
+    Goal {
+        about: "wake-ups in 10 s with nothing due",
+        unit: "",
+        bound: Bound::AtMost(0.0),
+        figure: |sheet| relay(sheet, "idle", "wake-ups in 10 s with nothing due"),
+    },
     Goal {
         about: "CPU a 700 B frame to a binary, one at a time, by the floor's",
         unit: "",
         bound: Bound::AtMost(1.6),
-        figure: |sheet| {
-            let figure = "to binary, one at a time: CPU a frame";
-            ratio(sheet, "frame", figure, figure)
-        },
+        figure: |sheet| frame_cost(sheet, "to binary", "one at a time"),
     },
     Goal {
         about: "CPU a 700 B frame to a phone, one at a time, by the floor's",
         unit: "",
         bound: Bound::AtMost(1.6),
-        figure: |sheet| {
-            let figure = "to phone, one at a time: CPU a frame";
-            ratio(sheet, "frame", figure, figure)
-        },
+        figure: |sheet| frame_cost(sheet, "to phone", "one at a time"),
     },
     Goal {
         about: "CPU a 700 B frame to a binary in a stream, by the floor's one at a time",
         unit: "",
         bound: Bound::AtMost(1.0),
-        figure: |sheet| {
-            let of = "to binary, one at a time: CPU a frame";
-            ratio(sheet, "frame", "to binary, stream: CPU a frame", of)
-        },
+        figure: |sheet| frame_cost(sheet, "to binary", "stream"),
     },
     Goal {
         about: "CPU a 700 B frame to a phone in a stream, by the floor's one at a time",
         unit: "",
         bound: Bound::AtMost(1.0),
+        figure: |sheet| frame_cost(sheet, "to phone", "stream"),
+    },
+    Goal {
+        about: "bytes a second of `file`, by the floor's",
+        unit: "",
+        bound: Bound::AtLeast(0.8),
+        figure: |sheet| ratio(sheet, "file", "both ways: bytes", "both ways: bytes"),
+    },
+    Goal {
+        about: "latency p99 in `steady`, by the floor's",
+        unit: "",
+        bound: Bound::AtMost(2.0),
+        figure: |sheet| ratio(sheet, "steady", "latency p99", "latency p99"),
+    },
+    Goal {
+        about: "latency p99 of a healthy pair in `hostile`, by its own without them",
+        unit: "",
+        bound: Bound::AtMost(2.0),
         figure: |sheet| {
-            let of = "to phone, one at a time: CPU a frame";
-            ratio(sheet, "frame", "to phone, stream: CPU a frame", of)
+            let values = |figure| sheet.values("hostile", figure, RELAY);
+            let beside = values("healthy pair beside hostile peers p99");
+            median(&pairwise(beside, values("healthy pair alone p99")))
         },
+    },
+    Goal {
+        about: "`storm`: everybody exchanging after the last dial",
+        unit: "ms",
+        bound: Bound::AtMost(3000.0),
+        figure: |sheet| relay(sheet, "storm", "exchanging after the last dial"),
+    },
+    Goal {
+        about: "`storm`: refused or closed",
+        unit: "",
+        bound: Bound::AtMost(0.0),
+        figure: |sheet| relay(sheet, "storm", "refused or closed"),
     },
     Goal {
         about: "stripped program",
