@@ -34,7 +34,7 @@ impl Bench<'_> {
     /// Records the percentiles of latencies in nanoseconds.
     pub fn record_latencies(&mut self, what: &str, latencies: &mut [u64]) {
         latencies.sort_unstable();
-        for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+        for (name, share) in PERCENTILES {
             let microseconds = percentile(latencies, share) / 1e3;
             self.record(&format!("{what} {name}"), "us", microseconds);
         }
@@ -110,5 +110,8 @@ pub fn percentile(sorted: &[u64], share: f64) -> f64 {
     let place = (sorted.len() as f64 * share) as usize;
     sorted.get(place.min(sorted.len().saturating_sub(1))).map_or(f64::NAN, |value| *value as f64)
 }
+
+/// What is reported of latencies.
+pub const PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
 const SATURATED: f64 = 0.9;

@@ -2,7 +2,7 @@
 //! so that the relay is what is measured.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,23 @@ impl Driver {
             Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
             Err(error) => return Err(error),
         }
-        let stream = TcpStream::from(socket);
+        self.adopt(socket.into(), hello, upgrade)
+    }
+
+    /// Two connections that are the ends of one, with nothing between them.
+    pub fn connect_to_itself(&mut self) -> io::Result<(usize, usize)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let one = TcpStream::connect(listener.local_addr()?)?;
+        let (other, _) = listener.accept()?;
+        for stream in [&one, &other] {
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+        }
+        Ok((self.adopt(one, &[], false)?, self.adopt(other, &[], false)?))
+    }
+
+    fn adopt(&mut self, stream: TcpStream, hello: &[u8], upgrading: bool) -> io::Result<usize> {
+        let number = self.connections.len();
         let flags = epoll::EventFlags::IN
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
@@ -95,7 +111,7 @@ impl Driver {
         epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(number as u64), flags)?;
         self.connections.push(Some(Connection {
             stream,
-            upgrading: upgrade,
+            upgrading,
             partial: Vec::new(),
             unsent: hello.to_vec(),
             sent: 0,
@@ -132,18 +148,6 @@ impl Driver {
     pub fn sip(&mut self, number: usize, limit: usize) {
         if let Some(connection) = &mut self.connections[number] {
             let _ = connection.stream.read(&mut vec![0; limit]);
-        }
-    }
-
-    /// Whether the relay has ended a stalled connection: what is left in it is read for that.
-    pub fn is_ended(&mut self, number: usize) -> bool {
-        let Some(connection) = &mut self.connections[number] else { return true };
-        loop {
-            match connection.stream.read(&mut self.scratch) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
-            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::driver::{Driver, Event};
@@ -46,6 +47,16 @@ impl Fleet {
         let mut fleet = Self::new(running.upgrades);
         fleet.grow(driver, running, "server", servers, phones_each)?;
         fleet.introduce(driver)?;
+        Ok(fleet)
+    }
+
+    /// Phones whose binaries are at the other end of their own connections.
+    pub fn direct(driver: &mut Driver, phones: usize) -> io::Result<Self> {
+        let mut fleet = Self::new(false);
+        for _ in 0..phones {
+            let (connection, binary) = driver.connect_to_itself()?;
+            fleet.add(connection, binary);
+        }
         Ok(fleet)
     }
 
@@ -104,16 +115,26 @@ impl Fleet {
 
     /// Every phone says a word, so that its binary knows it.
     pub fn introduce(&mut self, driver: &mut Driver) -> io::Result<()> {
+        self.speak(driver, 0..self.phones.len(), HELLO_SIZE)
+    }
+
+    /// Some phones send a message of `size` bytes, and their binaries learn how to answer.
+    pub fn speak(
+        &mut self,
+        driver: &mut Driver,
+        phones: Range<usize>,
+        size: usize,
+    ) -> io::Result<()> {
+        let unknown = Cell::new(phones.len());
         let mut wire = Vec::new();
-        for phone in 0..self.phones.len() {
+        for phone in phones {
             wire.clear();
-            self.push_to_binary(&mut wire, phone, 0, driver.now(), HELLO_SIZE);
+            self.push_to_binary(&mut wire, phone, 0, driver.now(), size);
             driver.send(self.phones[phone].connection, &wire);
         }
-        let unknown = Cell::new(self.phones.len());
         let mut lost = None;
         driver.until(
-            "the first word of every phone",
+            "a message of every phone",
             PATIENCE,
             &mut |_, connection, event| match event {
                 Event::Text(frame) => {

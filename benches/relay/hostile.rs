@@ -29,7 +29,7 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
         let hostile = scope.spawn(|| {
             let mut hostile = Hostile::prepare(&running)?;
             let _ = tell.send(());
-            hostile.run(&stop)
+            hostile.run(&running, &stop)
         });
         // If that failed, its result says why.
         let _ = ready.recv_timeout(Duration::from_secs(30));
@@ -97,6 +97,7 @@ fn exchange(driver: &mut Driver, fleet: &mut Fleet, time: Duration) -> io::Resul
 
 struct Hostile {
     driver: Driver,
+    /// A binary and the phones that do not read; others take their place once they are closed.
     fleet: Fleet,
     port: u16,
     unknown_binary: usize,
@@ -116,12 +117,7 @@ struct Done {
 impl Hostile {
     fn prepare(running: &Running) -> io::Result<Self> {
         let mut driver = Driver::new()?;
-        let mut fleet = Fleet::new(running.upgrades);
-        fleet.grow(&mut driver, running, "stalled", 1, STALLED)?;
-        fleet.introduce(&mut driver)?;
-        for phone in &fleet.phones {
-            driver.stall(phone.connection);
-        }
+        let fleet = Self::stalled(&mut driver, running, 0)?;
         let mut others = Fleet::new(running.upgrades);
         others.grow(&mut driver, running, "unknown", 1, 1)?;
         let (unknown_binary, pinging_phone) = (others.binaries[0], others.phones[0].connection);
@@ -129,13 +125,23 @@ impl Hostile {
         Ok(Self { driver, fleet, port: running.port, unknown_binary, pinging_phone })
     }
 
+    fn stalled(driver: &mut Driver, running: &Running, batch: u32) -> io::Result<Fleet> {
+        let mut fleet = Fleet::new(running.upgrades);
+        fleet.grow(driver, running, &format!("stalled{batch}"), 1, STALLED)?;
+        fleet.introduce(driver)?;
+        for phone in &fleet.phones {
+            driver.stall(phone.connection);
+        }
+        Ok(fleet)
+    }
+
     /// Every 10 ms some of everything, at rates that one thread of clients can keep up.
-    fn run(&mut self, stop: &AtomicBool) -> io::Result<Done> {
+    fn run(&mut self, running: &Running, stop: &AtomicBool) -> io::Result<Done> {
         let mut done = Done::default();
         let mut wire = Vec::new();
         let mut oversize = Vec::new();
         push_frame(&mut oversize, TEXT, &[b"\"", &vec![b'x'; OVERSIZE_BYTES], b"\""]);
-        let mut round = 0;
+        let (mut round, mut batches) = (0, 0);
         while !stop.load(Ordering::Relaxed) {
             let began = Instant::now();
             self.chunks(&mut wire, &mut done);
@@ -148,19 +154,25 @@ impl Hostile {
             }
             round += 1;
             if round % OVERSIZE_EVERY == 0 {
-                let mut head = phone_head("stalled-0").into_bytes();
+                let mut head = phone_head("stalled0-0").into_bytes();
                 head.extend_from_slice(&oversize);
                 self.driver.dial(self.port, &head, true)?;
                 done.oversize += 1;
             }
             while began.elapsed() < TICK {
                 let left = TICK.saturating_sub(began.elapsed());
-                self.driver.turn(left, &mut |_, _, _| {})?;
+                let binary = self.fleet.binaries[0];
+                self.driver.turn(left, &mut |_, connection, event| {
+                    // All that the relay says to this binary are close notices.
+                    done.closed +=
+                        u32::from(connection == binary && matches!(event, Event::Text(_)));
+                })?;
             }
-        }
-        // What the relay had closed shows itself once it is read.
-        for phone in &self.fleet.phones {
-            done.closed += u32::from(self.driver.is_ended(phone.connection));
+            let batch = done.closed / STALLED_U32;
+            if batch > batches {
+                batches = batch;
+                self.fleet = Self::stalled(&mut self.driver, running, batch)?;
+            }
         }
         Ok(done)
     }
@@ -198,6 +210,7 @@ const SIZE: usize = 700;
 const EXCHANGE_PAUSE: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_millis(10);
 const STALLED: usize = 4;
+const STALLED_U32: u32 = 4;
 /// Every tick: 16 MB a second to phones that do not read.
 const CHUNKS: usize = 2;
 const CHUNK_BYTES: usize = 80_500;

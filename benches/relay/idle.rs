@@ -2,20 +2,22 @@
 //! 2 s, and after two rounds of pings from either side. Then what a thousand phones leave behind
 //! that carried 64 KiB both ways, and wake-ups when nothing is due.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::bench::{Bench, Cost, rest};
-use super::driver::Driver;
+use super::driver::{Driver, Event};
 use super::fleet::Fleet;
 use super::frames::{PING, push_frame};
 use super::process;
 
 pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     many(bench)?;
-    after_large_messages(bench)?;
+    after_large_messages(bench, false)?;
+    after_large_messages(bench, true)?;
     when_nothing_is_due(bench)
 }
 
@@ -86,42 +88,44 @@ fn pings(driver: &mut Driver, fleet: &Fleet, round: Duration) -> io::Result<()> 
     Ok(())
 }
 
-/// What stays of large messages.
-fn after_large_messages(bench: &mut Bench<'_>) -> io::Result<()> {
+/// What stays of large messages, one connection after the other; with `together` all of them have
+/// carried a small one before, so that their buffers stood side by side in memory.
+fn after_large_messages(bench: &mut Bench<'_>, together: bool) -> io::Result<()> {
     let (servers, phones_each) = if bench.quick { (2, 20) } else { (10, 100) };
     let options = ["--max-connections", "2000", "--max-phones", "100"];
     let running = bench.start(&options)?;
     let at_start = running.resident();
     let mut driver = Driver::new()?;
-    let mut fleet = Fleet::connect(&mut driver, &running, servers, phones_each)?;
+    let mut fleet = Fleet::new(running.upgrades);
+    fleet.grow(&mut driver, &running, "large", servers, phones_each)?;
     let connections = (fleet.phones.len() + fleet.binaries.len()) as f64;
+    let record = |bench: &mut Bench<'_>, when: &str| {
+        let each = (running.resident() - at_start) / connections;
+        bench.record(&format!("a connection {when}"), "B", each);
+    };
+    let what = if together { "64 B, then 64 KiB both ways" } else { "64 KiB both ways" };
+    if together {
+        fleet.introduce(&mut driver)?;
+        record(bench, "just after 64 B to the binary");
+    }
     let mut wire = Vec::new();
     for phone in 0..fleet.phones.len() {
-        let arrived = std::cell::Cell::new(0);
-        wire.clear();
-        fleet.push_to_binary(&mut wire, phone, 0, driver.now(), LARGE_BYTES);
-        driver.send(fleet.phones[phone].connection, &wire);
+        fleet.speak(&mut driver, phone..phone + 1, LARGE_BYTES)?;
         wire.clear();
         fleet.push_to_phone(&mut wire, phone, 0, driver.now(), LARGE_BYTES);
         driver.send(fleet.phones[phone].binary, &wire);
+        let arrived = Cell::new(false);
         driver.until(
-            "a large message both ways",
+            "a large message to a phone",
             Duration::from_secs(30),
-            &mut |_, _, event| {
-                if matches!(event, super::driver::Event::Text(_)) {
-                    arrived.set(arrived.get() + 1);
-                }
-            },
-            &mut |_| arrived.get() == 2,
+            &mut |_, _, event| arrived.set(arrived.get() || matches!(event, Event::Text(_))),
+            &mut |_| arrived.get(),
         )?;
     }
-    let each = |resident: f64| (resident - at_start) / connections;
-    bench.record("a connection just after 64 KiB both ways", "B", each(running.resident()));
+    record(bench, &format!("just after {what}"));
     bench.progress("10 s of rest after 64 KiB both ways");
     rest(&mut driver, Duration::from_secs(if bench.quick { 1 } else { 10 }))?;
-    bench.record("a connection 10 s after 64 KiB both ways", "B", each(running.resident()));
-    let peak = process::resident_peak(running.pid());
-    bench.record("highest resident, 64 KiB both ways", "MiB", peak / MIB);
+    record(bench, &format!("10 s after {what}"));
     Ok(())
 }
 

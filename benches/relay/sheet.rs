@@ -89,11 +89,11 @@ impl Sheet {
                 names.push(name);
             }
         }
-        let mut text = format!("\n{:<9}{:<46}{:>7}", "profile", "figure", "unit");
+        let mut text = format!("\n{:<9}{:<50}{:>7}", "profile", "figure", "unit");
         names.iter().for_each(|name| text += &format!("{name:>13}"));
         text += "   ratio to the floor: median (lowest to highest of the pairs)\n";
         for row in &self.rows {
-            text += &format!("{:<9}{:<46}{:>7}", row.profile, row.figure, row.unit);
+            text += &format!("{:<9}{:<50}{:>7}", row.profile, row.figure, row.unit);
             for name in &names {
                 let values = self.values(row.profile, &row.figure, name);
                 let cell = if values.is_empty() { "-".to_owned() } else { number(median(values)) };

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::bench::{Bench, Cost, percentile};
+use super::bench::{Bench, Cost, PERCENTILES, percentile};
 use super::driver::{Driver, Event};
 use super::fleet::Fleet;
 
@@ -18,10 +18,16 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     let rate = fleet.phones.len() as f64 * MESSAGES_A_SECOND;
     let time = Duration::from_secs(if bench.quick { 1 } else { 10 });
 
+    let mut direct = direct(fleet.phones.len(), rate, time)?;
     let cost = Cost::begin(&running);
     let mut load = carry(&mut driver, &mut fleet, rate, time)?;
     bench.record_cost("load", &cost, load.messages, load.bytes);
+    bench.record_latencies("latency without a relay", &mut direct.latencies);
     bench.record_latencies("latency", &mut load.latencies);
+    for (name, share) in PERCENTILES {
+        let added = percentile(&load.latencies, share) - percentile(&direct.latencies, share);
+        bench.record(&format!("added latency {name}"), "us", added / 1e3);
+    }
     bench.record("CPU of a core", "%", cost.target_share() * 100.0);
 
     if bench.round > 0 || bench.quick {
@@ -40,6 +46,13 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The same load between the two ends of one connection: what the client itself takes.
+fn direct(phones: usize, rate: f64, time: Duration) -> io::Result<Load> {
+    let mut driver = Driver::new()?;
+    let mut fleet = Fleet::direct(&mut driver, phones)?;
+    carry(&mut driver, &mut fleet, rate, time / 2)
 }
 
 /// What was carried.
@@ -67,8 +80,11 @@ fn carry(driver: &mut Driver, fleet: &mut Fleet, rate: f64, time: Duration) -> i
     let mut due = Duration::ZERO;
     while due < time {
         let elapsed = began.elapsed();
-        if elapsed < due {
-            driver.turn(due - elapsed, &mut receive)?;
+        if elapsed < due || load.messages % 32 == 31 {
+            // Late or not, what has arrived is read now and then.
+            driver.turn(due.saturating_sub(elapsed), &mut receive)?;
+        }
+        if began.elapsed() < due {
             continue;
         }
         // Gaps of a Poisson process.

@@ -86,6 +86,9 @@ impl Surge {
                 let (phone, sequence) = (next % phones, u32::try_from(next / phones).unwrap());
                 let binary = fleet.phones[phone].binary;
                 if driver.unsent(binary) > UNSENT_BYTES {
+                    // Sleeps until the socket takes more: to spin would keep the target from a
+                    // core that it needs for that.
+                    wait = Duration::from_millis(5);
                     break;
                 }
                 wait = Duration::ZERO;
