@@ -23,26 +23,16 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     let mut alone = exchange(&mut driver, &mut fleet, time)?;
     bench.record_latencies("healthy pair alone", &mut alone);
 
-    let stop = AtomicBool::new(false);
-    let (tell, ready) = std::sync::mpsc::channel();
-    let (beside, done, cost, share) = std::thread::scope(|scope| {
-        let hostile = scope.spawn(|| {
-            let mut hostile = Hostile::prepare(&running)?;
-            let _ = tell.send(());
-            hostile.run(&running, &stop)
-        });
-        // If that failed, its result says why.
-        let _ = ready.recv_timeout(Duration::from_secs(30));
-        let cost = Cost::begin(&running);
-        let beside = exchange(&mut driver, &mut fleet, time);
-        let share = cost.target_share();
-        stop.store(true, Ordering::Relaxed);
-        let done = hostile.join().expect("the hostile peers do not panic");
-        (beside, done, cost, share)
-    });
-    let done = done?;
-    bench.record_latencies("healthy pair beside hostile peers", &mut beside?);
-    bench.record("CPU of a core", "%", share * 100.0);
+    // The same load on the machine, but on another relay: what is lost here, the relay did not
+    // take.
+    let other = bench.target.start(&[])?;
+    let (mut elsewhere, ..) = disturbed(&running, &other, &mut driver, &mut fleet, time)?;
+    bench.record_latencies("healthy pair, hostile peers elsewhere", &mut elsewhere);
+    drop(other);
+
+    let (mut beside, done, cost) = disturbed(&running, &running, &mut driver, &mut fleet, time)?;
+    bench.record_latencies("healthy pair beside hostile peers", &mut beside);
+    bench.record("CPU of a core", "%", cost.target_share() * 100.0);
     let seconds = cost.elapsed().as_secs_f64();
     for (what, count) in [
         ("chunks to phones that do not read", done.chunks),
@@ -56,6 +46,32 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     let peak = super::process::resident_peak(running.pid());
     bench.record("highest resident", "MiB", peak / (1024.0 * 1024.0));
     running.check_alive()
+}
+
+/// [`exchange`] while hostile peers are at `attacked`.
+fn disturbed(
+    running: &Running,
+    attacked: &Running,
+    driver: &mut Driver,
+    fleet: &mut Fleet,
+    time: Duration,
+) -> io::Result<(Vec<u64>, Done, Cost)> {
+    let stop = AtomicBool::new(false);
+    let (tell, ready) = std::sync::mpsc::channel();
+    let cost = Cost::begin(running);
+    let (latencies, done) = std::thread::scope(|scope| {
+        let hostile = scope.spawn(|| {
+            let mut hostile = Hostile::prepare(attacked)?;
+            let _ = tell.send(());
+            hostile.run(attacked, &stop)
+        });
+        // If that failed, its result says why.
+        let _ = ready.recv_timeout(Duration::from_secs(30));
+        let latencies = exchange(driver, fleet, time);
+        stop.store(true, Ordering::Relaxed);
+        (latencies, hostile.join().expect("the hostile peers do not panic"))
+    });
+    Ok((latencies?, done?, cost))
 }
 
 /// A message to and fro every few milliseconds; fails if one is lost.

@@ -12,13 +12,20 @@ use super::fleet::Fleet;
 use super::process;
 
 pub fn burst(bench: &mut Bench<'_>) -> io::Result<()> {
-    let surge =
-        Surge { servers: 100, phones_each: 2, messages: 20, size: 4_000, over: Some(BURST_TIME) };
+    let surge = Surge {
+        servers: 100,
+        phones_each: 2,
+        messages: 20,
+        size: 4_000,
+        times: 10,
+        over: Some(BURST_TIME),
+    };
     surge.run(bench, &["--max-connections", "1000"])
 }
 
 pub fn replay(bench: &mut Bench<'_>) -> io::Result<()> {
-    let surge = Surge { servers: 50, phones_each: 4, messages: 1024, size: 600, over: None };
+    let surge =
+        Surge { servers: 50, phones_each: 4, messages: 1024, size: 600, times: 1, over: None };
     // The clients of this profile share one thread: the sum of what is on its way to them can pass
     // the budget for everyday use.
     surge.run(bench, &["--max-connections", "1000", "--memory-budget", "256MiB"])
@@ -30,6 +37,8 @@ struct Surge {
     /// To each phone.
     messages: usize,
     size: usize,
+    /// One such surge behind the other.
+    times: usize,
     /// Spread over this time, or as fast as they are taken.
     over: Option<Duration>,
 }
@@ -44,9 +53,13 @@ impl Surge {
         let mut fleet = Fleet::connect(&mut driver, &running, self.servers, self.phones_each)?;
         rest(&mut driver, Duration::from_secs(1))?;
         bench.record("resident before", "MiB", running.resident() / MIB);
-        let all = (self.messages * fleet.phones.len()) as u64;
+        let times = if bench.quick { 1 } else { self.times };
+        let all = (self.messages * fleet.phones.len() * times) as u64;
         let cost = Cost::begin(&running);
-        let mut latencies = self.carry(&mut driver, &mut fleet)?;
+        let mut latencies = Vec::new();
+        for _ in 0..times {
+            latencies.extend(self.carry(&mut driver, &mut fleet)?);
+        }
         bench.record_cost("at once", &cost, all, all * self.size as u64);
         bench.record_latencies("latency", &mut latencies);
         bench.record("resident just after", "MiB", running.resident() / MIB);
