@@ -166,12 +166,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         }
     }
 
-    /// Gives a begun message its whole time anew: the relay itself did not read.
-    pub fn restart_message(&mut self, now: Instant) {
-        let follower = &mut self.wire().follower;
-        follower.begun = follower.begun.map(|_| now);
-    }
-
     /// Memory held for input, in bytes: the codec, what it has reserved for the message in
     /// progress, and undecoded input.
     pub fn held(&self) -> usize {

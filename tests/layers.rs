@@ -21,7 +21,7 @@ const RANKS: &[(u32, &[&str])] = &[
     (4, &["outbox.rs"]),
     (5, &["registry.rs", "registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
-    (7, &["link.rs"]),
+    (7, &["link.rs", "link/peer.rs", "link/reading.rs"]),
     (8, &["endpoint/client.rs", "endpoint/server.rs"]),
     (9, &["endpoint.rs"]),
     (10, &["accept.rs"]),

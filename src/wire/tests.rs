@@ -488,19 +488,6 @@ fn a_message_behind_another_begins_when_it_is_decoded() {
 }
 
 #[test]
-fn a_restart_gives_a_begun_message_its_whole_time_and_begins_none() {
-    let mut peer = Peer::new();
-    peer.incoming.restart_message(peer.second(5));
-    assert_eq!(peer.incoming.begun(), None);
-    let bytes = text("message");
-    peer.take_at(&bytes[..4], peer.second(1));
-    peer.incoming.restart_message(peer.second(5));
-    assert_eq!(peer.incoming.begun(), Some(peer.second(5)));
-    assert_eq!(peer.take_at(&bytes[4..], peer.second(6)).len(), 1);
-    assert_eq!(peer.incoming.begun(), None);
-}
-
-#[test]
 fn undecoded_input_is_kept_and_counted_over_a_rest() {
     let mut peer = Peer::new();
     let messages: Vec<_> = (0..50).map(|number| text(&format!("message {number}"))).collect();

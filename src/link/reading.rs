@@ -1,0 +1,168 @@
+//! The reading half of a link: from the socket through the codec to the peer.
+
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use async_tungstenite::tungstenite::Message;
+
+use super::{Link, Peer, Phase, Verdict};
+use crate::close::{Close, Ended};
+use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_BATCHES, TURN_MESSAGES};
+use crate::transport::Transport;
+use crate::wire::Decoded;
+
+impl<S: Transport, P: Peer> Link<S, P> {
+    /// Reads and handles what is there; whether there is more.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.phase.is_undecided() && !self.resume(cx, now) {
+            return false;
+        }
+        let mut more = true;
+        let mut messages = TURN_MESSAGES;
+        for batch in 1..=TURN_BATCHES {
+            self.handle_input(cx, now, &mut messages);
+            if messages == 0 || batch == TURN_BATCHES {
+                break;
+            }
+            // Before more comes: a message may have announced more than there is room for.
+            self.charge_input();
+            if !self.phase.reads() || !self.fill(cx, now) {
+                more = false;
+                break;
+            }
+        }
+        self.incoming.rest();
+        self.charge_input();
+        match self.phase {
+            // Just stopped: ask for the waker, and go on if there is room again already.
+            Phase::Held | Phase::Starved => self.resume(cx, now),
+            _ => more,
+        }
+    }
+
+    /// Pays for what is held of the input; without room for it a message in progress waits.
+    fn charge_input(&mut self) {
+        if self.charge.set(self.incoming.held()) {
+            self.relay.registry.relieve();
+            let in_message = self.incoming.begun().is_some();
+            if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {
+                self.phase = Phase::Starved;
+                self.heartbeat.pause();
+            }
+        }
+    }
+
+    /// Whether the peer is read, or read again after it was held back.
+    fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let room = match self.phase {
+            Phase::Held => self.peer.poll_resume(cx),
+            Phase::Starved => self.relay.ledger.poll_within(cx),
+            _ => return true,
+        };
+        if room.is_pending() {
+            return false;
+        }
+        self.phase = Phase::Open;
+        self.heartbeat.resume(now);
+        true
+    }
+
+    /// Reads from the socket; whether input came.
+    fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        if self.peer_done {
+            return false;
+        }
+        if self.drained {
+            match self.incoming.io().poll_readable(cx) {
+                Poll::Pending => return false,
+                // An error shows itself to the read.
+                Poll::Ready(_) => self.drained = false,
+            }
+        }
+        match self.incoming.poll_fill(cx, &self.relay.scratch) {
+            Poll::Pending => {
+                self.drained = true;
+                false
+            }
+            Poll::Ready(Ok(0)) => {
+                match self.phase {
+                    // It may still be reading: it gets what is on its way to it.
+                    Phase::Closing { .. } => self.peer_done = true,
+                    _ => self.cut(Ended::Dropped, now),
+                }
+                false
+            }
+            Poll::Ready(Err(error)) => {
+                self.cut(Ended::by_error(&error), now);
+                false
+            }
+            Poll::Ready(Ok(bytes)) => {
+                // A read that did not fill the buffer took all there was.
+                self.drained = bytes < BATCH_BYTES;
+                self.tally.bytes_in += bytes as u64;
+                self.heartbeat.heard(now);
+                self.outbox.heard(now);
+                if let Phase::Lingering { ended, until, bytes: discarded } = self.phase {
+                    let bytes = discarded + bytes;
+                    self.phase = match bytes < LINGER_BYTES {
+                        true => Phase::Lingering { ended, until, bytes },
+                        false => Phase::Over(ended),
+                    };
+                }
+                true
+            }
+        }
+    }
+
+    /// Decodes and handles the input until it is used up, the peer is held back, or as many
+    /// messages are handled as are `left`.
+    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant, left: &mut usize) {
+        while *left > 0 && self.phase.reads() {
+            match self.incoming.decode(cx, now) {
+                Decoded::NeedInput => return,
+                Decoded::Message(message) => {
+                    *left -= 1;
+                    self.handle(message, now);
+                }
+                Decoded::Violation(close) => {
+                    self.incoming.discard();
+                    if matches!(self.phase, Phase::Open) {
+                        self.close(close, now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message, now: Instant) {
+        match message {
+            Message::Ping(payload) => self.outbox.pong(&payload),
+            Message::Pong(payload) => self.outbox.heard_pong(&payload),
+            Message::Close(frame) => {
+                let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
+                self.incoming.discard();
+                self.peer_done = true;
+                match self.phase {
+                    Phase::Lingering { ended, .. } => self.phase = Phase::Over(ended),
+                    _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
+                }
+            }
+            Message::Text(_) | Message::Binary(_) if self.phase != Phase::Open => {}
+            Message::Text(text) => self.handle_data(Some(text.as_str()), now),
+            Message::Binary(bytes) => self.handle_data(std::str::from_utf8(&bytes).ok(), now),
+            Message::Frame(_) => {}
+        }
+    }
+
+    fn handle_data(&mut self, text: Option<&str>, now: Instant) {
+        self.tally.messages_in += 1;
+        match self.peer.message(text) {
+            Verdict::Continue => self.notice_seal(now),
+            Verdict::Hold => {
+                self.phase = Phase::Held;
+                self.heartbeat.pause();
+            }
+            Verdict::Close(close) => self.close(close, now),
+        }
+    }
+}
