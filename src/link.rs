@@ -432,7 +432,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Ping(payload) => self.outbox.pong(&payload),
             Message::Pong(payload) => self.outbox.heard_pong(&payload),
             Message::Close(frame) => {
-                let code = frame.map(|frame| u16::from(frame.code));
+                let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
                 self.peer_done = true;
                 match self.phase {

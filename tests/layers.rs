@@ -13,11 +13,11 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (1, &["attempts.rs", "budget.rs", "close.rs", "ids.rs", "logging.rs", "permits.rs"]),
-    (1, &["scratch.rs", "shutdown.rs", "transport.rs"]),
+    (1, &["attempts.rs", "budget.rs", "close.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
+    (1, &["permits.rs", "scratch.rs", "shutdown.rs", "systemd.rs", "transport.rs"]),
     (2, &["config.rs", "config/command.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
-    (2, &["heartbeat.rs", "probe.rs", "wire.rs"]),
-    (3, &["envelope.rs", "head.rs", "lane.rs", "listen.rs"]),
+    (2, &["probe.rs"]),
+    (3, &["envelope.rs", "head.rs", "lane.rs", "listen.rs", "wire.rs"]),
     (4, &["outbox.rs"]),
     (5, &["registry.rs", "registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
@@ -39,6 +39,11 @@ fn every_file_imports_only_from_lower_ranks() {
     assert!(imports > 100, "only {imports} imports were found");
 }
 
+#[test]
+fn the_documented_ranks_are_these() {
+    assert_eq!(documented(include_str!("../docs/architecture.md")), table());
+}
+
 /// File to rank.
 type Table<'a> = BTreeMap<&'a str, u32>;
 
@@ -47,6 +52,22 @@ fn table() -> Table<'static> {
     for (rank, files) in RANKS {
         for file in *files {
             assert_eq!(table.insert(file, *rank), None, "{file} is listed twice");
+        }
+    }
+    table
+}
+
+/// The ranks in the table of a document: `| rank | file | purpose |`, files as code spans.
+fn documented(page: &str) -> Table<'_> {
+    let mut table = Table::new();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
+        Some((cells.next()?.parse().ok()?, cells.next()?))
+    });
+    for (rank, cell) in rows {
+        // What stands between the first and the second backtick, the third and the fourth, ...
+        for file in cell.split('`').skip(1).step_by(2) {
+            assert_eq!(table.insert(file, rank), None, "{file} is documented twice");
         }
     }
     table
@@ -472,6 +493,13 @@ mod tests {
             violations(&[("a.rs", ""), ("a/b.rs", "")], &table),
             ["gone.rs has a rank and does not exist", "a/b.rs ranks above its own parent"]
         );
+    }
+
+    #[test]
+    fn ranks_are_read_from_a_documents_table() {
+        let page = "text\n| rank | file | purpose |\n|---|---|---|\n\
+                    | 0 | `low.rs` | the `code` of it |\n| 12 | `a.rs`, `a/b.rs` | |\n";
+        assert_eq!(documented(page), Table::from([("low.rs", 0), ("a.rs", 12), ("a/b.rs", 12)]));
     }
 
     #[test]

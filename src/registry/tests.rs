@@ -309,6 +309,56 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
 }
 
 #[test]
+fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
+    let (registry, mut old, phone, mut sink) = mid_message();
+    old.release(Ended::ByRelay(Close::Protocol), Instant::now());
+    old.outbox().close(Close::Protocol, Manner::Abort);
+    sink.room = usize::MAX;
+    sink.flush(old.outbox());
+    let close = "close 1002 protocol error".to_owned();
+    assert_eq!(sink.frames(), [wrapped(&phone, "\"begun\""), close]);
+    let new = seated(&registry, "box", Instant::now());
+    assert_eq!(said(&new), [wrapped(&phone, "\"next\"")]);
+    drop(old);
+    forward(&phone, "1");
+    assert_eq!(said(&new), [wrapped(&phone, "1")]);
+}
+
+#[test]
+fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
+    let (registry, mut old, phone, _) = mid_message();
+    old.release(Ended::ByPeer(Some(1000)), Instant::now());
+    old.outbox().close(Close::Reply(Some(1000)), Manner::Abort);
+    drop(old);
+    let new = seated(&registry, "box", Instant::now());
+    assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
+}
+
+#[test]
+fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
+    let (registry, mut old, phone, _) = mid_message();
+    old.release(Ended::ByPeer(None), Instant::now());
+    old.outbox().close(Close::Reply(None), Manner::Abort);
+    let new = seated(&registry, "box", Instant::now());
+    assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
+    drop(old);
+    forward(&phone, "1");
+    assert_eq!(said(&new), [wrapped(&phone, "1")]);
+}
+
+/// A binary whose socket has accepted a part of the first of two messages.
+fn mid_message() -> (Rc<Registry>, ServerSeat, PhoneSeat, Sink) {
+    let registry = registry(&[]);
+    let holder = seated(&registry, "box", Instant::now());
+    let phone = joined(&registry, "box");
+    forward(&phone, "\"begun\"");
+    forward(&phone, "\"next\"");
+    let mut sink = Sink::taking(10);
+    sink.flush(holder.outbox());
+    (registry, holder, phone, sink)
+}
+
+#[test]
 fn a_phone_that_leaves_in_the_window_is_forgotten_unless_the_binary_knows_it() {
     let registry = registry(&[]);
     let now = Instant::now();

@@ -366,6 +366,20 @@ fn a_holder_that_closes_during_its_probe_leaves_the_slot_to_the_newcomer_at_once
 }
 
 #[test]
+fn the_close_frame_of_a_holder_is_its_end_and_no_answer() {
+    let relay = Relay::start(&["--probe-timeout", NEVER, "--grace", "1100ms"]);
+    let id = fresh_id("farewell");
+    let (mut holder, mut phone, conn_id) = relay.pair(&id);
+    let (mut newcomer, _) = contest(&relay, &id, &mut holder);
+    // From here on any other byte would be an answer.
+    relay.let_a_window_pass();
+    holder.send_close(1001, "");
+    holder.expect_close(1001, "");
+    assert_talk(&mut newcomer, &mut phone, &conn_id);
+    assert_eq!(events::count("server_id_conflict", &[("server_id", &id)]), 0);
+}
+
+#[test]
 fn a_holder_that_drops_during_its_probe_leaves_the_slot_to_the_newcomer_at_once() {
     newcomer_inherits(Ws::drop_connection);
 }

@@ -27,6 +27,15 @@ fn a_close_frame_is_answered_with_its_own_code() {
 }
 
 #[test]
+fn a_close_with_the_registered_code_1014_is_a_close_like_any_other() {
+    let mut scene = Scene::new(&[]);
+    let (mut phone, conn_id) = scene.known_phone();
+    phone.send_close(1014, "");
+    phone.expect_close(1014, "");
+    assert_eq!(scene.binary.read_text(), notice(&conn_id, 1014));
+}
+
+#[test]
 fn an_empty_close_frame_is_answered_by_an_empty_one() {
     let relay = Relay::start(&[]);
     let (binary, phone, _) = relay.pair(&fresh_id("empty"));

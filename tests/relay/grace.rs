@@ -239,6 +239,45 @@ fn a_message_half_written_when_the_connection_died_is_sent_again_whole() {
 }
 
 #[test]
+fn a_message_whose_last_byte_a_closing_binary_still_accepted_is_not_sent_again() {
+    for_each_orderly_end(|binary| binary.send_close(1000, ""), 1000);
+}
+
+#[test]
+fn a_message_whose_last_byte_an_expelled_binary_still_accepted_is_not_sent_again() {
+    // An unmasked frame.
+    for_each_orderly_end(|binary| binary.send_raw(&[0x81, 0x00]), 1002);
+}
+
+fn for_each_orderly_end(end: fn(&mut Ws), code: u16) {
+    let relay = Relay::start(&["--max-slot-queue-bytes", "8MiB"]);
+    let id = fresh_id("accepted");
+    let (mut old, mut phone, conn_id) = stall_a_binary(&relay, &id);
+    end(&mut old);
+    events::wait("server_released", &[("server_id", &id)]);
+    let mut read = 0;
+    let last = loop {
+        let frame = old.read();
+        if frame.opcode == CLOSE {
+            break frame.payload;
+        }
+        assert!(frame.payload == envelope(&conn_id, &large(read)).as_bytes(), "message {read}");
+        read += 1;
+    };
+    assert_eq!(last[..2], code.to_be_bytes());
+    assert!((1..10).contains(&read), "{read} of 10 were begun before the end");
+
+    let mut new = relay.binary(&id);
+    let first = new.read_text();
+    assert!(first != envelope(&conn_id, &large(read - 1)), "message {} came twice", read - 1);
+    assert!(first == envelope(&conn_id, &large(read)), "message {read} is next");
+    for number in read + 1..10 {
+        assert!(new.read_text() == envelope(&conn_id, &large(number)), "message {number}");
+    }
+    assert_talk(&mut new, &mut phone, &conn_id);
+}
+
+#[test]
 fn over_many_broken_connections_every_message_is_accepted_exactly_once() {
     const MESSAGES: usize = 400;
     let relay = Relay::start(&["--max-slot-queue-bytes", "8MiB"]);

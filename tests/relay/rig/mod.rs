@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{accept, listen};
 use socket2::{Domain, Socket, Type};
@@ -34,6 +34,20 @@ pub fn scaled(duration: Duration) -> Duration {
 /// A duration as an option's value, stretched on slow machines.
 pub fn millis(milliseconds: u64) -> String {
     format!("{}ms", scaled(Duration::from_millis(milliseconds)).as_millis())
+}
+
+/// On a slow machine: options that stretch the program's own times, where `arguments` leave them.
+pub fn stretched(arguments: &[&str]) -> Vec<String> {
+    let mut options = Vec::new();
+    for option in command().get_arguments() {
+        let name = format!("--{}", option.get_long().unwrap_or_default());
+        let default = option.get_default_values().first().and_then(|value| value.to_str());
+        let Some(Ok(default)) = default.map(humantime::parse_duration) else { continue };
+        if scaled(default) != default && !arguments.contains(&name.as_str()) {
+            options.extend([name, format!("{}ms", scaled(default).as_millis())]);
+        }
+    }
+    options
 }
 
 /// A server-id that no other test uses.
@@ -62,6 +76,8 @@ impl Relay {
             all.extend(["--rate-limit", "off"]);
         }
         all.extend(arguments);
+        let stretched = stretched(arguments);
+        all.extend(stretched.iter().map(String::as_str));
         let options = Options::parse_arguments(all).expect("the test's options parse");
         let config = Config::from_options(options).expect("the test's options fit together");
         let listener = listen::open(config.listen[0]).expect("a loopback port is free");

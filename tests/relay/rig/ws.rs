@@ -67,7 +67,13 @@ impl Ws {
 
     fn fill(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 64 * 1024];
-        let read = self.stream.read(&mut buffer)?;
+        let read = loop {
+            match self.stream.read(&mut buffer) {
+                // A read with a deadline is not taken up again after the process was stopped.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.unread.extend_from_slice(&buffer[..read]);
         Ok(read)
     }

@@ -1,0 +1,206 @@
+//! What must hold, and whether it does.
+
+use serde_json::{Value, json};
+
+use super::sheet::{Sheet, median, number, pairwise};
+use super::target::FLOOR;
+
+/// One figure that must hold.
+struct Goal {
+    about: &'static str,
+    unit: &'static str,
+    bound: Bound,
+    figure: fn(&Sheet) -> f64,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Goal {
+    /// The figure and whether it holds; `None` if it was not measured.
+    fn judge(&self, sheet: &Sheet) -> Option<(f64, bool)> {
+        let figure = (self.figure)(sheet);
+        let holds = match self.bound {
+            Bound::AtMost(bound) => figure <= bound,
+            Bound::AtLeast(bound) => figure >= bound,
+        };
+        (!figure.is_nan()).then_some((figure, holds))
+    }
+}
+
+/// The goals for people.
+pub fn table(sheet: &Sheet) -> String {
+    let mut text = format!("{:<72}{:>12}{:>12}\n", "what must hold", "goal", "figure");
+    for goal in GOALS {
+        let Some((figure, holds)) = goal.judge(sheet) else { continue };
+        let bound = match goal.bound {
+            Bound::AtMost(bound) => format!("<= {}", number(bound)),
+            Bound::AtLeast(bound) => format!(">= {}", number(bound)),
+        };
+        let verdict = if holds { "" } else { "   does not hold" };
+        let figure = format!("{} {}", number(figure), goal.unit);
+        text += &format!("{:<72}{bound:>12}{figure:>12}{verdict}\n", goal.about);
+    }
+    text
+}
+
+/// The goals for machines.
+pub fn json(sheet: &Sheet) -> Value {
+    GOALS
+        .iter()
+        .filter_map(|goal| {
+            let (figure, holds) = goal.judge(sheet)?;
+            let (Bound::AtMost(bound) | Bound::AtLeast(bound)) = goal.bound;
+            Some(json!({ "about": goal.about, "goal": bound, "figure": figure, "holds": holds }))
+        })
+        .collect()
+}
+
+fn relay(sheet: &Sheet, profile: &str, figure: &str) -> f64 {
+    median(sheet.values(profile, figure, RELAY))
+}
+
+/// The median of the ratios pair by pair: a figure of the relay by one of the floor.
+fn ratio(sheet: &Sheet, profile: &str, figure: &str, of: &str) -> f64 {
+    let values = sheet.values(profile, figure, RELAY);
+    median(&pairwise(values, sheet.values(profile, of, FLOOR)))
+}
+
+const RELAY: &str = "relay";
+const KIB: f64 = 1024.0;
+
+/// CPU a frame, by the floor's for the same frames one at a time.
+fn frame_cost(sheet: &Sheet, way: &str, pace: &str) -> f64 {
+    let figure = format!("{way}, {pace}: CPU a frame");
+    ratio(sheet, "frame", &figure, &format!("{way}, one at a time: CPU a frame"))
+}
+
+const GOALS: &[Goal] = &[
+    Goal {
+        about: "resident at start",
+        unit: "MiB",
+        bound: Bound::AtMost(4.0),
+        figure: |sheet| relay(sheet, "idle", "resident at start"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, at 2 s",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection at 2 s"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, after two rounds of clients' pings",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection after two rounds of clients' pings"),
+    },
+    Goal {
+        about: "resident a connection of 9,000, after two rounds of the relay's pings",
+        unit: "B",
+        bound: Bound::AtMost(4.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection after two rounds of relay's pings"),
+    },
+    Goal {
+        about: "resident a connection 10 s after 64 KiB both ways",
+        unit: "B",
+        bound: Bound::AtMost(5.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection 10 s after 64 KiB both ways"),
+    },
+    Goal {
+        about: "the same where all had carried a small message before",
+        unit: "B",
+        bound: Bound::AtMost(5.0 * KIB),
+        figure: |sheet| relay(sheet, "idle", "a connection 10 s after 64 B, then 64 KiB both ways"),
+    },
+    Goal {
+        about: "resident with 9,000 connections",
+        unit: "MiB",
+        bound: Bound::AtMost(48.0),
+        figure: |sheet| relay(sheet, "idle", "resident after two rounds of relay's pings"),
+    },
+    Goal {
+        about: "CPU of a core for the clients' pings of 9,000 connections",
+        unit: "%",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| relay(sheet, "idle", "CPU of a core, clients ping"),
+    },
+    Goal {
+        about: "CPU of a core for the relay's pings to 9,000 connections",
+        unit: "%",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| relay(sheet, "idle", "CPU of a core, relay pings"),
+    },
+    Goal {
+        about: "wake-ups in 10 s with nothing due",
+        unit: "",
+        bound: Bound::AtMost(0.0),
+        figure: |sheet| relay(sheet, "idle", "wake-ups in 10 s with nothing due"),
+    },
+    Goal {
+        about: "CPU a 700 B frame to a binary, one at a time, by the floor's",
+        unit: "",
+        bound: Bound::AtMost(1.6),
+        figure: |sheet| frame_cost(sheet, "to binary", "one at a time"),
+    },
+    Goal {
+        about: "CPU a 700 B frame to a phone, one at a time, by the floor's",
+        unit: "",
+        bound: Bound::AtMost(1.6),
+        figure: |sheet| frame_cost(sheet, "to phone", "one at a time"),
+    },
+    Goal {
+        about: "CPU a 700 B frame to a binary in a stream, by the floor's one at a time",
+        unit: "",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| frame_cost(sheet, "to binary", "stream"),
+    },
+    Goal {
+        about: "CPU a 700 B frame to a phone in a stream, by the floor's one at a time",
+        unit: "",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| frame_cost(sheet, "to phone", "stream"),
+    },
+    Goal {
+        about: "bytes a second of `file`, by the floor's",
+        unit: "",
+        bound: Bound::AtLeast(0.8),
+        figure: |sheet| ratio(sheet, "file", "both ways: bytes", "both ways: bytes"),
+    },
+    Goal {
+        about: "added latency p99 in `steady`, by the floor's",
+        unit: "",
+        bound: Bound::AtMost(2.0),
+        figure: |sheet| ratio(sheet, "steady", "added latency p99", "added latency p99"),
+    },
+    Goal {
+        about: "latency p99 of a healthy pair in `hostile`, by its own without them",
+        unit: "",
+        bound: Bound::AtMost(2.0),
+        figure: |sheet| {
+            let values = |figure| sheet.values("hostile", figure, RELAY);
+            let beside = values("healthy pair beside hostile peers p99");
+            median(&pairwise(beside, values("healthy pair alone p99")))
+        },
+    },
+    Goal {
+        about: "`storm`: everybody exchanging after the last dial",
+        unit: "ms",
+        bound: Bound::AtMost(3000.0),
+        figure: |sheet| relay(sheet, "storm", "exchanging after the last dial"),
+    },
+    Goal {
+        about: "`storm`: refused or closed",
+        unit: "",
+        bound: Bound::AtMost(0.0),
+        figure: |sheet| relay(sheet, "storm", "refused or closed"),
+    },
+    Goal {
+        about: "stripped program",
+        unit: "KiB",
+        bound: Bound::AtMost(2.0 * KIB),
+        figure: |sheet| relay(sheet, "program", "size"),
+    },
+];

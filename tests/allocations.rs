@@ -1,0 +1,189 @@
+//! What the relay allocates for a forwarded message, counted over real sockets.
+//!
+//! A program of its own with one test: the counter sees every thread of the process. The client
+//! here allocates nothing while it counts.
+
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![allow(clippy::print_stdout, reason = "the figures, for `--nocapture`")]
+
+use std::alloc::System;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use async_io::{Async, Timer};
+use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::{accept, listen};
+use smol::LocalExecutor;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// The executor allocates at each wake-up, whatever it is for: async-io collects wakers in a new
+/// list and splits its map of timers. A bare echo on it shows how often, and is taken off; in a
+/// stream, where a wake-up serves many messages, the whole counts.
+#[test]
+fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_stream() {
+    let a_wake_up = allocations_of_a_bare_echo();
+    println!("{a_wake_up:.2} allocations a wake-up of the executor");
+    let options = ["pyrycode-relay", "--listen", "127.0.0.1:0", "--rate-limit", "off"];
+    let config = Config::from_options(Options::parse_arguments(options).unwrap()).unwrap();
+    let listener = listen::open(config.listen[0]).unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Stop::new();
+    let raised = stop.clone();
+    let relay = std::thread::spawn(move || accept::run(vec![listener], config, &raised));
+
+    let mut binary = upgrade(address, "/v1/server", "X-Pyrycode-Version: 1");
+    let mut phone = upgrade(address, "/v1/client", "X-Pyrycode-Token: t");
+    let to_binary = masked(format!("\"{}\"", "x".repeat(698)).as_bytes());
+    phone.write_all(&to_binary).unwrap();
+    let mut buffer = vec![0; 1024 * 1024];
+    let length = read_frames(&mut binary, &mut buffer, 1);
+    let conn_id = conn_id(&buffer[..length]);
+    let envelope = format!(r#"{{"conn_id":"{conn_id}","frame":"{}"}}"#, "x".repeat(698));
+    let to_phone = masked(envelope.as_bytes());
+
+    let mut costly = Vec::new();
+    for batch in [1, 32] {
+        let (up, down) = (to_binary.repeat(batch), to_phone.repeat(batch));
+        for (what, bytes, from, to) in
+            [("to the binary", &up, &phone, &binary), ("to the phone", &down, &binary, &phone)]
+        {
+            let (mut from, mut to) = (from, to);
+            let mut forward = |rounds: usize| {
+                for _ in 0..rounds {
+                    from.write_all(bytes).unwrap();
+                    read_frames(&mut to, &mut buffer, batch);
+                }
+            };
+            // Buffers that are kept grow to what they need.
+            forward(20);
+            let region = Region::new(ALLOCATOR);
+            forward(ROUNDS);
+            let change = region.change();
+            let messages = (ROUNDS * batch) as f64;
+            let each = (change.allocations + change.reallocations) as f64 / messages;
+            let of_the_relay = if batch == 1 { each - a_wake_up } else { each };
+            let line = format!("{each:.2} allocations a message {what}, {batch} at once");
+            println!("{line}");
+            if of_the_relay > AT_MOST {
+                costly.push(line);
+            }
+        }
+    }
+    stop.raise();
+    drop((binary, phone));
+    relay.join().unwrap().unwrap();
+    assert!(costly.is_empty(), "{costly:#?}");
+}
+
+/// What an echo of one message costs that waits, reads and writes on the same executor, with a
+/// timer pending as the relay has them.
+fn allocations_of_a_bare_echo() -> f64 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_nodelay(true).unwrap();
+    let echo = std::thread::spawn(move || {
+        let stream = Async::new(stream).unwrap();
+        let executor = LocalExecutor::new();
+        executor.spawn(Timer::after(Duration::from_secs(3600))).detach();
+        let echo = executor.spawn(async move {
+            let mut buffer = [0; 1024];
+            loop {
+                stream.readable().await.unwrap();
+                match stream.get_ref().read(&mut buffer).unwrap() {
+                    0 => return,
+                    read => stream.get_ref().write_all(&buffer[..read]).unwrap(),
+                }
+            }
+        });
+        smol::block_on(executor.run(echo));
+    });
+    let mut message = [b'x'; 700];
+    let mut exchange = |rounds: usize| {
+        for _ in 0..rounds {
+            client.write_all(&message).unwrap();
+            client.read_exact(&mut message).unwrap();
+        }
+    };
+    exchange(20);
+    let region = Region::new(ALLOCATOR);
+    exchange(ROUNDS);
+    let change = region.change();
+    drop(client);
+    echo.join().unwrap();
+    let each = (change.allocations + change.reallocations) as f64 / ROUNDS as f64;
+    assert!(each > 0.5, "the counter counts");
+    assert!(each < 4.0, "{each} allocations a wake-up are not the executor's");
+    each
+}
+
+/// Reads until `count` whole frames are there and nothing else is; returns their length.
+fn read_frames(mut stream: impl std::io::Read, buffer: &mut [u8], count: usize) -> usize {
+    let (mut filled, mut at, mut whole) = (0, 0, 0);
+    while whole < count {
+        let read = stream.read(&mut buffer[filled..]).expect("frames within the deadline");
+        assert!(read > 0, "the relay ended the connection");
+        filled += read;
+        while let Some(length) = frame_length(&buffer[at..filled]) {
+            at += length;
+            whole += 1;
+        }
+    }
+    assert_eq!((at, whole), (filled, count), "no frame but those that were asked for");
+    filled
+}
+
+/// Length of the first frame if it is whole; those of this test have 126 to 65,535 bytes.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.get(..4)?;
+    assert_eq!(header[..2], [0x81, 126], "a text frame of middling size");
+    let length = 4 + usize::from(u16::from_be_bytes([header[2], header[3]]));
+    (bytes.len() >= length).then_some(length)
+}
+
+fn conn_id(frame: &[u8]) -> String {
+    let envelope: serde_json::Value = serde_json::from_slice(&frame[4..]).unwrap();
+    envelope["conn_id"].as_str().unwrap().to_owned()
+}
+
+/// A client's text frame of 126 to 65,535 bytes.
+fn masked(payload: &[u8]) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut frame = vec![0x81, 0x80 | 126];
+    frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
+}
+
+fn upgrade(address: SocketAddr, path: &str, header: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         X-Pyrycode-Server: home\r\nUser-Agent: test\r\n{header}\r\n\r\n"
+    )
+    .unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).expect("a response within the deadline");
+        head.extend(byte);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+const ROUNDS: usize = 200;
+/// One for the frame that is queued, one for what the codec hands out.
+const AT_MOST: f64 = 2.0;
