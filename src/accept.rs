@@ -21,6 +21,7 @@ use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::shutdown::Stop;
+use crate::systemd::Manager;
 use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
@@ -43,6 +44,9 @@ pub async fn serve(
     let relay = Relay::new(config, stop.clone());
     let heads = Heads::new();
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
+    let manager = Manager::from_environment().map(Rc::new);
+    let informant =
+        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
 
     let accepting = async {
         let mut backoff = Backoff::default();
@@ -62,11 +66,25 @@ pub async fn serve(
     accepting.or(stop.raised()).await;
 
     info!("stopping");
+    if let Some(manager) = manager {
+        manager.stopping();
+    }
     drop(listeners);
     heads.clear();
     drain(&relay, drain_timeout).await;
-    drop(reaper);
+    drop((reaper, informant));
     Ok(())
+}
+
+/// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.
+async fn inform(manager: Rc<Manager>, relay: Rc<Relay>) {
+    let mut seen = 0;
+    let changed = async || poll_fn(|cx| relay.permits.poll_turnover(cx, &mut seen)).await;
+    let status = || {
+        let counts = relay.registry.counts();
+        format!("binaries: {}, phones: {}", counts.binaries, counts.phones)
+    };
+    manager.inform(status, changed).await;
 }
 
 fn admit(
@@ -177,7 +195,8 @@ async fn drain(relay: &Relay, timeout: Duration) {
     let started = Instant::now();
     let outboxes = relay.registry.close_all();
     if !drained_by(relay, started + timeout / 2).await {
-        for outbox in outboxes {
+        // Who was just being upgraded when the stop came is told now.
+        for outbox in outboxes.into_iter().chain(relay.registry.close_all()) {
             outbox.close(Close::ShuttingDown, Manner::Abort);
         }
         drained_by(relay, started + timeout).await;

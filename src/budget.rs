@@ -2,25 +2,45 @@
 //!
 //! It only counts. Who is closed when the budget is exhausted is decided by the registry.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 /// The sum of all accounts against one limit, in bytes.
 #[derive(Debug)]
 pub struct Ledger {
     limit: usize,
     total: Cell<usize>,
+    waiting: RefCell<Vec<Waker>>,
 }
 
 impl Ledger {
     /// An empty ledger.
     pub fn new(limit: usize) -> Rc<Self> {
-        Rc::new(Self { limit, total: Cell::new(0) })
+        Rc::new(Self { limit, total: Cell::new(0), waiting: RefCell::default() })
     }
 
     /// Whether more is held than the budget allows.
     pub fn is_over(&self) -> bool {
         self.total.get() > self.limit
+    }
+
+    /// Waits until the ledger is within its limit. Cancel safe.
+    pub fn poll_within(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_over() {
+            return Poll::Ready(());
+        }
+        self.waiting.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn lower(&self, bytes: usize) {
+        self.total.set(self.total.get().saturating_sub(bytes));
+        if !self.is_over() {
+            for waker in self.waiting.take() {
+                waker.wake();
+            }
+        }
     }
 
     /// Bytes held in all, those of condemned accounts left out.
@@ -61,7 +81,7 @@ impl Account {
         debug_assert!(self.held.get() >= bytes, "an account gives back no more than it took");
         self.held.set(self.held.get().saturating_sub(bytes));
         if !self.condemned.get() {
-            self.ledger.total.set(self.ledger.total.get().saturating_sub(bytes));
+            self.ledger.lower(bytes);
         }
     }
 
@@ -69,7 +89,7 @@ impl Account {
     /// soon as the peer's task runs, so that nobody else is closed for the same bytes.
     pub fn condemn(&self) {
         if !self.condemned.replace(true) {
-            self.ledger.total.set(self.ledger.total.get().saturating_sub(self.held.get()));
+            self.ledger.lower(self.held.get());
         }
     }
 
@@ -134,6 +154,19 @@ mod tests {
         assert_eq!(ledger.total(), 50);
         drop(two);
         assert_eq!(ledger.total(), 0);
+    }
+
+    #[test]
+    fn who_waits_for_room_is_woken_when_there_is_some() {
+        let ledger = Ledger::new(10);
+        let account = Account::open(&ledger);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(ledger.poll_within(&mut cx).is_ready());
+        account.add(11);
+        assert!(ledger.poll_within(&mut cx).is_pending());
+        account.sub(1);
+        assert!(ledger.poll_within(&mut cx).is_ready());
+        assert!(ledger.waiting.borrow().is_empty(), "nobody is forgotten in the list");
     }
 
     #[test]

@@ -59,9 +59,8 @@ async fn receive<S: Transport + 'static>(
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
         Role::Phone { device_name } => Ok(Leg::Phone(device_name)),
-        Role::Binary { version } => {
-            server::claim(&relay, &server).map(|pledge| Leg::Binary(version, pledge))
-        }
+        Role::Binary { version } => server::claim(&relay, &server, &version, remote)
+            .map(|pledge| Leg::Binary(version, pledge)),
     };
     let leg = match begun {
         Ok(leg) => leg,

@@ -41,5 +41,6 @@ pub mod registry;
 pub mod relay;
 pub mod scratch;
 pub mod shutdown;
+pub mod systemd;
 pub mod transport;
 pub mod wire;

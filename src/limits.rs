@@ -111,6 +111,10 @@ pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
 
+/// From a change of the connections to the status that systemd is told: one line for a burst of
+/// changes, and time for an upgrade to become a member.
+pub const STATUS_DELAY: Duration = Duration::from_secs(2);
+
 /// Source addresses in each of the two halves of the rate limiter's table; about 50 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;
 

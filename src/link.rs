@@ -160,12 +160,27 @@ enum Phase {
     Open,
     /// Messages flow out alone: the peer is held back.
     Held,
+    /// The same because the memory budget is exhausted and there is no phone to close for it. The
+    /// message in progress keeps its deadline, so that nobody can hold the memory for ever.
+    Starved,
     /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
     Closing { ended: Ended, deadline: Option<Instant> },
     /// The close frame is out; input is discarded until the peer ends or a bound is reached.
     Lingering { ended: Ended, until: Instant, bytes: usize },
     /// All is done.
     Over(Ended),
+}
+
+impl Phase {
+    /// Whether the end of the connection has not been decided yet.
+    fn is_undecided(self) -> bool {
+        matches!(self, Self::Open | Self::Held | Self::Starved)
+    }
+
+    /// Whether the peer is read.
+    fn reads(self) -> bool {
+        matches!(self, Self::Open | Self::Closing { .. } | Self::Lingering { .. })
+    }
 }
 
 impl<S: Transport, P: Peer> Link<S, P> {
@@ -233,13 +248,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
         // A message may have sealed the outbox.
         self.notice_seal(now);
         let more_output = self.write(cx, now);
+        // Only now: the kernel reports a slow peer's progress late, the write itself finds it.
+        if self.write_deadline().is_some_and(|deadline| now >= deadline) {
+            self.cut(Ended::WriteTimeout, now);
+        }
         (more_input || more_output) && !matches!(self.phase, Phase::Over(_))
     }
 
     /// Somebody else decided on the end: a directive, a reclaim, a full backlog, the stop.
     fn notice_seal(&mut self, now: Instant) {
         let Some((close, manner)) = self.outbox.sealed() else { return };
-        if matches!(self.phase, Phase::Open | Phase::Held) {
+        if self.phase.is_undecided() {
             self.decide(Ended::ByRelay(close), now);
         }
         if let (Phase::Closing { ended, deadline: None }, Manner::Abort) = (self.phase, manner) {
@@ -254,7 +273,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn end(&mut self, ended: Ended, close: Close, now: Instant) {
-        if matches!(self.phase, Phase::Open | Phase::Held) {
+        if self.phase.is_undecided() {
             self.decide(ended, now);
         }
         self.outbox.close(close, Manner::Abort);
@@ -269,7 +288,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Ends the connection without a word.
     fn cut(&mut self, ended: Ended, now: Instant) {
         match self.phase {
-            Phase::Open | Phase::Held => {
+            Phase::Open | Phase::Held | Phase::Starved => {
                 self.peer.ended(ended, now);
                 self.phase = Phase::Over(ended);
             }
@@ -285,7 +304,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Reads and handles what is there; whether there is more.
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.phase == Phase::Held && !self.resume(cx, now) {
+        if self.phase.is_undecided() && !self.resume(cx, now) {
             return false;
         }
         let mut more = true;
@@ -295,27 +314,49 @@ impl<S: Transport, P: Peer> Link<S, P> {
             if messages == 0 || batch == TURN_BATCHES {
                 break;
             }
-            if matches!(self.phase, Phase::Held | Phase::Over(_)) || !self.fill(cx, now) {
+            // Before more comes: a message may have announced more than there is room for.
+            self.charge_input();
+            if !self.phase.reads() || !self.fill(cx, now) {
                 more = false;
                 break;
             }
         }
         self.incoming.rest();
-        if self.charge.set(self.incoming.held()) {
-            self.relay.registry.relieve();
+        self.charge_input();
+        match self.phase {
+            // Just stopped: ask for the waker, and go on if there is room again already.
+            Phase::Held | Phase::Starved => self.resume(cx, now),
+            _ => more,
         }
-        // Just held back: ask for the waker, and go on if there is room again already.
-        more || (self.phase == Phase::Held && self.resume(cx, now))
     }
 
-    /// Whether a peer that was held back is read again.
+    /// Pays for what is held of the input; without room for it a message in progress waits.
+    fn charge_input(&mut self) {
+        if self.charge.set(self.incoming.held()) {
+            self.relay.registry.relieve();
+            let in_message = self.incoming.begun().is_some();
+            if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {
+                self.phase = Phase::Starved;
+                self.heartbeat.pause();
+            }
+        }
+    }
+
+    /// Whether the peer is read, or read again after it was held back.
     fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.peer.poll_resume(cx).is_pending() {
+        let room = match self.phase {
+            Phase::Held => self.peer.poll_resume(cx),
+            Phase::Starved => self.relay.ledger.poll_within(cx),
+            _ => return true,
+        };
+        if room.is_pending() {
             return false;
+        }
+        if self.phase == Phase::Held {
+            self.incoming.restart_message(now);
         }
         self.phase = Phase::Open;
         self.heartbeat.resume(now);
-        self.incoming.restart_message(now);
         true
     }
 
@@ -369,7 +410,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Decodes and handles the input until it is used up, the peer is held back, or as many
     /// messages are handled as are `left`.
     fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant, left: &mut usize) {
-        while *left > 0 && !matches!(self.phase, Phase::Held | Phase::Over(_)) {
+        while *left > 0 && self.phase.reads() {
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
                 Decoded::Message(message) => {
@@ -391,7 +432,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Ping(payload) => self.outbox.pong(&payload),
             Message::Pong(payload) => self.outbox.heard_pong(&payload),
             Message::Close(frame) => {
-                let code = frame.map(|frame| u16::from(frame.code));
+                let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
                 self.peer_done = true;
                 match self.phase {
@@ -469,9 +510,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn check_deadlines(&mut self, now: Instant) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
-        if due(self.write_deadline()) {
-            return self.cut(Ended::WriteTimeout, now);
-        }
         match self.phase {
             Phase::Open => {
                 if due(self.message_deadline()) {
@@ -482,6 +520,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
                     Beat::Ping => self.outbox.ping(),
                     Beat::Dead => self.close(Close::HeartbeatTimeout, now),
                 }
+            }
+            Phase::Starved if due(self.message_deadline()) => {
+                self.close(Close::MessageTimeout, now);
             }
             Phase::Closing { deadline, .. } if due(deadline) => {
                 self.cut(Ended::WriteTimeout, now);
@@ -497,17 +538,20 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.blocked.map(|since| since + self.relay.config.write_timeout)
     }
 
-    fn message_deadline(&mut self) -> Option<Instant> {
+    fn message_deadline(&self) -> Option<Instant> {
         self.incoming.begun().map(|since| since + self.relay.config.message_timeout)
     }
 
     /// When something is due next, if nothing happens before.
-    fn deadline(&mut self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Open => [self.heartbeat.deadline(), self.message_deadline()],
+            Phase::Starved => [self.message_deadline(), None],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held | Phase::Over(_) => [None, None],
+            Phase::Held => [None, None],
+            // Not even the write that never finished.
+            Phase::Over(_) => return None,
         };
         phase.into_iter().chain([self.write_deadline()]).flatten().min()
     }

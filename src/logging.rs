@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use env_filter::{Builder, Filter};
 use log::kv::{Error, Key, Value, VisitSource};
@@ -70,9 +70,10 @@ fn may_log(metadata: &Metadata<'_>) -> bool {
 
 fn line(record: &Record<'_>, time: Option<SystemTime>) -> String {
     let mut line = String::with_capacity(160);
-    if let Some(time) = time {
-        // A clock before 1970 or after 9999 cannot be written; the line is worth more.
-        let _ = write!(line, "time={} ", humantime::format_rfc3339_millis(time));
+    if let Some(time) = time.and_then(timestamp) {
+        line.push_str("time=");
+        line.push_str(&time);
+        line.push(' ');
     }
     line.push_str("level=");
     line.push_str(match record.level() {
@@ -87,6 +88,13 @@ fn line(record: &Record<'_>, time: Option<SystemTime>) -> String {
     let _ = record.key_values().visit(&mut Pairs(&mut line));
     line.push('\n');
     line
+}
+
+/// A clock before 1970 or after 9999 cannot be written; the line is worth more.
+fn timestamp(time: SystemTime) -> Option<String> {
+    time.duration_since(UNIX_EPOCH).ok()?;
+    let mut text = String::new();
+    write!(text, "{}", humantime::format_rfc3339_millis(time)).ok().map(|()| text)
 }
 
 struct Pairs<'a>(&'a mut String);
@@ -119,6 +127,8 @@ fn push_pair(line: &mut String, key: &str, value: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use log::RecordBuilder;
 
     use super::*;
@@ -158,6 +168,17 @@ mod tests {
             assert!(line.ends_with(&format!(" device_name={expected}\n")), "{line}");
             assert_eq!(line.lines().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_costs_the_time_alone() {
+        let at = |time: SystemTime| {
+            line(&RecordBuilder::new().args(format_args!("x")).build(), Some(time))
+        };
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert!(at(UNIX_EPOCH).starts_with("time=1970-01-01T00:00:00.000Z level=info "));
+        assert_eq!(at(UNIX_EPOCH - day), "level=info event=x\n");
+        assert_eq!(at(UNIX_EPOCH + 366 * 10_000 * day), "level=info event=x\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The `pyrycode-relay` program: parse, log, bind, run, exit code.
 
 use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 
 use async_signal::{Signal, Signals};
@@ -12,7 +13,7 @@ use pyrycode_relay::accept::serve;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::shutdown::Stop;
-use pyrycode_relay::{listen, logging};
+use pyrycode_relay::{listen, logging, systemd};
 
 /// Exit code: could not start, or told twice to stop.
 const FAILURE: u8 = 1;
@@ -58,17 +59,13 @@ fn start_logging(level: Option<log::LevelFilter>) {
 
 fn run(config: Config) -> Result<(), String> {
     raise_descriptor_limit(config.max_connections);
-    let mut listeners = Vec::new();
-    for listen in &config.listen {
-        let listener =
-            listen::open(*listen).map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
-        info!(address:% = address; "listening");
-        listeners.push(listener);
-    }
-    let stop = Stop::new();
+    // Before the signals are watched: that starts the event loop's helper thread.
+    let inherited = systemd::inherited_listeners()?;
+    // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut signals = Signals::new([Signal::Term, Signal::Int])
         .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let listeners = open_listeners(&config, inherited)?;
+    let stop = Stop::new();
     let executor = LocalExecutor::new();
     let raised = stop.clone();
     executor
@@ -81,6 +78,33 @@ fn run(config: Config) -> Result<(), String> {
         .detach();
     smol::block_on(executor.run(serve(&executor, listeners, config, &stop)))
         .map_err(|error| format!("cannot start: {error}"))
+}
+
+/// The sockets that systemd handed over, or else those that the options name.
+fn open_listeners(
+    config: &Config,
+    inherited: Vec<TcpListener>,
+) -> Result<Vec<TcpListener>, String> {
+    for listener in &inherited {
+        info!(address:% = address_of(listener)?, inherited = true; "listening");
+    }
+    if !inherited.is_empty() {
+        return Ok(inherited);
+    }
+    config
+        .listen
+        .iter()
+        .map(|listen| {
+            let listener = listen::open(*listen)
+                .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+            info!(address:% = address_of(&listener)?; "listening");
+            Ok(listener)
+        })
+        .collect()
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, String> {
+    listener.local_addr().map_err(|error| error.to_string())
 }
 
 /// Raises the soft descriptor limit to the hard one: 1024, the usual soft limit, is too few.

@@ -33,6 +33,8 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     lane: Option<Rc<Lane>>,
+    /// Of the lane only the frame in progress is still written.
+    parting: bool,
     /// Bytes that are committed to be next on the wire, behind the lane's frame in progress:
     /// control frames, or the remainder of a frame whose lane was taken away.
     staged: Vec<u8>,
@@ -150,7 +152,8 @@ impl Outbox {
             if manner == Manner::Abort {
                 *agreed = Manner::Abort;
             }
-            let dropped = if manner == Manner::Abort { state.detach() } else { None };
+            let skips = manner == Manner::Abort && !state.parting;
+            let dropped = if skips { state.detach() } else { None };
             state.wake();
             dropped
         };
@@ -162,6 +165,14 @@ impl Outbox {
     pub fn detach(&self) {
         let lane = self.state.borrow_mut().detach();
         drop(lane);
+    }
+
+    /// Parts from the lane: only the frame in progress is still written, and leaves the lane with
+    /// its last byte, as every frame does. [`Self::detach`] ends this early.
+    pub fn part(&self) {
+        let mut state = self.state.borrow_mut();
+        state.parting = true;
+        state.drop_finished_lane();
     }
 
     /// The close that this outbox is sealed with, and how.
@@ -231,6 +242,12 @@ impl State {
         }
     }
 
+    fn drop_finished_lane(&mut self) {
+        if self.parting && self.lane.as_ref().is_some_and(|lane| lane.unfinished() == 0) {
+            self.lane = None;
+        }
+    }
+
     fn detach(&mut self) -> Option<Rc<Lane>> {
         let lane = self.lane.take()?;
         let rest = lane.rewind();
@@ -286,7 +303,9 @@ impl State {
                     pending.skip();
                 }
                 batch.add(staged);
-                while !pending.front().is_empty() && batch.add(pending.front()) {
+                // The slot's queue may go on behind this connection, but nothing follows a close frame.
+                let goes_on = !self.parting && !self.close_staged;
+                while goes_on && !pending.front().is_empty() && batch.add(pending.front()) {
                     pending.skip();
                 }
                 if batch.length == 0 {
@@ -312,6 +331,7 @@ impl State {
                 accepted -= first;
             }
         }
+        self.drop_finished_lane();
         let control = accepted.min(self.staged.len() - self.staged_at);
         self.staged_at += control;
         accepted -= control;

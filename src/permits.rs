@@ -9,7 +9,10 @@ use std::task::{Context, Poll, Waker};
 pub struct Permits {
     most: usize,
     taken: Cell<usize>,
-    waiting: RefCell<Option<Waker>>,
+    /// How often a permit was taken or came back.
+    turnover: Cell<u64>,
+    drained: RefCell<Option<Waker>>,
+    watching: RefCell<Option<Waker>>,
 }
 
 /// The right to one upgraded connection.
@@ -19,7 +22,13 @@ pub struct Permit(Rc<Permits>);
 impl Permits {
     /// `most` permits.
     pub fn new(most: usize) -> Rc<Self> {
-        Rc::new(Self { most, taken: Cell::new(0), waiting: RefCell::new(None) })
+        Rc::new(Self {
+            most,
+            taken: Cell::new(0),
+            turnover: Cell::new(0),
+            drained: RefCell::new(None),
+            watching: RefCell::new(None),
+        })
     }
 
     /// Takes a permit if one is left.
@@ -28,6 +37,7 @@ impl Permits {
             return None;
         }
         self.taken.set(self.taken.get() + 1);
+        self.turn_over();
         Some(Permit(Rc::clone(self)))
     }
 
@@ -36,8 +46,26 @@ impl Permits {
         if self.taken.get() == 0 {
             return Poll::Ready(());
         }
-        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        *self.drained.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// Waits until a permit was taken or came back since `seen`, which begins at zero, and brings
+    /// `seen` up to date; for one waiter. Cancel safe.
+    pub fn poll_turnover(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+        if *seen != self.turnover.get() {
+            *seen = self.turnover.get();
+            return Poll::Ready(());
+        }
+        *self.watching.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn turn_over(&self) {
+        self.turnover.set(self.turnover.get() + 1);
+        if let Some(waker) = self.watching.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -45,8 +73,9 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let permits = &self.0;
         permits.taken.set(permits.taken.get() - 1);
+        permits.turn_over();
         if permits.taken.get() == 0 {
-            if let Some(waker) = permits.waiting.take() {
+            if let Some(waker) = permits.drained.take() {
                 waker.wake();
             }
         }
@@ -68,5 +97,20 @@ mod tests {
         assert!(permits.poll_all_back(&mut cx).is_pending());
         drop((two, three));
         assert!(permits.poll_all_back(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn the_turnover_is_seen_once_for_whatever_happened_since() {
+        let permits = Permits::new(2);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut seen = 0;
+        assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
+        let one = permits.acquire();
+        let two = permits.acquire();
+        assert!(permits.poll_turnover(&mut cx, &mut seen).is_ready());
+        assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
+        drop((one, two));
+        assert!(permits.poll_turnover(&mut cx, &mut seen).is_ready());
+        assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
     }
 }

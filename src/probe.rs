@@ -56,8 +56,9 @@ impl Probe {
         }
     }
 
-    /// The holder's connection ended.
+    /// The holder's connection ended. Its close frame was heard like any byte, and is no answer.
     pub fn holder_gone(&self) {
+        self.outcome.take();
         self.settle(Outcome::HolderGone);
     }
 
@@ -116,9 +117,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_outcome_stands() {
+    fn the_end_of_the_holder_outweighs_an_answer() {
         let probe = Probe::new(Instant::now());
+        probe.pong(probe.payload().as_ref());
         probe.holder_gone();
+        assert_eq!(probe.outcome(), Some(Outcome::HolderGone));
         probe.pong(probe.payload().as_ref());
         assert_eq!(probe.outcome(), Some(Outcome::HolderGone));
     }

@@ -263,8 +263,8 @@ impl Registry {
         }
         let slot = map.slots.get_mut(server).expect("bug: the slot was there a line ago");
         slot.probe = None;
-        if let Holder::Grace { deadline, serial, .. } = slot.holder {
-            map.releases.remove(&(deadline, serial));
+        if let Holder::Grace { deadline, serial, .. } = &slot.holder {
+            map.releases.remove(&(*deadline, *serial));
         }
         let (outbox, retired) = slot.take(serial, self.rules.evict);
         (serial, outbox, retired)
@@ -288,11 +288,18 @@ impl Registry {
             if *holder != serial {
                 return;
             }
-            if !matches!(outbox.sealed(), Some((_, Manner::Orderly))) {
-                outbox.detach();
+            let silent = ended.by_silence();
+            match ended {
+                // The stop lets the queue out first; no claim follows it that would share the queue.
+                _ if matches!(outbox.sealed(), Some((_, Manner::Orderly))) => {}
+                // The close frame goes out behind the message in progress, which has then been
+                // sent like any other.
+                Ended::ByPeer(_) | Ended::ByRelay(_) if !silent => outbox.part(),
+                _ => outbox.detach(),
             }
             let deadline = now + self.rules.grace;
-            slot.holder = Holder::Grace { serial, deadline, silent: ended.by_silence() };
+            let outbox = Rc::downgrade(outbox);
+            slot.holder = Holder::Grace { serial, deadline, silent, outbox };
             let probe = slot.probe.clone();
             map.releases.insert((deadline, serial), server.clone());
             if let Some(reaper) = map.reaper.take() {

@@ -111,6 +111,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         }
     }
 
+    /// The code of the close frame that was just decoded, as the peer sent it. The codec does not
+    /// know 1014, which was registered after RFC 6455, and takes it for a violation.
+    pub fn close_code(&self, decoded: u16) -> u16 {
+        const BAD_GATEWAY: u16 = 1014;
+        let follower = match &self.state {
+            State::Bare(wire) => &wire.follower,
+            State::Coded(codec) => &codec.get_ref().follower,
+            State::Between => return decoded,
+        };
+        match u16::from_be_bytes(follower.control) {
+            BAD_GATEWAY => BAD_GATEWAY,
+            _ => decoded,
+        }
+    }
+
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub fn discard(&mut self) {
         self.deaf = true;
@@ -143,8 +158,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     /// Since when a message is begun and not complete; interleaved control frames do not count.
-    pub fn begun(&mut self) -> Option<Instant> {
-        self.wire().follower.begun
+    pub fn begun(&self) -> Option<Instant> {
+        match &self.state {
+            State::Bare(wire) => wire.follower.begun,
+            State::Coded(codec) => codec.get_ref().follower.begun,
+            State::Between => None,
+        }
     }
 
     /// Gives a begun message its whole time anew: the relay itself did not read.
@@ -305,6 +324,8 @@ struct Follower {
     largest_frame: usize,
     begun: Option<Instant>,
     now: Option<Instant>,
+    /// The first two payload bytes of a control frame, unmasked.
+    control: [u8; 2],
 }
 
 impl Follower {
@@ -332,12 +353,26 @@ impl Follower {
         }
         let left = usize::try_from(self.remaining).unwrap_or(usize::MAX);
         let payload = left.min(bytes.len() - taken);
+        self.note_control(&bytes[taken..taken + payload]);
         self.remaining -= payload as u64;
         taken += payload;
         if self.remaining == 0 {
             self.finish_frame();
         }
         taken
+    }
+
+    /// Keeps the beginning of a control frame's payload: a close code, if it is a close frame.
+    fn note_control(&mut self, payload: &[u8]) {
+        let done = self.frame - usize::try_from(self.remaining).unwrap_or(self.frame);
+        if self.header[0] & 0x08 == 0 || done >= self.control.len() {
+            return;
+        }
+        let mask = &self.header[self.header_length.saturating_sub(4)..self.header_length];
+        let noted = self.control[done..].iter_mut().zip(&mask[done..]).zip(payload);
+        for ((kept, mask), byte) in noted {
+            *kept = byte ^ mask;
+        }
     }
 
     fn finish_frame(&mut self) {

@@ -76,3 +76,21 @@ fn the_commands_of_the_readme_are_those_that_ci_runs() {
     assert!(README.contains("\n    cargo test "), "the README has its test command");
     assert!(ci.contains("'tests (as in README.md)' cargo test\n"), "CI runs that very command");
 }
+
+#[test]
+fn the_options_file_lists_every_option_with_its_default_and_no_other() {
+    let file = include_str!("../systemd/pyrycode-relay.default");
+    let listed: Vec<_> = file.lines().filter_map(|line| line.strip_prefix("#PYRY")).collect();
+    let command = command();
+    let options: Vec<_> =
+        command.get_arguments().filter(|option| option.get_env().is_some()).collect();
+    assert!(options.len() > 15, "the options have their variables");
+    for option in &options {
+        let variable = option.get_env().unwrap().to_str().unwrap();
+        let defaults = option.get_default_values();
+        let default = defaults.first().map_or("info", |value| value.to_str().unwrap());
+        let expected = format!("#{variable}={default}");
+        assert!(file.lines().any(|line| line == expected), "{expected} is not in the options file");
+    }
+    assert_eq!(listed.len(), options.len(), "the options file lists what does not exist");
+}

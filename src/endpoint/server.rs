@@ -29,9 +29,17 @@ pub enum Pledge {
 }
 
 /// Claims `server`, or says how the claim is refused before the upgrade.
-pub fn claim(relay: &Relay, server: &ServerId) -> Result<Pledge, Refusal> {
+pub fn claim(
+    relay: &Relay,
+    server: &ServerId,
+    version: &Label,
+    remote: IpAddr,
+) -> Result<Pledge, Refusal> {
     match relay.registry.claim(server, Instant::now()) {
-        Claim::Seated(seat) => Ok(Pledge::Seated(seat)),
+        Claim::Seated(seat) => {
+            events::server_claimed(server, version.as_str(), remote);
+            Ok(Pledge::Seated(seat))
+        }
         Claim::Contested(contest) => Ok(Pledge::Contested(contest)),
         Claim::Busy => Err(Refusal::ProbeUnderWay),
         Claim::Full => Err(Refusal::ConnectionCap),
@@ -49,11 +57,13 @@ pub async fn open<S: Transport + 'static>(
     let seat = match pledge {
         Pledge::Seated(seat) => seat,
         Pledge::Contested(contest) => match await_probe(relay, contest, remote).await {
-            Ok(seat) => seat,
+            Ok(seat) => {
+                events::server_claimed(seat.server(), version.as_str(), remote);
+                seat
+            }
             Err(close) => return send_off(relay, upgraded, close),
         },
     };
-    events::server_claimed(seat.server(), version.as_str(), remote);
     let outbox = Rc::clone(seat.outbox());
     let suffix = binary_suffix();
     let peer = Binary { seat, suffix, relay: Rc::clone(relay), dropped: 0 };
@@ -72,7 +82,8 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
         relay.stop.raised().await;
         Err(Close::ShuttingDown)
     };
-    let outcome = async { Ok(outcome.or(silence).await) }.or(stop).await?;
+    // The stop comes first: it ends the holder too, and nobody may take the slot after that.
+    let outcome = stop.or(async { Ok(outcome.or(silence).await) }).await?;
     let won = match outcome {
         Some(Outcome::Answered) => None,
         Some(Outcome::HolderGone) => contest.win().ok(),

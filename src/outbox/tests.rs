@@ -1,1 +1,750 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Wake;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::budget::{Account, Ledger};
+use crate::ids::PhoneKey;
+use crate::lane::Source;
+use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
+use crate::probe::Outcome;
+
+const TEXT: u8 = 0x1;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
+
+/// A socket that takes so many bytes in each call, none where it blocks, and without a plan
+/// everything.
+#[derive(Default)]
+struct Socket {
+    plan: VecDeque<usize>,
+    taken: Vec<u8>,
+    /// Length of what it was offered in each call.
+    offered: Vec<usize>,
+    failure: Option<io::ErrorKind>,
+    is_closed: bool,
+}
+
+impl Socket {
+    fn planned(plan: impl IntoIterator<Item = usize>) -> Self {
+        Self { plan: plan.into_iter().collect(), ..Self::default() }
+    }
+
+    fn frames(&self) -> Vec<(u8, Vec<u8>)> {
+        let (frames, rest) = frames(&self.taken);
+        assert_eq!(rest, 0, "the last frame is not whole");
+        frames
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        assert!(!bytes.is_empty(), "nothing is no reason to write");
+        self.offered.push(bytes.len());
+        if let Some(kind) = self.failure {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if self.is_closed {
+            return Poll::Ready(Ok(0));
+        }
+        let taken = self.plan.pop_front().unwrap_or(usize::MAX).min(bytes.len());
+        if taken == 0 {
+            return Poll::Pending;
+        }
+        self.taken.extend_from_slice(&bytes[..taken]);
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The whole frames at the beginning of `bytes`, and how many bytes are left behind them.
+fn frames(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, usize) {
+    let mut frames = Vec::new();
+    let mut rest = bytes;
+    loop {
+        let (header, length) = match rest {
+            [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([*high, *low]))),
+            [_, 127, 0, 0, 0, 0, a, b, c, d, ..] => {
+                (10, u32::from_be_bytes([*a, *b, *c, *d]) as usize)
+            }
+            [_, short @ 0..=125, ..] => (2, usize::from(*short)),
+            _ => return (frames, rest.len()),
+        };
+        if rest.len() < header + length {
+            return (frames, rest.len());
+        }
+        assert_eq!(rest[0] & 0xf0, 0x80, "frames are final and without extensions");
+        frames.push((rest[0] & 0x0f, rest[header..header + length].to_vec()));
+        rest = &rest[header + length..];
+    }
+}
+
+/// A waker that counts.
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn counting() -> (Arc<Count>, Waker) {
+    let count = Arc::new(Count(AtomicUsize::new(0)));
+    (Arc::clone(&count), Waker::from(count))
+}
+
+impl Count {
+    fn taken(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+fn flush_with(outbox: &Outbox, socket: &mut Socket, waker: &Waker, scratch: usize) -> Flushed {
+    outbox.poll_flush(&mut Context::from_waker(waker), socket, &mut vec![0xee; scratch])
+}
+
+fn flush(outbox: &Outbox, socket: &mut Socket) -> Flushed {
+    flush_with(outbox, socket, Waker::noop(), BATCH_BYTES)
+}
+
+/// Flushes until nothing is left, whatever blocks; returns how many messages that completed.
+fn drain(outbox: &Outbox, socket: &mut Socket) -> usize {
+    let mut messages = 0;
+    loop {
+        let flushed = flush(outbox, socket);
+        messages += flushed.messages;
+        match flushed.end {
+            FlushEnd::Idle | FlushEnd::Closed => return messages,
+            FlushEnd::Blocked | FlushEnd::More => {}
+            FlushEnd::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn lane(limit: usize) -> (Rc<Lane>, Rc<Ledger>) {
+    let ledger = Ledger::new(usize::MAX);
+    (Lane::new(limit, Account::open(&ledger)), ledger)
+}
+
+fn outbox() -> (Rc<Outbox>, Rc<Ledger>) {
+    let (lane, ledger) = lane(usize::MAX);
+    (Outbox::new(Some(lane)), ledger)
+}
+
+fn send(outbox: &Outbox, text: &str) {
+    outbox.send(Frame::text(&[text.as_bytes()])).unwrap();
+}
+
+fn data(text: &str) -> (u8, Vec<u8>) {
+    (TEXT, text.into())
+}
+
+fn close_frame(close: Close) -> (u8, Vec<u8>) {
+    let code = close.code().unwrap().to_be_bytes();
+    (CLOSE, [&code[..], close.reason().as_bytes()].concat())
+}
+
+#[test]
+fn messages_go_out_in_order_and_count_with_their_last_byte() {
+    let (outbox, ledger) = outbox();
+    for text in ["one", "two", "three"] {
+        send(&outbox, text);
+    }
+    assert_eq!(ledger.total(), 5 + 5 + 7 + 3 * MESSAGE_OVERHEAD);
+    let mut socket = Socket::planned([4, 0, 1, 6]);
+    let flushed = flush(&outbox, &mut socket);
+    assert_eq!((flushed.bytes, flushed.messages), (4, 0));
+    assert!(matches!(flushed.end, FlushEnd::Blocked));
+    assert_eq!(ledger.total(), 5 + 5 + 7 + 3 * MESSAGE_OVERHEAD, "begun is not gone");
+    let flushed = flush(&outbox, &mut socket);
+    assert_eq!((flushed.bytes, flushed.messages), (5 + 5 + 7 - 4, 3));
+    assert!(matches!(flushed.end, FlushEnd::Idle));
+    assert_eq!(socket.frames(), [data("one"), data("two"), data("three")]);
+    assert_eq!(ledger.total(), 0);
+}
+
+#[test]
+fn nothing_to_write_is_not_written() {
+    let mut socket = Socket::default();
+    for outbox in [outbox().0, Outbox::new(None)] {
+        let flushed = flush(&outbox, &mut socket);
+        assert!(matches!(flushed, Flushed { bytes: 0, messages: 0, end: FlushEnd::Idle }));
+    }
+    assert!(socket.offered.is_empty());
+}
+
+#[test]
+fn small_messages_leave_in_one_write() {
+    let (outbox, _ledger) = outbox();
+    for _ in 0..100 {
+        send(&outbox, "small");
+    }
+    outbox.ping();
+    let mut socket = Socket::default();
+    assert_eq!(flush(&outbox, &mut socket).messages, 100);
+    assert_eq!(socket.offered, [2 + 100 * 7]);
+}
+
+#[test]
+fn control_frames_pass_the_queue_behind_the_frame_in_progress() {
+    let (outbox, _ledger) = outbox();
+    for text in ["in progress", "queued", "behind"] {
+        send(&outbox, text);
+    }
+    let mut socket = Socket::planned([3, 0]);
+    flush(&outbox, &mut socket);
+    outbox.ping();
+    outbox.pong(b"asked");
+    drain(&outbox, &mut socket);
+    let expected = [
+        data("in progress"),
+        (PONG, b"asked".into()),
+        (PING, b"".into()),
+        data("queued"),
+        data("behind"),
+    ];
+    assert_eq!(socket.frames(), expected);
+}
+
+#[test]
+fn a_pong_is_behind_one_frame_at_most_even_if_frames_are_large() {
+    let (outbox, _ledger) = outbox();
+    let large = "x".repeat(200_000);
+    for _ in 0..5 {
+        send(&outbox, &large);
+    }
+    let mut socket = Socket::planned([100_000, 0, 50_000, 0]);
+    flush(&outbox, &mut socket);
+    outbox.pong(b"now");
+    flush(&outbox, &mut socket);
+    drain(&outbox, &mut socket);
+    let opcodes: Vec<_> = socket.frames().iter().map(|(opcode, _)| *opcode).collect();
+    assert_eq!(opcodes, [TEXT, PONG, TEXT, TEXT, TEXT, TEXT]);
+}
+
+#[test]
+fn of_several_pings_the_last_is_answered() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "in progress");
+    let mut socket = Socket::planned([1, 0]);
+    flush(&outbox, &mut socket);
+    for number in 0..1000 {
+        outbox.pong(format!("{number}").as_bytes());
+    }
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [data("in progress"), (PONG, b"999".into())]);
+}
+
+#[test]
+fn pongs_for_a_peer_that_does_not_read_do_not_pile_up() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "in progress");
+    let mut socket = Socket::planned([1]);
+    socket.plan.extend([0; 1001]);
+    for number in 0..1000 {
+        flush(&outbox, &mut socket);
+        outbox.pong(format!("{number}").as_bytes());
+    }
+    drain(&outbox, &mut socket);
+    let frames = socket.frames();
+    assert!(frames.len() <= 3, "{} frames", frames.len());
+    assert_eq!(frames.last(), Some(&(PONG, b"999".into())));
+}
+
+#[test]
+fn a_pong_that_is_on_its_way_is_finished_before_the_next() {
+    let (outbox, _ledger) = outbox();
+    outbox.pong(b"first");
+    let mut socket = Socket::planned([3, 0]);
+    flush(&outbox, &mut socket);
+    outbox.pong(b"second");
+    outbox.pong(b"third");
+    send(&outbox, "data");
+    drain(&outbox, &mut socket);
+    let frames = socket.frames();
+    assert_eq!(frames[0], (PONG, b"first".into()));
+    assert!(frames.contains(&(PONG, b"third".into())) && frames.contains(&data("data")));
+    assert_eq!(frames.len(), 3);
+}
+
+#[test]
+fn an_orderly_close_follows_the_last_message_and_is_the_last_word() {
+    let (outbox, ledger) = outbox();
+    for text in ["one", "two"] {
+        send(&outbox, text);
+    }
+    outbox.close(Close::Directive(4401), Manner::Orderly);
+    send(&outbox, "dropped");
+    let mut socket = Socket::planned([1, 0, 1, 0, 1, 0, 1]);
+    assert_eq!(drain(&outbox, &mut socket), 2);
+    outbox.pong(b"late");
+    outbox.ping();
+    assert!(matches!(flush(&outbox, &mut socket).end, FlushEnd::Closed));
+    let expected = [data("one"), data("two"), close_frame(Close::Directive(4401))];
+    assert_eq!(socket.frames(), expected);
+    assert_eq!(ledger.total(), 0);
+}
+
+#[test]
+fn control_frames_are_answered_until_an_orderly_close_has_its_turn() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "in progress");
+    send(&outbox, "queued");
+    let mut socket = Socket::planned([1, 0]);
+    flush(&outbox, &mut socket);
+    outbox.close(Close::ShuttingDown, Manner::Orderly);
+    outbox.pong(b"still");
+    drain(&outbox, &mut socket);
+    let expected = [
+        data("in progress"),
+        (PONG, b"still".into()),
+        data("queued"),
+        close_frame(Close::ShuttingDown),
+    ];
+    assert_eq!(socket.frames(), expected);
+}
+
+#[test]
+fn an_abort_finishes_the_frame_in_progress_and_drops_the_queue() {
+    let (outbox, ledger) = outbox();
+    for text in ["in progress", "dropped", "dropped"] {
+        send(&outbox, text);
+    }
+    let mut socket = Socket::planned([5, 0, 2, 0]);
+    flush(&outbox, &mut socket);
+    outbox.pong(b"asked before");
+    outbox.close(Close::BacklogFull, Manner::Abort);
+    assert_eq!(ledger.total(), 0, "the queue's memory is free at once");
+    send(&outbox, "dropped");
+    drain(&outbox, &mut socket);
+    let frames = socket.frames();
+    assert_eq!(frames.first(), Some(&data("in progress")));
+    assert_eq!(frames.last(), Some(&close_frame(Close::BacklogFull)));
+    assert!(frames.iter().all(|(_, payload)| payload != b"dropped"));
+}
+
+#[test]
+fn an_abort_between_frames_closes_at_once() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "sent");
+    send(&outbox, "dropped");
+    let mut socket = Socket::planned([6, 0]);
+    flush(&outbox, &mut socket);
+    outbox.close(Close::Reclaimed, Manner::Abort);
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [data("sent"), close_frame(Close::Reclaimed)]);
+}
+
+#[test]
+fn the_first_close_stands_and_an_abort_still_hurries_it() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "in progress");
+    send(&outbox, "dropped");
+    let mut socket = Socket::planned([1, 0]);
+    flush(&outbox, &mut socket);
+    outbox.close(Close::Directive(4401), Manner::Orderly);
+    outbox.close(Close::ShuttingDown, Manner::Orderly);
+    assert_eq!(outbox.sealed(), Some((Close::Directive(4401), Manner::Orderly)));
+    outbox.close(Close::OverBudget, Manner::Abort);
+    assert_eq!(outbox.sealed(), Some((Close::Directive(4401), Manner::Abort)));
+    outbox.close(Close::ShuttingDown, Manner::Orderly);
+    assert_eq!(outbox.sealed(), Some((Close::Directive(4401), Manner::Abort)));
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [data("in progress"), close_frame(Close::Directive(4401))]);
+}
+
+#[test]
+fn an_outbox_without_a_queue_closes_at_once() {
+    let outbox = Outbox::new(None);
+    outbox.send(Frame::text(&[b"for nobody"])).unwrap();
+    outbox.close(Close::NoServer, Manner::Orderly);
+    let mut socket = Socket::planned([1, 0]);
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [close_frame(Close::NoServer)]);
+}
+
+#[test]
+fn nothing_follows_a_close_frame_even_if_the_slots_queue_goes_on() {
+    let (lane, _ledger) = lane(usize::MAX);
+    let outbox = Outbox::new(Some(Rc::clone(&lane)));
+    outbox.close(Close::ShuttingDown, Manner::Orderly);
+    let mut socket = Socket::planned([0, 2, 0]);
+    flush(&outbox, &mut socket);
+    lane.push_notice(Frame::text(&[b"notice"]), PhoneKey::random());
+    flush(&outbox, &mut socket);
+    lane.push_notice(Frame::text(&[b"notice"]), PhoneKey::random());
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [close_frame(Close::ShuttingDown)]);
+}
+
+#[test]
+fn a_detached_queue_is_sent_whole_by_the_next_connection() {
+    let (lane, ledger) = lane(usize::MAX);
+    let old = Outbox::new(Some(Rc::clone(&lane)));
+    let source = Source::new(Account::open(&ledger));
+    for text in ["accepted", "half written", "queued"] {
+        lane.offer(Frame::text(&[text.as_bytes()]), &source).unwrap();
+    }
+    let mut dead = Socket::planned([10 + 5, 0]);
+    assert_eq!(flush(&old, &mut dead).messages, 1);
+    old.detach();
+    let new = Outbox::new(Some(Rc::clone(&lane)));
+    let mut socket = Socket::planned([1, 0, 3]);
+    assert_eq!(drain(&new, &mut socket), 2);
+    assert_eq!(socket.frames(), [data("half written"), data("queued")]);
+    assert!(lane.is_empty());
+    assert_eq!(ledger.total(), 0);
+}
+
+#[test]
+fn a_detached_connection_finishes_the_frame_in_progress_and_no_other() {
+    let (lane, _ledger) = lane(usize::MAX);
+    let outbox = Outbox::new(Some(Rc::clone(&lane)));
+    for text in ["half written", "kept"] {
+        lane.push(Frame::text(&[text.as_bytes()])).unwrap();
+    }
+    let mut socket = Socket::planned([5, 0]);
+    flush(&outbox, &mut socket);
+    outbox.pong(b"asked");
+    outbox.detach();
+    outbox.detach();
+    lane.push(Frame::text(&[b"not for this one"])).unwrap();
+    outbox.close(Close::HeartbeatTimeout, Manner::Abort);
+    assert_eq!(drain(&outbox, &mut socket), 0, "the queue's messages are the next connection's");
+    let frames = socket.frames();
+    assert_eq!(frames[0], data("half written"));
+    assert_eq!(frames.last(), Some(&close_frame(Close::HeartbeatTimeout)));
+    assert!(!frames.contains(&data("kept")) && !frames.contains(&data("not for this one")));
+    assert_eq!(lane.unfinished(), 0);
+}
+
+#[test]
+fn a_detach_between_frames_or_within_a_control_frame_takes_nothing_along() {
+    // Up to the whole ping, a byte at a time; it is staged ahead of the message.
+    for accepted in 0..=2 {
+        let (lane, _ledger) = lane(usize::MAX);
+        let outbox = Outbox::new(Some(Rc::clone(&lane)));
+        lane.push(Frame::text(&[b"kept"])).unwrap();
+        outbox.ping();
+        let mut socket = Socket::planned(if accepted == 0 { vec![0] } else { vec![accepted, 0] });
+        flush(&outbox, &mut socket);
+        outbox.detach();
+        drain(&outbox, &mut socket);
+        assert_eq!(socket.frames(), [(PING, b"".into())], "{accepted}");
+        let mut socket = Socket::default();
+        drain(&Outbox::new(Some(lane)), &mut socket);
+        assert_eq!(socket.frames(), [data("kept")], "{accepted}");
+    }
+}
+
+#[test]
+fn every_split_of_a_batch_gives_the_same_bytes_and_the_same_count() {
+    let expected = {
+        let mut socket = Socket::default();
+        assert_eq!(drain(&batch().0, &mut socket), 3);
+        socket.taken
+    };
+    for first in 0..=expected.len() {
+        for second in 0..=expected.len() - first {
+            let (outbox, ledger) = batch();
+            let mut socket = Socket::planned([first, 0, second, 0]);
+            let mut messages = 0;
+            for _ in 0..2 {
+                messages += flush(&outbox, &mut socket).messages;
+                let (whole, _) = frames(&socket.taken);
+                let texts = whole.iter().filter(|(opcode, _)| *opcode == TEXT).count();
+                assert_eq!(messages, texts, "split {first} {second}");
+            }
+            messages += drain(&outbox, &mut socket);
+            assert!(socket.taken == expected, "split {first} {second}");
+            assert_eq!((messages, ledger.total()), (3, 0), "split {first} {second}");
+        }
+    }
+}
+
+/// A batch of a pong, a ping and three messages.
+fn batch() -> (Rc<Outbox>, Rc<Ledger>) {
+    let (outbox, ledger) = outbox();
+    for text in ["a", "", "message"] {
+        send(&outbox, text);
+    }
+    outbox.pong(b"pong");
+    outbox.ping();
+    (outbox, ledger)
+}
+
+#[test]
+fn large_frames_are_written_from_the_queue_itself() {
+    let (outbox, _ledger) = outbox();
+    let large = "x".repeat(3 * BATCH_BYTES);
+    send(&outbox, &large);
+    send(&outbox, "small");
+    let mut socket = Socket::planned([BATCH_BYTES]);
+    flush(&outbox, &mut socket);
+    let whole = 10 + large.len();
+    assert_eq!(socket.offered[..2], [whole, whole - BATCH_BYTES]);
+    assert!(socket.frames() == [data(&large), data("small")]);
+}
+
+#[test]
+fn a_batch_is_bounded_by_its_buffer() {
+    let (outbox, _ledger) = outbox();
+    for _ in 0..50 {
+        send(&outbox, &"x".repeat(10_000));
+    }
+    outbox.ping();
+    let mut socket = Socket::default();
+    drain(&outbox, &mut socket);
+    assert!(socket.offered.iter().all(|offered| *offered <= BATCH_BYTES), "{:?}", socket.offered);
+    assert_eq!(socket.frames().len(), 51);
+}
+
+#[test]
+fn a_turn_ends_after_some_batches() {
+    let (outbox, _ledger) = outbox();
+    for _ in 0..50 {
+        send(&outbox, "x");
+    }
+    let mut socket = Socket::planned([1; 1000]);
+    let flushed = flush(&outbox, &mut socket);
+    assert!(matches!(flushed.end, FlushEnd::More));
+    assert_eq!(flushed.bytes, TURN_BATCHES);
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames().len(), 50);
+}
+
+#[test]
+fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
+    let cost = 2 + 3 + MESSAGE_OVERHEAD;
+    let (lane, ledger) = lane(2 * cost);
+    let outbox = Outbox::new(Some(lane));
+    send(&outbox, "one");
+    send(&outbox, "two");
+    assert_eq!(outbox.send(Frame::text(&[b""])), Err(Full));
+    assert_eq!(ledger.total(), 2 * cost);
+    let mut socket = Socket::planned([4, 0]);
+    flush(&outbox, &mut socket);
+    assert_eq!(outbox.send(Frame::text(&[b"one"])), Err(Full), "begun is not gone");
+    drain(&outbox, &mut socket);
+    send(&outbox, "six");
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [data("one"), data("two"), data("six")]);
+    // A sealed one takes no more, and nobody is to be told that it is full.
+    outbox.close(Close::ShuttingDown, Manner::Orderly);
+    outbox.send(Frame::text(&[&[b'x'; 1000]])).unwrap();
+}
+
+#[test]
+fn whatever_is_added_wakes_the_link_once() {
+    let (lane, _ledger) = lane(usize::MAX);
+    let outbox = Outbox::new(Some(Rc::clone(&lane)));
+    let probe = Rc::new(Probe::new(Instant::now()));
+    let additions: [&dyn Fn(); 8] = [
+        &|| send(&outbox, "message"),
+        &|| lane.push(Frame::text(&[b"from the slot"])).unwrap(),
+        &|| lane.push_notice(Frame::text(&[b"notice"]), PhoneKey::random()),
+        &|| outbox.pong(b""),
+        &|| outbox.ping(),
+        &|| outbox.ask(&probe),
+        &|| outbox.close(Close::ShuttingDown, Manner::Orderly),
+        &|| outbox.close(Close::ShuttingDown, Manner::Abort),
+    ];
+    let mut socket = Socket::default();
+    for (number, add) in additions.iter().enumerate() {
+        let (count, waker) = counting();
+        flush_with(&outbox, &mut socket, &waker, BATCH_BYTES);
+        assert_eq!(count.taken(), 0, "addition {number}");
+        add();
+        assert_eq!(count.taken(), 1, "addition {number}");
+        if number < 3 {
+            add();
+            assert_eq!(count.taken(), 0, "addition {number}: it has not looked since");
+        }
+    }
+}
+
+#[test]
+fn a_blocked_link_is_woken_by_what_passes_the_queue() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "blocked");
+    let (count, waker) = counting();
+    let mut socket = Socket::planned([0, 0]);
+    for _ in 0..2 {
+        let flushed = flush_with(&outbox, &mut socket, &waker, BATCH_BYTES);
+        assert!(matches!(flushed.end, FlushEnd::Blocked));
+        outbox.pong(b"");
+        assert_eq!(count.taken(), 1);
+    }
+}
+
+#[test]
+fn the_latest_waker_is_the_one_that_counts() {
+    let (outbox, _ledger) = outbox();
+    let ((old_count, old), (new_count, new)) = (counting(), counting());
+    let mut socket = Socket::default();
+    flush_with(&outbox, &mut socket, &old, BATCH_BYTES);
+    flush_with(&outbox, &mut socket, &new, BATCH_BYTES);
+    send(&outbox, "message");
+    outbox.ping();
+    assert_eq!((old_count.taken(), new_count.taken()), (0, 2));
+}
+
+#[test]
+fn a_detached_link_is_not_woken_by_the_queue_and_the_next_one_is() {
+    let (lane, _ledger) = lane(usize::MAX);
+    let (old, (old_count, old_waker)) = (Outbox::new(Some(Rc::clone(&lane))), counting());
+    let mut socket = Socket::default();
+    flush_with(&old, &mut socket, &old_waker, BATCH_BYTES);
+    old.detach();
+    old_count.taken();
+    lane.push(Frame::text(&[b"in between"])).unwrap();
+    let (new, (new_count, new_waker)) = (Outbox::new(Some(Rc::clone(&lane))), counting());
+    flush_with(&new, &mut socket, &new_waker, BATCH_BYTES);
+    flush_with(&old, &mut socket, &old_waker, BATCH_BYTES);
+    lane.push(Frame::text(&[b"for the new one"])).unwrap();
+    assert_eq!((old_count.taken(), new_count.taken()), (0, 1));
+    old.close(Close::HeartbeatTimeout, Manner::Abort);
+    assert_eq!((old_count.taken(), new_count.taken()), (1, 0));
+}
+
+#[test]
+fn a_failed_socket_is_reported_and_one_that_takes_nothing_has_failed() {
+    let (outbox, ledger) = outbox();
+    send(&outbox, "message");
+    let kind = io::ErrorKind::ConnectionReset;
+    let mut socket = Socket { failure: Some(kind), ..Socket::default() };
+    match flush(&outbox, &mut socket).end {
+        FlushEnd::Failed(error) => assert_eq!(error.kind(), kind),
+        other => panic!("{other:?}"),
+    }
+    let mut socket = Socket { is_closed: true, ..Socket::default() };
+    match flush(&outbox, &mut socket).end {
+        FlushEnd::Failed(error) => assert_eq!(error.kind(), io::ErrorKind::WriteZero),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(ledger.total(), 2 + 7 + MESSAGE_OVERHEAD, "nothing was accepted");
+}
+
+#[test]
+fn a_probe_is_asked_by_its_payload_and_hears_what_the_link_hears() {
+    let (outbox, _ledger) = outbox();
+    send(&outbox, "queued");
+    let now = Instant::now();
+    let probe = Rc::new(Probe::new(now));
+    outbox.ask(&probe);
+    let mut socket = Socket::default();
+    drain(&outbox, &mut socket);
+    assert_eq!(socket.frames(), [(PING, probe.payload().to_vec()), data("queued")]);
+    outbox.heard(now);
+    outbox.heard_pong(b"other");
+    assert_eq!(probe.outcome(), None);
+    outbox.heard_pong(probe.payload());
+    assert_eq!(probe.outcome(), Some(Outcome::Answered));
+
+    let forgotten = Rc::new(Probe::new(now));
+    outbox.ask(&forgotten);
+    outbox.stop_asking();
+    outbox.heard(now + std::time::Duration::from_secs(5));
+    outbox.heard_pong(forgotten.payload());
+    assert_eq!(forgotten.outcome(), None);
+}
+
+/// What happens to an outbox.
+#[derive(Clone, Debug)]
+enum Step {
+    Send(usize),
+    Pong(u8),
+    Ping,
+    /// A flush with a socket that takes so many bytes in each call, and then blocks.
+    Flush(Vec<usize>),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0_usize..300).prop_map(Step::Send),
+        1 => (GATHER_BELOW - 8..GATHER_BELOW + 2000).prop_map(Step::Send),
+        1 => any::<u8>().prop_map(Step::Pong),
+        1 => Just(Step::Ping),
+        3 => prop::collection::vec(1_usize..400, 0..6).prop_map(Step::Flush),
+        1 => prop::collection::vec(1_usize..40_000, 0..6).prop_map(Step::Flush),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_pattern_of_acceptance_gives_whole_frames_in_order(
+        steps in prop::collection::vec(step(), 0..60),
+        // Smaller than any batch as well.
+        scratch in prop_oneof![1_usize..200, Just(BATCH_BYTES)],
+        manner in prop_oneof![Just(None), Just(Some(Manner::Orderly)), Just(Some(Manner::Abort))],
+    ) {
+        let (outbox, ledger) = outbox();
+        let mut socket = Socket::default();
+        let (mut sent, mut pongs, mut messages) = (Vec::new(), Vec::new(), 0);
+        for step in steps {
+            match step {
+                Step::Send(length) => {
+                    let text = format!("{} {}", sent.len(), "x".repeat(length));
+                    send(&outbox, &text);
+                    sent.push(text.into_bytes());
+                }
+                Step::Pong(payload) => {
+                    outbox.pong(&[payload]);
+                    pongs.push(vec![payload]);
+                }
+                Step::Ping => outbox.ping(),
+                Step::Flush(plan) => {
+                    socket.plan = plan.into_iter().chain([0; TURN_BATCHES]).collect();
+                    messages += flush_with(&outbox, &mut socket, Waker::noop(), scratch).messages;
+                }
+            }
+            let (whole, _) = frames(&socket.taken);
+            let texts = whole.iter().filter(|(opcode, _)| *opcode == TEXT).count();
+            prop_assert_eq!(messages, texts, "a message counts with its last byte");
+        }
+        if let Some(manner) = manner {
+            outbox.close(Close::ShuttingDown, manner);
+        }
+        socket.plan.clear();
+        loop {
+            let flushed = flush_with(&outbox, &mut socket, Waker::noop(), scratch);
+            messages += flushed.messages;
+            if matches!(flushed.end, FlushEnd::Idle | FlushEnd::Closed) {
+                break;
+            }
+        }
+        let mut frames = socket.frames();
+        if manner.is_some() {
+            prop_assert_eq!(frames.pop(), Some(close_frame(Close::ShuttingDown)));
+        }
+        let of = |kind: u8| frames.iter().filter(move |(opcode, _)| *opcode == kind);
+        let texts: Vec<_> = of(TEXT).map(|(_, payload)| payload.clone()).collect();
+        if manner == Some(Manner::Abort) {
+            prop_assert!(sent.starts_with(&texts));
+            prop_assert!(messages == texts.len() || messages + 1 == texts.len());
+        } else {
+            prop_assert!(sent == texts);
+            prop_assert_eq!(messages, texts.len());
+        }
+        let answered: Vec<_> = of(PONG).map(|(_, payload)| payload.clone()).collect();
+        prop_assert_eq!(answered.last(), pongs.last());
+        let mut asked = pongs.iter();
+        prop_assert!(answered.iter().all(|pong| asked.any(|asked| asked == pong)));
+        prop_assert_eq!(ledger.total(), 0);
+    }
+}

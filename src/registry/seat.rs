@@ -93,6 +93,8 @@ impl ServerSeat {
 impl Drop for ServerSeat {
     fn drop(&mut self) {
         self.release(Ended::Dropped, Instant::now());
+        // A message that it did not finish is the next connection's.
+        self.outbox.detach();
     }
 }
 

@@ -1,7 +1,7 @@
 //! One server-id: its holder, its phones, and the queue towards its binary.
 
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use crate::close::{Close, Ended};
@@ -33,8 +33,9 @@ pub(super) struct Slot {
 pub(super) enum Holder {
     /// A connection.
     Live { serial: Serial, outbox: Rc<Outbox> },
-    /// Nobody: the connection `serial` ended, and the slot is released at `deadline`.
-    Grace { serial: Serial, deadline: Instant, silent: bool },
+    /// Nobody: the connection `serial` ended, and the slot is released at `deadline`. Its outbox
+    /// may still be finishing a message.
+    Grace { serial: Serial, deadline: Instant, silent: bool, outbox: Weak<Outbox> },
 }
 
 /// An attached phone.
@@ -122,12 +123,20 @@ impl Slot {
                 outbox.close(Close::HeartbeatTimeout, Manner::Abort);
                 true
             }
-            Holder::Grace { silent, .. } => *silent,
+            Holder::Grace { silent, outbox, .. } => {
+                if let Some(outbox) = outbox.upgrade() {
+                    outbox.detach();
+                }
+                *silent
+            }
         };
         let closes = |phone: &Phone| evict || (silent && !phone.unserved);
         let doomed: Vec<_> =
             self.phones.iter().filter(|(_, phone)| closes(phone)).map(|(key, _)| *key).collect();
-        self.noticed = self.lane.queued_notices().into();
+        self.noticed.clear();
+        for key in self.lane.queued_notices() {
+            self.remember(key);
+        }
         let ended = Ended::ByRelay(Close::Reclaimed);
         let retired = doomed
             .into_iter()

@@ -18,4 +18,6 @@ mod grace;
 mod program;
 mod queues;
 mod rfc6455;
+mod stop;
+mod systemd;
 mod timeouts;

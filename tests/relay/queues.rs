@@ -1,1 +1,171 @@
-//! To be filled.
+//! Queues, slow peers, memory: who is pushed back, who is closed, and what everybody else notices.
+
+mod footprint;
+mod memory;
+mod to_binaries;
+mod to_phones;
+
+use std::io::{ErrorKind, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::rig::ws::TEXT;
+use crate::rig::{self, Relay, Ws, envelope, events};
+
+/// A connection of whose backlog the kernel takes in little, so that the relay soon notices when
+/// its peer does not read.
+fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.connect(&address.into()).expect("the relay listens");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(rig::deadline())).unwrap();
+    stream.set_write_timeout(Some(rig::deadline())).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+/// Lets the kernel take in more again: a narrow connection is slow to drain.
+fn widen(ws: &Ws) {
+    SockRef::from(&ws.stream).set_recv_buffer_size(1024 * 1024).unwrap();
+}
+
+/// An upgraded connection over a [`narrow`] one.
+fn narrow_ws(address: SocketAddr, head: &str) -> Ws {
+    let mut stream = narrow(address);
+    stream.write_all(head.as_bytes()).unwrap();
+    Ws::after_request(stream)
+}
+
+/// A binary that holds `id` and does not take in much while it does not read.
+fn narrow_binary(relay: &Relay, id: &str) -> Ws {
+    narrow_ws(relay.address, &rig::binary_head(id))
+}
+
+/// A registered phone that does not take in much while it does not read, and its connection id.
+fn narrow_phone(relay: &Relay, id: &str) -> (Ws, String) {
+    let seen = events::mark();
+    let phone = narrow_ws(relay.address, &rig::phone_head(id));
+    let line = events::wait_after(seen, "phone_registered", &[("server_id", id)]);
+    (phone, events::field(&line, "conn_id"))
+}
+
+/// Makes the phone one that the binary has been sent a message of.
+fn introduce(phone: &mut Ws, binary: &mut Ws, conn_id: &str) {
+    phone.send_text("\"hello\"");
+    assert_eq!(binary.read_text(), envelope(conn_id, "\"hello\""));
+}
+
+/// Message `number` of `length` bytes, a JSON string.
+fn numbered(number: usize, length: usize) -> String {
+    let text = format!("\"{number} ");
+    format!("{text}{}\"", "x".repeat(length - text.len() - 1))
+}
+
+/// Reads ahead for `duration` at a pace of less than half of the kernel's low-water mark in each
+/// 800 ms; returns how many bytes came.
+fn read_slowly(ws: &mut Ws, duration: Duration) -> usize {
+    let started = Instant::now();
+    let mut read = 0;
+    while started.elapsed() < rig::scaled(duration) {
+        read += ws.read_ahead(2 * 1024);
+        std::thread::sleep(rig::scaled(Duration::from_millis(60)));
+    }
+    read
+}
+
+/// A frame masked with zeros: as good as any other mask, and quick to make in bulk.
+fn bulk(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode];
+    match payload.len() {
+        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
+        length @ 126..=65_535 => {
+            frame.push(0x80 | 126);
+            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        length => {
+            frame.push(0x80 | 127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Has the binary send `text` to a phone.
+fn deliver(binary: &mut Ws, conn_id: &str, text: &str) {
+    binary.send_raw(&bulk(TEXT, envelope(conn_id, text).as_bytes()));
+}
+
+/// A round trip over a ping; what else the relay sends meanwhile is skipped.
+fn settle(ws: &mut Ws) {
+    ws.send_ping(b"settled");
+    while ws.read().payload != b"settled" {}
+}
+
+/// A phone that floods its binary with numbered messages until it is pushed back.
+struct Flooder {
+    phone: Ws,
+    /// Messages begun; with [`Self::finish`] that many and [`REST`] more.
+    count: usize,
+    unsent: Vec<u8>,
+}
+
+impl Flooder {
+    /// Sends until the relay takes no more, through a whole row of round trips that `elsewhere`
+    /// makes, each of which gives it the opportunity.
+    fn new(phone: Ws, mut elsewhere: impl FnMut()) -> Self {
+        let mut flooder = Self { phone, count: 0, unsent: Vec::new() };
+        flooder.phone.stream.set_nonblocking(true).unwrap();
+        let mut idle = 0;
+        while idle < IDLE_ROUND_TRIPS {
+            if flooder.unsent.is_empty() {
+                assert!(flooder.count * FLOOD_LENGTH < MOST_TAKEN, "nothing holds the phone back");
+                flooder.unsent = bulk(TEXT, flood(flooder.count).as_bytes());
+                flooder.count += 1;
+            }
+            match flooder.phone.stream.write(&flooder.unsent) {
+                Ok(taken) => {
+                    flooder.unsent.drain(..taken);
+                    idle = 0;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    elsewhere();
+                    idle += 1;
+                }
+                Err(error) => panic!("{error} while the relay should only push back"),
+            }
+        }
+        flooder.phone.stream.set_nonblocking(false).unwrap();
+        flooder
+    }
+
+    /// Goes on as far as the relay takes it; returns how many messages it will have sent.
+    fn finish(mut self) -> (usize, JoinHandle<Ws>) {
+        let count = self.count + REST;
+        let thread = std::thread::spawn(move || {
+            self.phone.send_raw(&self.unsent);
+            for number in self.count..count {
+                self.phone.send_raw(&bulk(TEXT, flood(number).as_bytes()));
+            }
+            self.phone
+        });
+        (count, thread)
+    }
+}
+
+/// Message `number` of a flood.
+fn flood(number: usize) -> String {
+    numbered(number, FLOOD_LENGTH)
+}
+
+const FLOOD_LENGTH: usize = 4000;
+/// Messages that a flooder still has to send when it is no longer pushed back.
+const REST: usize = 200;
+/// What the relay's queue and the kernel's buffers on the way to it may take, generously.
+const MOST_TAKEN: usize = 32 * 1024 * 1024;
+const IDLE_ROUND_TRIPS: usize = 40;

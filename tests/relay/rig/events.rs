@@ -1,14 +1,15 @@
 //! The relay's log events, recorded for tests to wait for.
 
-use std::sync::{Condvar, Mutex, Once};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use log::kv::{Error, Key, Value, VisitSource};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// One event: its name and its fields.
+/// One event: its level, its name and its fields.
 #[derive(Clone, Debug)]
 pub struct Event {
+    pub level: Level,
     pub name: String,
     pub fields: Vec<(String, String)>,
 }
@@ -27,9 +28,10 @@ impl Log for Recorder {
         if !record.target().starts_with("pyrycode_relay") {
             return;
         }
-        let mut event = Event { name: record.args().to_string(), fields: Vec::new() };
+        let name = record.args().to_string();
+        let mut event = Event { level: record.level(), name, fields: Vec::new() };
         record.key_values().visit(&mut event).unwrap();
-        EVENTS.lock().unwrap().push(event);
+        recorded().push(event);
         ADDED.notify_all();
     }
 
@@ -54,7 +56,7 @@ pub fn install() {
 
 /// The present end of the record.
 pub fn mark() -> usize {
-    EVENTS.lock().unwrap().len()
+    recorded().len()
 }
 
 /// Waits for the first event with this name and these fields.
@@ -70,7 +72,7 @@ pub fn wait_after(mark: usize, name: &str, fields: &[(&str, &str)]) -> Event {
 /// Waits until there are `count` of these events behind `mark`, and returns the last of them.
 pub fn wait_nth(mark: usize, name: &str, fields: &[(&str, &str)], count: usize) -> Event {
     let until = Instant::now() + super::deadline();
-    let mut events = EVENTS.lock().unwrap();
+    let mut events = recorded();
     loop {
         let found = events[mark..].iter().filter(|event| event.matches(name, fields));
         if let Some(event) = found.clone().nth(count - 1) {
@@ -78,19 +80,49 @@ pub fn wait_nth(mark: usize, name: &str, fields: &[(&str, &str)], count: usize) 
         }
         let left = until.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "no {name} with {fields:?}");
-        events = ADDED.wait_timeout(events, left).unwrap().0;
+        events = ADDED.wait_timeout(events, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Waits for the first event behind `mark` with this name whose `key` begins with `start`.
+pub fn wait_prefix(mark: usize, name: &str, key: &str, start: &str) -> Event {
+    let until = Instant::now() + super::deadline();
+    let mut events = recorded();
+    loop {
+        let begins = |event: &&Event| {
+            event.name == name
+                && event.fields.iter().any(|(known, text)| known == key && text.starts_with(start))
+        };
+        if let Some(event) = events[mark..].iter().find(begins) {
+            return event.clone();
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "no {name} whose {key} begins with {start:?}");
+        events = ADDED.wait_timeout(events, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
 /// How many of these events there are so far.
 pub fn count(name: &str, fields: &[(&str, &str)]) -> usize {
-    EVENTS.lock().unwrap().iter().filter(|event| event.matches(name, fields)).count()
+    recorded().iter().filter(|event| event.matches(name, fields)).count()
+}
+
+/// All events so far that carry this field with this value, whatever their names.
+pub fn all_with(key: &str, value: &str) -> Vec<Event> {
+    let events = recorded();
+    let carries = |event: &&Event| event.fields.iter().any(|(k, v)| k == key && v == value);
+    events.iter().filter(carries).cloned().collect()
 }
 
 /// A field of an event.
 pub fn field(event: &Event, key: &str) -> String {
     let found = event.fields.iter().find(|(name, _)| name == key);
     found.unwrap_or_else(|| panic!("{event:?} has no {key}")).1.clone()
+}
+
+/// The record; one test that failed while it held the lock must not fail all others.
+fn recorded() -> MutexGuard<'static, Vec<Event>> {
+    EVENTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Event {

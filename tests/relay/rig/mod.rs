@@ -8,14 +8,15 @@ pub mod events;
 pub mod ws;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{accept, listen};
+use socket2::{Domain, Socket, Type};
 
 pub use self::ws::Ws;
 
@@ -35,6 +36,20 @@ pub fn millis(milliseconds: u64) -> String {
     format!("{}ms", scaled(Duration::from_millis(milliseconds)).as_millis())
 }
 
+/// On a slow machine: options that stretch the program's own times, where `arguments` leave them.
+pub fn stretched(arguments: &[&str]) -> Vec<String> {
+    let mut options = Vec::new();
+    for option in command().get_arguments() {
+        let name = format!("--{}", option.get_long().unwrap_or_default());
+        let default = option.get_default_values().first().and_then(|value| value.to_str());
+        let Some(Ok(default)) = default.map(humantime::parse_duration) else { continue };
+        if scaled(default) != default && !arguments.contains(&name.as_str()) {
+            options.extend([name, format!("{}ms", scaled(default).as_millis())]);
+        }
+    }
+    options
+}
+
 /// A server-id that no other test uses.
 pub fn fresh_id(name: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -49,14 +64,20 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay on a free loopback port. Attempts are not limited unless `arguments` say so.
+    /// Starts a relay, on a free loopback port and without a limit of attempts unless `arguments`
+    /// say otherwise.
     pub fn start(arguments: &[&str]) -> Self {
         events::install();
-        let mut all = vec!["pyrycode-relay", "--listen", "127.0.0.1:0"];
+        let mut all = vec!["pyrycode-relay"];
+        if !arguments.contains(&"--listen") {
+            all.extend(["--listen", "127.0.0.1:0"]);
+        }
         if !arguments.contains(&"--rate-limit") {
             all.extend(["--rate-limit", "off"]);
         }
         all.extend(arguments);
+        let stretched = stretched(arguments);
+        all.extend(stretched.iter().map(String::as_str));
         let options = Options::parse_arguments(all).expect("the test's options parse");
         let config = Config::from_options(options).expect("the test's options fit together");
         let listener = listen::open(config.listen[0]).expect("a loopback port is free");
@@ -82,6 +103,13 @@ impl Relay {
     /// A binary that holds `id`.
     pub fn binary(&self, id: &str) -> Ws {
         Ws::upgrade(self.address, &binary_head(id))
+    }
+
+    /// The same with a receive buffer so small that the relay cannot write much ahead of it.
+    pub fn narrow_binary(&self, id: &str) -> Ws {
+        let mut stream = connect_narrow(self.address);
+        stream.write_all(binary_head(id).as_bytes()).unwrap();
+        Ws::after_request(stream)
     }
 
     /// A phone at `id`.
@@ -113,6 +141,14 @@ impl Relay {
         (count("connected_binaries"), count("connected_phones"))
     }
 
+    /// Lets a whole grace window pass. Whatever windows began before this call have passed too
+    /// when it returns.
+    pub fn let_a_window_pass(&self) {
+        let id = fresh_id("bystander");
+        self.binary(&id).drop_connection();
+        events::wait("server_expired", &[("server_id", &id)]);
+    }
+
     /// Sends a request as it stands; returns head and body of the response, read to its end.
     pub fn request(&self, request: impl AsRef<[u8]>) -> (String, String) {
         let mut stream = connect(self.address);
@@ -139,14 +175,42 @@ impl Drop for Relay {
 
 /// A connection whose reads and writes have a deadline.
 pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("the relay listens");
+    with_deadlines(TcpStream::connect(address).expect("the relay listens"))
+}
+
+/// An address of the loopback network that no other test connects from, so that the events of a
+/// connection without a server-id can be told from everybody else's.
+pub fn fresh_source() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    Ipv4Addr::new(127, 9, 0, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The same as [`connect`], from this address.
+pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.into()).expect("the relay listens");
+    with_deadlines(socket.into())
+}
+
+/// The same with a receive buffer so small that a few kilobytes fill it.
+pub fn connect_narrow(address: SocketAddr) -> TcpStream {
+    let domain = Domain::for_address(address);
+    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&address.into()).expect("the relay listens");
+    with_deadlines(socket.into())
+}
+
+fn with_deadlines(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(deadline())).unwrap();
     stream.set_write_timeout(Some(deadline())).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
-const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+/// The fields of every upgrade.
+pub const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 /// The request head of a binary.

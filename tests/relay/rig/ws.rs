@@ -1,7 +1,7 @@
 //! A WebSocket client that can say anything, right or wrong: frames by hand on a blocking socket.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Opcodes of RFC 6455 section 5.2.
@@ -40,6 +40,13 @@ impl Ws {
         Self::after_request(stream)
     }
 
+    /// The same as [`Self::upgrade`], from this address.
+    pub fn upgrade_from(source: Ipv4Addr, address: SocketAddr, head: &str) -> Self {
+        let mut stream = super::connect_from(source, address);
+        stream.write_all(head.as_bytes()).unwrap();
+        Self::after_request(stream)
+    }
+
     /// Expects the `101` on a connection whose request has been sent.
     pub fn after_request(stream: TcpStream) -> Self {
         let mut ws = Self { stream, unread: Vec::new(), answers_pings: true };
@@ -60,9 +67,24 @@ impl Ws {
 
     fn fill(&mut self) -> io::Result<usize> {
         let mut buffer = [0; 64 * 1024];
-        let read = self.stream.read(&mut buffer)?;
+        let read = loop {
+            match self.stream.read(&mut buffer) {
+                // A read with a deadline is not taken up again after the process was stopped.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.unread.extend_from_slice(&buffer[..read]);
         Ok(read)
+    }
+
+    /// Reads up to `most` bytes ahead from the socket, for a peer that reads at its own pace;
+    /// returns how many.
+    pub fn read_ahead(&mut self, most: usize) -> usize {
+        let mut buffer = vec![0; most];
+        let read = self.stream.read(&mut buffer).expect("something to read within the deadline");
+        self.unread.extend_from_slice(&buffer[..read]);
+        read
     }
 
     /// Sends bytes as they are.
@@ -77,6 +99,32 @@ impl Ws {
 
     pub fn send_text(&mut self, text: &str) {
         self.send_frame(true, TEXT, text.as_bytes());
+    }
+
+    /// Sends text messages made by number until the relay has taken nothing for a while, or
+    /// `most` are sent. Returns how many were begun, and what of the last one is still to be sent.
+    pub fn send_until_blocked(
+        &mut self,
+        most: usize,
+        text: impl Fn(usize) -> String,
+    ) -> (usize, Vec<u8>) {
+        let patience = super::scaled(Duration::from_millis(300));
+        self.stream.set_write_timeout(Some(patience)).unwrap();
+        let mut begun = 0;
+        let mut rest = Vec::new();
+        while rest.is_empty() && begun < most {
+            rest = encode(true, TEXT, text(begun).as_bytes());
+            begun += 1;
+            while !rest.is_empty() {
+                match self.stream.write(&rest) {
+                    Ok(written) => drop(rest.drain(..written)),
+                    Err(error) if is_timeout(&error) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        self.stream.set_write_timeout(Some(super::deadline())).unwrap();
+        (begun, rest)
     }
 
     pub fn send_ping(&mut self, payload: &[u8]) {

@@ -1,0 +1,103 @@
+//! What systemd and its services tell each other: inherited sockets, readiness, status, watchdog.
+//!
+//! All of it is silent without the variables that systemd sets: `LISTEN_FDS`, `NOTIFY_SOCKET` and
+//! `WATCHDOG_USEC` (`sd_listen_fds(3)`, `sd_notify(3)`, `sd_watchdog_enabled(3)`).
+
+use std::cell::Cell;
+use std::io;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use async_io::Timer;
+use futures_lite::FutureExt as _;
+use listenfd::ListenFd;
+use log::warn;
+use sd_notify::NotifyState;
+use socket2::SockRef;
+
+use crate::limits::STATUS_DELAY;
+
+/// The service manager, where it wants to be told how its service is.
+#[derive(Debug)]
+pub struct Manager {
+    /// Half of the time after which a silent service counts as hung.
+    ping_interval: Option<Duration>,
+    failing: Cell<bool>,
+}
+
+impl Manager {
+    /// `None` if nobody wants to be told.
+    pub fn from_environment() -> Option<Self> {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        let ping_interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
+        let ping_interval = ping_interval.filter(|interval| !interval.is_zero());
+        Some(Self { ping_interval, failing: Cell::new(false) })
+    }
+
+    /// Says that the service is ready, and from then on what `status` returns whenever it differs
+    /// a while after `changed`, and that the event loop turns. Never returns.
+    ///
+    /// `changed` must be cancel safe. Nothing but it and the watchdog's interval wakes this up.
+    pub async fn inform(&self, status: impl Fn() -> String, mut changed: impl AsyncFnMut()) {
+        let mut told = status();
+        self.tell(&[NotifyState::Ready, NotifyState::Status(&told)]);
+        let pings = async {
+            let Some(interval) = self.ping_interval else { return std::future::pending().await };
+            loop {
+                Timer::after(interval).await;
+                self.tell(&[NotifyState::Watchdog]);
+            }
+        };
+        let statuses = async {
+            loop {
+                changed().await;
+                Timer::after(STATUS_DELAY).await;
+                let present = status();
+                if present != told {
+                    self.tell(&[NotifyState::Status(&present)]);
+                    told = present;
+                }
+            }
+        };
+        pings.or(statuses).await
+    }
+
+    /// Says that the service has begun to stop.
+    pub fn stopping(&self) {
+        self.tell(&[NotifyState::Stopping]);
+    }
+
+    /// A failure is logged once a streak: what follows from it systemd decides.
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        match sd_notify::notify(states) {
+            Ok(()) => self.failing.set(false),
+            Err(error) => {
+                if !self.failing.replace(true) {
+                    warn!(error:% = error; "systemd_not_reached");
+                }
+            }
+        }
+    }
+}
+
+/// The listening sockets that systemd opened for this process, in the order of the unit; empty if
+/// it opened none. The error is a sentence for the operator.
+///
+/// To be called once and before the first thread starts: the variables are taken out of the
+/// environment.
+pub fn inherited_listeners() -> Result<Vec<TcpListener>, String> {
+    let mut inherited = ListenFd::from_env();
+    (0..inherited.len())
+        .map(|index| {
+            let listener = inherited.take_tcp_listener(index).and_then(|listener| {
+                let listener = listener.ok_or(io::ErrorKind::NotFound)?;
+                if SockRef::from(&listener).is_listener()? {
+                    Ok(listener)
+                } else {
+                    Err(io::Error::other("it is not listening; the socket unit needs Accept=no"))
+                }
+            });
+            listener.map_err(|error| format!("cannot use inherited socket {index}: {error}"))
+        })
+        .collect()
+}

@@ -1,0 +1,390 @@
+#!/usr/bin/env python3
+"""Passes messages through the real Caddy and nginx, set up as docs/raspberry-pi.md says.
+
+    tests/proxies.py RELAY
+
+RELAY is the program. Each proxy gets its snippet as it stands in the document; only addresses,
+ports and certificates are its own. One line is printed a check; the first that fails ends it. Needs
+caddy, nginx, openssl and python3.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+DOCUMENT = os.path.join(HERE, "..", "docs", "raspberry-pi.md")
+NAME = "relay.example.org"
+UPSTREAM = "127.0.0.1:8080"
+DEADLINE = 30.0
+TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
+
+
+class Failed(Exception):
+    """A check that did not hold."""
+
+
+class Peer:
+    """A WebSocket client over TLS: text messages and closes, no more than these checks need."""
+
+    def __init__(self, proxy, path, **headers):
+        raw = socket.create_connection(("127.0.0.1", proxy.port), DEADLINE)
+        raw.settimeout(DEADLINE)
+        self.socket = proxy.tls.wrap_socket(raw, server_hostname=NAME)
+        self.received = b""
+        lines = [
+            f"GET {path} HTTP/1.1", f"Host: {NAME}", "Connection: Upgrade", "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: " + base64.b64encode(secrets.token_bytes(16)).decode(),
+        ] + [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+        while b"\r\n\r\n" not in self.received:
+            self._receive()
+        head, self.received = self.received.split(b"\r\n\r\n", 1)
+        self.status = int(head.split()[1])
+        self.head = head.decode("latin-1").lower()
+
+    def _receive(self):
+        data = self.socket.recv(65536)
+        if not data:
+            raise Failed("the connection ended")
+        self.received += data
+
+    def _take(self, count):
+        while len(self.received) < count:
+            self._receive()
+        taken, self.received = self.received[:count], self.received[count:]
+        return taken
+
+    def _send(self, opcode, payload):
+        size = len(payload)
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 65536:
+            length = b"\xfe" + struct.pack("!H", size)
+        else:
+            length = b"\xff" + struct.pack("!Q", size)
+        # A mask of zeros is a mask.
+        self.socket.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
+
+    def _frame(self):
+        first, second = self._take(2)
+        size = second & 0x7F
+        if size == 126:
+            (size,) = struct.unpack("!H", self._take(2))
+        elif size == 127:
+            (size,) = struct.unpack("!Q", self._take(8))
+        return first & 0x0F, self._take(size)
+
+    def send(self, text):
+        self._send(TEXT, text.encode())
+
+    def frame(self):
+        """The next frame that is no ping."""
+        while True:
+            opcode, payload = self._frame()
+            if opcode != PING:
+                return opcode, payload
+            self._send(PONG, payload)
+
+    def text(self):
+        opcode, payload = self.frame()
+        if opcode != TEXT:
+            raise Failed(f"a frame of opcode {opcode} came instead of a text: {payload!r}")
+        return payload.decode()
+
+    def close_frame(self):
+        """Reads on to the close frame; returns its code and reason."""
+        while True:
+            opcode, payload = self.frame()
+            if opcode == CLOSE:
+                return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
+
+    def close(self):
+        self.socket.close()
+
+
+class Proxy:
+    """A running proxy: its port, and how to trust it."""
+
+    def __init__(self, port, authority):
+        self.port = port
+        self.tls = ssl.create_default_context(cafile=authority)
+
+    def binary(self, server):
+        return Peer(self, "/v1/server", X_Pyrycode_Server=server, X_Pyrycode_Version="9.9.9-test",
+                    User_Agent="test-binary")
+
+    def phone(self, server):
+        return Peer(self, "/v1/client", X_Pyrycode_Server=server, X_Pyrycode_Token="token",
+                    X_Pyrycode_Device_Name="T\xe9l\xe9phone", User_Agent="test-phone")
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    for set_up in (caddy, nginx):
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="proxies-"))
+            # The workers of nginx run as another user.
+            os.chmod(place, 0o755)
+            name = set_up.__name__
+            now = "it starts"
+            try:
+                proxy = set_up(stack, place, relay(stack, place, sys.argv[1]))
+                for check in CHECKS:
+                    began = time.monotonic()
+                    now = check.__name__.replace("_", " ")
+                    check(proxy)
+                    print(f"ok    {name}: {now} ({time.monotonic() - began:.1f} s)", flush=True)
+            except (Failed, OSError) as error:
+                print(f"FAIL  {name}: {now}: {error}")
+                for log in ("relay.log", "proxy.log"):
+                    with open(os.path.join(place, log), errors="replace") as file:
+                        print(f"--- {log}\n" + file.read()[-4000:])
+                sys.exit(1)
+
+
+def the_health_page_answers(proxy):
+    peer = Peer(proxy, "/healthz")
+    while b"}" not in peer.received:
+        peer._receive()
+    body = json.loads(peer.received[peer.received.index(b"{"):peer.received.index(b"}") + 1])
+    expect(peer.status, 200)
+    expect(body["status"], "ok")
+
+
+def an_upgrade_without_its_headers_is_refused(proxy):
+    expect(Peer(proxy, "/v1/client", User_Agent="test-phone").status, 400)
+
+
+def a_phone_that_finds_no_binary_is_told_so(proxy):
+    phone = proxy.phone("nobody")
+    expect(phone.status, 101)
+    expect(phone.close_frame(), (4404, "no server with that id"))
+
+
+def messages_of_every_size_pass_both_ways(proxy):
+    binary, phone, conn_id = pair(proxy, "sizes")
+    for size in (0, 1, 125, 126, 541, 65535, 65536, 87400, 250000):
+        frame = json.dumps("x" * size)
+        phone.send(frame)
+        expect(binary.text(), f'{{"conn_id":"{conn_id}","frame":{frame}}}')
+        binary.send(f'{{"conn_id":"{conn_id}","frame":{frame}}}')
+        expect(phone.text(), frame)
+
+
+def a_file_passes_at_once(proxy):
+    binary, phone, conn_id = pair(proxy, "file")
+    chunk = "x" * 80500
+    for number in range(100):
+        binary.send(f'{{"conn_id":"{conn_id}","frame":[{number},"{chunk}"]}}')
+    for number in range(100):
+        expect(phone.text(), f'[{number},"{chunk}"]')
+
+
+def a_binary_asks_for_a_close_and_the_phone_gets_its_code(proxy):
+    binary, phone, conn_id = pair(proxy, "code")
+    binary.send(f'{{"conn_id":"{conn_id}","frame":"last","close_code":4401}}')
+    expect(phone.text(), '"last"')
+    expect(phone.close_frame()[0], 4401)
+
+
+def a_phone_that_leaves_is_reported(proxy):
+    binary, phone, conn_id = pair(proxy, "leaves")
+    phone.close()
+    expect(json.loads(binary.text())["conn_id"], conn_id)
+
+
+def a_phone_stays_attached_while_its_binary_is_away(proxy):
+    binary, phone, conn_id = pair(proxy, "away")
+    binary.close()
+    phone.send('"meanwhile"')
+    binary = proxy.binary("away")
+    # The relay may still see the old connection: then it takes the claim once that has ended.
+    expect(binary.status, 101)
+    expect(binary.text(), f'{{"conn_id":"{conn_id}","frame":"meanwhile"}}')
+
+
+def a_silent_session_is_kept_by_the_relays_pings(proxy):
+    binary, phone, conn_id = pair(proxy, "silent")
+    for peer in (binary, phone):
+        opcode, payload = peer._frame()
+        expect(opcode, PING)
+        peer._send(PONG, payload)
+    phone.send('"still here"')
+    expect(binary.text(), f'{{"conn_id":"{conn_id}","frame":"still here"}}')
+
+
+def two_hundred_clients_share_the_proxys_address(proxy):
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            binary, phone, _ = pair(proxy, f"many-{number}")
+            stack.callback(binary.close)
+            stack.callback(phone.close)
+
+
+CHECKS = (
+    the_health_page_answers,
+    an_upgrade_without_its_headers_is_refused,
+    a_phone_that_finds_no_binary_is_told_so,
+    messages_of_every_size_pass_both_ways,
+    a_file_passes_at_once,
+    a_binary_asks_for_a_close_and_the_phone_gets_its_code,
+    a_phone_that_leaves_is_reported,
+    a_phone_stays_attached_while_its_binary_is_away,
+    a_silent_session_is_kept_by_the_relays_pings,
+    two_hundred_clients_share_the_proxys_address,
+)
+
+
+def pair(proxy, server):
+    """A binary, a phone that it knows, and the phone's connection id."""
+    binary = proxy.binary(server)
+    expect(binary.status, 101)
+    phone = proxy.phone(server)
+    expect(phone.status, 101)
+    phone.send('"hello"')
+    return binary, phone, json.loads(binary.text())["conn_id"]
+
+
+def expect(seen, wanted):
+    if seen != wanted:
+        raise Failed(f"{str(seen)[:200]} instead of {str(wanted)[:200]}")
+
+
+def relay(stack, place, program):
+    """Starts the relay as the document says; returns its address."""
+    with open(DOCUMENT) as file:
+        option, value = re.search(r"^    (PYRYCODE_RELAY_RATE_LIMIT)=(.*)$", file.read(), re.M).groups()
+    log = os.path.join(place, "relay.log")
+    start(stack, log, [program, "--listen", "127.0.0.1:0", "--heartbeat-interval", "2s"],
+          {option: value})
+    return "127.0.0.1:" + until(
+        "the relay listens", lambda: found(r"event=listening address=127\.0\.0\.1:(\d+)", log))
+
+
+def caddy(stack, place, upstream):
+    port, other = free_ports(2)
+    # Certificates of its own making, and none of this machine's settings or directories.
+    head = ("{\n\tadmin off\n\tlocal_certs\n\tskip_install_trust\n"
+            f"\thttp_port {other}\n\thttps_port {port}\n}}\n")
+    config = write(place, "Caddyfile", head + snippet("caddyfile", {UPSTREAM: upstream}))
+    start(stack, os.path.join(place, "proxy.log"),
+          ["caddy", "run", "--adapter", "caddyfile", "--config", config],
+          {"XDG_DATA_HOME": place, "XDG_CONFIG_HOME": place, "HOME": place})
+    authority = os.path.join(place, "caddy/pki/authorities/local/root.crt")
+    until("Caddy has its certificate", lambda: os.path.exists(authority))
+    proxy = Proxy(port, authority)
+    until("Caddy answers", lambda: answers(proxy))
+    return proxy
+
+
+def nginx(stack, place, upstream):
+    (port,) = free_ports(1)
+    certificate, key = os.path.join(place, "cert.pem"), os.path.join(place, "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True, timeout=DEADLINE)
+    site = snippet("nginx", {
+        UPSTREAM: upstream,
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "    listen [::]:443 ssl;\n": "",
+        f"/etc/letsencrypt/live/{NAME}/fullchain.pem": certificate,
+        f"/etc/letsencrypt/live/{NAME}/privkey.pem": key,
+    })
+    temporary = "".join(f"    {kind}_temp_path {place}/{kind};\n"
+                        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    config = write(place, "nginx.conf",
+                   f"daemon off;\npid {place}/nginx.pid;\nerror_log stderr;\n"
+                   "events {\n    worker_connections 768;\n}\n"
+                   f"http {{\n    access_log off;\n{temporary}{site}}}\n")
+    start(stack, os.path.join(place, "proxy.log"), ["nginx", "-e", "stderr", "-c", config], {})
+    proxy = Proxy(port, certificate)
+    until("nginx answers", lambda: answers(proxy))
+    return proxy
+
+
+def snippet(language, replacements):
+    """A block of code of the document, with each of these texts, which it must have, replaced."""
+    with open(DOCUMENT) as file:
+        (text,) = re.findall(rf"^```{language}\n(.*?)^```$", file.read(), re.M | re.S)
+    for old, new in replacements.items():
+        if old not in text:
+            raise Failed(f"the {language} snippet has no {old!r}")
+        text = text.replace(old, new)
+    return text
+
+
+def start(stack, log, command, variables):
+    """Starts a program that ends, with what it started, when the stack is left."""
+    with open(log, "wb") as file:
+        child = subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL,
+                                 stdout=file, stderr=subprocess.STDOUT)
+    stack.callback(stop, child)
+
+
+def stop(child):
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def answers(proxy):
+    try:
+        return Peer(proxy, "/healthz").status == 200
+    except OSError:
+        return False
+
+
+def until(what, condition):
+    """Asks until the answer is yes, and returns it."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise Failed(f"not within {DEADLINE:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+def found(pattern, path):
+    with open(path, errors="replace") as file:
+        match = re.search(pattern, file.read())
+    return match and match.group(1)
+
+
+def write(place, name, text):
+    path = os.path.join(place, name)
+    with open(path, "w") as file:
+        file.write(text)
+    return path
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+if __name__ == "__main__":
+    main()

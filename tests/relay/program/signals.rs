@@ -1,0 +1,64 @@
+//! How the program is stopped.
+
+use std::time::{Duration, Instant};
+
+use super::{Line, Running};
+use crate::rig::ws::{self, Ws};
+use crate::rig::{envelope, millis, scaled};
+
+#[test]
+fn either_signal_closes_everyone_with_1001_and_exits_with_0() {
+    for name in ["TERM", "INT"] {
+        let relay = Running::start(&["--drain-timeout", "100s"]);
+        let (mut binary, mut phone, _) = relay.pair("signalled");
+        relay.signal(name);
+        for peer in [&mut binary, &mut phone] {
+            let frame = peer.read();
+            assert_eq!(frame.opcode, ws::CLOSE);
+            assert_eq!(frame.payload, [&1001_u16.to_be_bytes()[..], b"shutting down"].concat());
+            peer.send_close(1001, "");
+            peer.expect_end();
+        }
+        let (code, log) = relay.wait_for_end();
+        assert_eq!(code, Some(0), "{log:#?}");
+        assert!(log.iter().any(|line| Line::parse(line).is("stopped")), "{log:#?}");
+    }
+}
+
+#[test]
+fn a_signal_is_obeyed_in_time_even_with_peers_that_never_answer() {
+    let relay = Running::start(&["--drain-timeout", &millis(500), "--write-timeout", "100s"]);
+    let (mut silent, mut deaf, conn_id) = relay.pair("never-answers");
+    flood(&mut silent, &conn_id);
+    let signalled = Instant::now();
+    relay.signal("TERM");
+    let (code, log) = relay.wait_for_end();
+    let elapsed = signalled.elapsed();
+    assert_eq!(code, Some(0), "{log:#?}");
+    assert!(elapsed < scaled(Duration::from_secs(5)), "{elapsed:?}");
+    silent.expect_close(1001, "shutting down");
+    deaf.expect_gone();
+}
+
+#[test]
+fn a_second_signal_exits_at_once_with_1() {
+    for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
+        let relay = Running::start(&["--drain-timeout", "100s", "--write-timeout", "100s"]);
+        let (mut binary, _deaf, conn_id) = relay.pair("impatient");
+        flood(&mut binary, &conn_id);
+        relay.signal(first);
+        relay.wait("stopping");
+        relay.signal(second);
+        let (code, log) = relay.wait_for_end();
+        assert_eq!(code, Some(1), "{log:#?}");
+    }
+}
+
+/// Sends more than a connection's buffers hold to a phone that does not read.
+fn flood(binary: &mut Ws, conn_id: &str) {
+    let frame = format!("\"{}\"", "x".repeat(100_000));
+    for _ in 0..100 {
+        binary.send_text(&envelope(conn_id, &frame));
+    }
+    binary.sync();
+}

@@ -1,0 +1,269 @@
+//! The memory budget: the phone that holds most goes first, a binary never.
+
+use super::{deliver, introduce, narrow_phone, numbered, widen};
+use crate::rig::ws::{CLOSE, CONTINUATION, TEXT, encode};
+use crate::rig::{Relay, Ws, envelope, events, fresh_id, notice};
+
+const OVER_BUDGET: &str = "memory budget exhausted";
+const LENGTH: usize = 15_000;
+
+/// A queue of 1 MiB towards each phone, and hardly more for all of them.
+const TIGHT: [&str; 8] = [
+    "--max-frame-bytes",
+    "16KiB",
+    "--max-slot-queue-bytes",
+    "64KiB",
+    "--max-queue-bytes",
+    "1MiB",
+    "--memory-budget",
+    "1088KiB",
+];
+
+fn is_closed(conn_id: &str) -> bool {
+    events::count("phone_unregistered", &[("conn_id", conn_id)]) > 0
+}
+
+/// Expects whole messages in order and then the close; returns how many there were.
+fn expect_cut_short(phone: &mut Ws) -> usize {
+    widen(phone);
+    let mut got = 0;
+    loop {
+        let frame = phone.read();
+        if frame.opcode == CLOSE {
+            let expected = [&1013_u16.to_be_bytes()[..], OVER_BUDGET.as_bytes()].concat();
+            assert_eq!(frame.payload, expected);
+            phone.expect_end();
+            return got;
+        }
+        assert!(frame.payload == numbered(got, LENGTH).as_bytes(), "message {got}");
+        got += 1;
+    }
+}
+
+#[test]
+fn the_phone_that_holds_most_is_closed_first_and_nobody_else_notices() {
+    let relay = Relay::start(&TIGHT);
+    let id = fresh_id("largest");
+    let mut binary = relay.binary(&id);
+    let (mut large, large_id) = narrow_phone(&relay, &id);
+    let (mut growing, growing_id) = narrow_phone(&relay, &id);
+    let (mut healthy, healthy_id) = relay.registered_phone(&id);
+    introduce(&mut large, &mut binary, &large_id);
+    for number in 0..50 {
+        deliver(&mut binary, &large_id, &numbered(number, LENGTH));
+    }
+    binary.sync();
+    assert!(!is_closed(&large_id));
+    let mut sent = 0;
+    while !is_closed(&large_id) {
+        assert!(sent < 50, "the growing one is the larger one by now");
+        deliver(&mut binary, &growing_id, &numbered(sent, LENGTH));
+        binary.send_text(&envelope(&healthy_id, &sent.to_string()));
+        assert_eq!(healthy.read_text(), sent.to_string());
+        sent += 1;
+    }
+    let left = events::wait("phone_unregistered", &[("conn_id", &large_id)]);
+    assert_eq!(events::field(&left, "reason"), OVER_BUDGET);
+    assert_eq!(binary.read_text(), notice(&large_id, 1013));
+    assert!(expect_cut_short(&mut large) < 40);
+    widen(&growing);
+    for number in 0..sent {
+        assert!(growing.read_text() == numbered(number, LENGTH), "message {number}");
+    }
+    introduce(&mut growing, &mut binary, &growing_id);
+    introduce(&mut healthy, &mut binary, &healthy_id);
+    assert_eq!(relay.health(), (1, 2));
+}
+
+#[test]
+fn of_many_stalled_phones_as_many_are_closed_as_the_budget_asks_for() {
+    let relay = Relay::start(&TIGHT);
+    let mut servers: Vec<_> = (0..3)
+        .map(|_| {
+            let id = fresh_id("stalled");
+            let binary = relay.binary(&id);
+            let stalled: Vec<_> = (0..4).map(|_| narrow_phone(&relay, &id)).collect();
+            (binary, stalled, relay.registered_phone(&id))
+        })
+        .collect();
+    for number in 0..40 {
+        for (binary, stalled, (healthy, healthy_id)) in &mut servers {
+            for (_, conn_id) in stalled.iter().filter(|(_, conn_id)| !is_closed(conn_id)) {
+                deliver(binary, conn_id, &numbered(number, LENGTH));
+            }
+            binary.send_text(&envelope(healthy_id, &number.to_string()));
+            assert_eq!(healthy.read_text(), number.to_string());
+        }
+    }
+    let mut survivors = 0;
+    for (binary, stalled, (healthy, healthy_id)) in &mut servers {
+        for (phone, conn_id) in stalled.iter_mut() {
+            if is_closed(conn_id) {
+                assert!(expect_cut_short(phone) < 40);
+                continue;
+            }
+            survivors += 1;
+            widen(phone);
+            for number in 0..40 {
+                assert!(phone.read_text() == numbered(number, LENGTH), "message {number}");
+            }
+        }
+        healthy.send_text("\"still here\"");
+        while binary.read_text() != envelope(healthy_id, "\"still here\"") {}
+    }
+    // 40 messages are 600 kB, of which the kernel holds some 70.
+    assert!((1..=2).contains(&survivors), "{survivors} of 12 fit into 1088 KiB");
+    assert_eq!(relay.health(), (3, 3 + survivors));
+}
+
+#[test]
+fn half_received_messages_count_and_the_largest_of_them_goes_first() {
+    let relay = Relay::start(&[
+        "--max-slot-queue-bytes",
+        "516KiB",
+        "--max-queue-bytes",
+        "300KiB",
+        "--memory-budget",
+        "580KiB",
+    ]);
+    let id = fresh_id("half-received");
+    let mut binary = relay.binary(&id);
+    // Fragments, so that a ping in between shows that they have been taken in.
+    let begin = |length: usize| {
+        let (mut phone, conn_id) = relay.registered_phone(&id);
+        let text = numbered(0, length);
+        phone.send_frame(false, TEXT, &text.as_bytes()[..length - 1]);
+        phone.sync();
+        (phone, conn_id, text)
+    };
+    let mut staying = vec![begin(100_000)];
+    let (mut largest, largest_id, _) = begin(230_000);
+    staying.push(begin(200_000));
+    assert!(!is_closed(&largest_id));
+    // What is announced counts: the room for it is reserved.
+    let (mut announcing, announcing_id) = relay.registered_phone(&id);
+    let text = numbered(0, 150_000);
+    let message = encode(true, TEXT, text.as_bytes());
+    announcing.send_raw(&message[..1000]);
+    largest.expect_close(1013, OVER_BUDGET);
+    for (mut phone, conn_id, text) in staying {
+        phone.send_frame(true, CONTINUATION, b"\"");
+        assert!(binary.read_text() == envelope(&conn_id, &text));
+        phone.sync();
+        phone.reset();
+        events::wait("phone_unregistered", &[("conn_id", &conn_id)]);
+        assert_eq!(binary.read_text(), notice(&conn_id, 1001));
+    }
+    announcing.send_raw(&message[1000..]);
+    assert!(binary.read_text() == envelope(&announcing_id, &text));
+}
+
+/// A slot's queue that the budget has hardly room for beside another.
+const WINDOW: [&str; 6] =
+    ["--max-queue-bytes", "1MiB", "--max-slot-queue-bytes", "1MiB", "--memory-budget", "1088KiB"];
+
+/// A server in its grace window, with a phone that the binary knows.
+fn in_grace(relay: &Relay) -> (String, Ws, String) {
+    let id = fresh_id("window");
+    let (mut binary, mut phone, conn_id) = relay.pair(&id);
+    introduce(&mut phone, &mut binary, &conn_id);
+    binary.drop_connection();
+    events::wait("server_released", &[("server_id", &id)]);
+    (id, phone, conn_id)
+}
+
+fn send_numbered(phone: &mut Ws, count: usize) {
+    for number in 0..count {
+        phone.send_text(&numbered(number, LENGTH));
+    }
+    phone.sync();
+}
+
+fn expect_kept(binary: &mut Ws, conn_id: &str, count: usize) {
+    for number in 0..count {
+        let expected = envelope(conn_id, &numbered(number, LENGTH));
+        assert!(binary.read_text() == expected, "message {number}");
+    }
+}
+
+#[test]
+fn a_slots_queue_counts_for_the_phones_whose_messages_it_holds() {
+    let relay = Relay::start(&WINDOW);
+    let (first, mut small, small_id) = in_grace(&relay);
+    let (second, mut large, large_id) = in_grace(&relay);
+    let (third, mut medium, medium_id) = in_grace(&relay);
+    send_numbered(&mut small, 20);
+    send_numbered(&mut large, 30);
+    assert!(!is_closed(&large_id));
+    send_numbered(&mut medium, 27);
+    large.expect_close(1013, OVER_BUDGET);
+    let left = events::wait("phone_unregistered", &[("conn_id", &large_id)]);
+    assert_eq!(events::field(&left, "reason"), OVER_BUDGET);
+    let mut binary = relay.binary(&second);
+    assert_eq!(binary.read_text(), notice(&large_id, 1013), "its share is dropped");
+    binary.sync();
+    let mut binary = relay.binary(&first);
+    expect_kept(&mut binary, &small_id, 20);
+    let mut binary = relay.binary(&third);
+    expect_kept(&mut binary, &medium_id, 27);
+    medium.sync();
+    small.sync();
+}
+
+#[test]
+fn what_a_departed_phone_left_in_the_queue_counts_too() {
+    let relay = Relay::start(&WINDOW);
+    let (first, mut small, small_id) = in_grace(&relay);
+    let (second, mut large, large_id) = in_grace(&relay);
+    let (third, mut medium, medium_id) = in_grace(&relay);
+    send_numbered(&mut small, 20);
+    send_numbered(&mut large, 30);
+    for (phone, conn_id) in [(small, &small_id), (large, &large_id)] {
+        phone.drop_connection();
+        events::wait("phone_unregistered", &[("conn_id", conn_id)]);
+    }
+    send_numbered(&mut medium, 27);
+    assert!(!is_closed(&medium_id));
+    let mut binary = relay.binary(&second);
+    assert_eq!(binary.read_text(), notice(&large_id, 1001), "its share is dropped");
+    binary.sync();
+    let mut binary = relay.binary(&first);
+    expect_kept(&mut binary, &small_id, 20);
+    assert_eq!(binary.read_text(), notice(&small_id, 1001));
+    let mut binary = relay.binary(&third);
+    expect_kept(&mut binary, &medium_id, 27);
+}
+
+#[test]
+fn a_binary_is_never_closed_for_the_budget_but_waits_until_there_is_room() {
+    let relay = Relay::start(&[
+        "--max-slot-queue-bytes",
+        "516KiB",
+        "--max-queue-bytes",
+        "300KiB",
+        "--memory-budget",
+        "580KiB",
+    ]);
+    let mut servers: Vec<_> = (0..5)
+        .map(|number| {
+            let (mut binary, phone, conn_id) = relay.pair(&fresh_id("spared"));
+            binary.send_frame(false, TEXT, numbered(0, 190_000).as_bytes());
+            // There is room for three.
+            if number < 3 {
+                binary.sync();
+            }
+            (binary, phone, conn_id)
+        })
+        .collect();
+    assert_eq!(relay.health(), (5, 5), "a phone that holds nothing is no help");
+    for (binary, ..) in &mut servers {
+        // What it ends up with is no envelope, and dropped.
+        binary.send_frame(true, CONTINUATION, b"");
+        binary.sync();
+    }
+    for (binary, phone, conn_id) in &mut servers {
+        deliver(binary, conn_id, &numbered(0, 190_000));
+        assert!(phone.read_text() == numbered(0, 190_000));
+    }
+    assert_eq!(relay.health(), (5, 5));
+}

@@ -1,0 +1,310 @@
+//! Queues towards binaries: nothing is lost, and phones are pushed back instead.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    FLOOD_LENGTH, Flooder, flood, introduce, narrow_binary, numbered, read_slowly, settle, widen,
+};
+use crate::rig::ws::{PING, PONG, TEXT, encode};
+use crate::rig::{Relay, Ws, envelope, events, fresh_id, millis, notice, scaled};
+
+/// Small queues, so that a stalled binary is soon felt.
+const SMALL: [&str; 4] = ["--max-frame-bytes", "16KiB", "--max-slot-queue-bytes", "128KiB"];
+
+/// A relay with these options and small queues, and a binary of another server-id to see it go on.
+fn start(options: &[&str]) -> (Relay, Ws) {
+    let relay = Relay::start(&[&SMALL, options].concat());
+    let bystander = relay.binary(&fresh_id("bystander"));
+    (relay, bystander)
+}
+
+/// The floods of some phones as their binary sees them: each in order, without a gap.
+struct Floods<'a> {
+    ids: &'a [String],
+    next: Vec<usize>,
+}
+
+impl<'a> Floods<'a> {
+    fn of(ids: &'a [String]) -> Self {
+        Self { ids, next: vec![0; ids.len()] }
+    }
+
+    /// Reads a message, which must be the next of one of the floods, or else is returned.
+    fn read(&mut self, binary: &mut Ws) -> Option<String> {
+        let text = binary.read_text();
+        let from =
+            self.ids.iter().position(|id| text.starts_with(&envelope(id, "")[..20 + id.len()]));
+        let Some(from) = from else { return Some(text) };
+        let expected = envelope(&self.ids[from], &flood(self.next[from]));
+        if text != expected {
+            assert!(!text.contains("frame"), "not message {} of {from}", self.next[from]);
+            return Some(text);
+        }
+        self.next[from] += 1;
+        None
+    }
+
+    /// Reads until each flood has had so many messages, and nothing else.
+    fn read_until(&mut self, binary: &mut Ws, counts: &[usize]) {
+        while self.next != counts {
+            assert_eq!(self.read(binary), None);
+        }
+    }
+}
+
+#[test]
+fn a_stalled_binary_holds_its_phones_back_and_loses_nothing_when_it_reads_again() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("stalled");
+    let mut binary = narrow_binary(&relay, &id);
+    let (mut first, first_id) = relay.registered_phone(&id);
+    let (second, second_id) = relay.registered_phone(&id);
+    introduce(&mut first, &mut binary, &first_id);
+    let floods = [first, second].map(|phone| Flooder::new(phone, || bystander.sync()));
+    let [(first_count, first), (second_count, second)] = floods.map(Flooder::finish);
+    widen(&binary);
+    let ids = [first_id, second_id];
+    Floods::of(&ids).read_until(&mut binary, &[first_count, second_count]);
+    let mut phones = [first, second].map(|phone| phone.join().unwrap());
+    phones.iter_mut().for_each(Ws::sync);
+    binary.sync();
+}
+
+#[test]
+fn a_stalled_binarys_own_frames_flow_meanwhile() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("independent");
+    let mut binary = narrow_binary(&relay, &id);
+    let (flooding, flooding_id) = relay.registered_phone(&id);
+    let (mut sibling, sibling_id) = relay.registered_phone(&id);
+    let mut flooder = Flooder::new(flooding, || bystander.sync());
+    for number in 0..100 {
+        let text = numbered(number, 10_000);
+        binary.send_text(&envelope(&flooding_id, &text));
+        assert_eq!(flooder.phone.read_text(), text);
+        binary.send_text(&envelope(&sibling_id, &text));
+        assert_eq!(sibling.read_text(), text);
+    }
+    // A directive reaches a phone that is held back, too.
+    binary.send_text(&notice(&flooding_id, 4401));
+    flooder.phone.expect_close_code(4401);
+}
+
+#[test]
+fn a_phone_that_floods_a_stalled_binary_leaves_half_of_the_queue_to_its_siblings() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("half");
+    let mut binary = narrow_binary(&relay, &id);
+    let (flooding, flooding_id) = relay.registered_phone(&id);
+    let (mut calm, calm_id) = relay.registered_phone(&id);
+    let flooder = Flooder::new(flooding, || bystander.sync());
+    let taken_first = flooder.count;
+    for number in 0..10 {
+        calm.send_text(&numbered(number, FLOOD_LENGTH));
+        // A phone that is held back is not read, so its ping would not be answered.
+        calm.sync();
+    }
+    let (count, flooding) = flooder.finish();
+    widen(&binary);
+    let ids = [flooding_id];
+    let mut floods = Floods::of(&ids);
+    for number in 0..10 {
+        let text = loop {
+            if let Some(text) = floods.read(&mut binary) {
+                break text;
+            }
+        };
+        assert_eq!(text, envelope(&calm_id, &numbered(number, FLOOD_LENGTH)));
+    }
+    assert!(floods.next[0] < taken_first, "the flood's backlog in the kernel went first");
+    floods.read_until(&mut binary, &[count]);
+    flooding.join().unwrap().sync();
+}
+
+#[test]
+fn phones_that_flood_together_are_let_in_by_turns() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("turns");
+    let mut binary = narrow_binary(&relay, &id);
+    let phones: Vec<_> = (0..5).map(|_| relay.registered_phone(&id)).collect();
+    let (phones, ids): (Vec<_>, Vec<_>) = phones.into_iter().unzip();
+    let floods: Vec<_> =
+        phones.into_iter().map(|phone| Flooder::new(phone, || bystander.sync())).collect();
+    let (counts, flooding): (Vec<_>, Vec<_>) = floods.into_iter().map(Flooder::finish).unzip();
+    widen(&binary);
+    let mut floods = Floods::of(&ids);
+    // Until the first one is done all of them have messages waiting.
+    while floods.next.iter().zip(&counts).all(|(next, count)| next < count) {
+        assert_eq!(floods.read(&mut binary), None);
+    }
+    let (least, most) = (floods.next.iter().min().unwrap(), floods.next.iter().max().unwrap());
+    assert!(*least > most / 2, "while all were flooding: {:?}", floods.next);
+    floods.read_until(&mut binary, &counts);
+    let mut phones: Vec<_> = flooding.into_iter().map(|phone| phone.join().unwrap()).collect();
+    phones.iter_mut().for_each(Ws::sync);
+}
+
+#[test]
+fn a_phone_that_is_held_back_is_judged_by_neither_heartbeat_nor_message_timeout() {
+    let (interval, timeout, message) = (millis(200), millis(900), millis(300));
+    let (relay, mut bystander) = start(&[
+        "--heartbeat-interval",
+        &interval,
+        "--heartbeat-timeout",
+        &timeout,
+        "--message-timeout",
+        &message,
+    ]);
+    let id = fresh_id("unjudged");
+    let mut binary = narrow_binary(&relay, &id);
+    let (flooding, flooding_id) = relay.registered_phone(&id);
+    // It does not read, but it lives.
+    let keep_alive = |binary: &mut Ws| binary.send_frame(true, PONG, b"unsolicited");
+    let flooder = Flooder::new(flooding, || {
+        bystander.sync();
+        keep_alive(&mut binary);
+    });
+    // The lingering ones: one says nothing, one never ends what it began.
+    let (mut silent, silent_id) = relay.registered_phone(&id);
+    let (mut dawdling, dawdling_id) = relay.registered_phone(&id);
+    silent.answers_pings = false;
+    dawdling.send_raw(&encode(true, TEXT, b"\"never ending\"")[..10]);
+    // The pings that this one answers are the clock.
+    let (mut clock, _) = relay.registered_phone(&id);
+    clock.answers_pings = false;
+    let started = Instant::now();
+    for _ in 0..7 {
+        let frame = clock.read_frame();
+        assert_eq!(frame.opcode, PING);
+        clock.send_frame(true, PONG, &frame.payload);
+        keep_alive(&mut binary);
+    }
+    assert!(started.elapsed() > scaled(Duration::from_millis(180 + 900)));
+    let reasons = [(&silent_id, "heartbeat timeout"), (&dawdling_id, "message timeout")];
+    for (conn_id, reason) in reasons {
+        let left = events::wait("phone_unregistered", &[("conn_id", conn_id)]);
+        assert_eq!(events::field(&left, "reason"), reason);
+    }
+    silent.expect_close(1011, "heartbeat timeout");
+    dawdling.expect_close_code(1008);
+    widen(&binary);
+    let (count, flooding) = flooder.finish();
+    Floods::of(&[flooding_id]).read_until(&mut binary, &[count]);
+    flooding.join().unwrap().sync();
+}
+
+#[test]
+fn a_binary_that_stalls_for_longer_than_the_write_timeout_is_cut_and_a_healthy_one_stays() {
+    let timeout = millis(400);
+    let (relay, mut bystander) = start(&["--write-timeout", &timeout]);
+    let (mut other, mut other_phone, other_id) = relay.pair(&fresh_id("healthy"));
+    let id = fresh_id("cut");
+    let mut stalled = narrow_binary(&relay, &id);
+    let (mut phone, conn_id) = relay.registered_phone(&id);
+    introduce(&mut phone, &mut stalled, &conn_id);
+    let started = Instant::now();
+    let flooder = Flooder::new(phone, || bystander.sync());
+    events::wait("server_released", &[("server_id", &id)]);
+    assert!(started.elapsed() >= scaled(Duration::from_millis(400)));
+    assert_eq!(events::count("phone_unregistered", &[("conn_id", &conn_id)]), 0);
+    stalled.expect_gone();
+    introduce(&mut other_phone, &mut other, &other_id);
+    // It fell silent: what its socket had accepted may be lost, so the session is over.
+    let mut binary = relay.binary(&id);
+    let mut phone = flooder.phone;
+    phone.expect_close(4404, "binary reclaimed server-id");
+    let left = events::wait("phone_unregistered", &[("conn_id", &conn_id)]);
+    assert_eq!(events::field(&left, "reason"), "binary reclaimed server-id");
+    assert_eq!(binary.read_text(), notice(&conn_id, 4404), "what was kept is dropped");
+    let (mut phone, conn_id) = relay.registered_phone(&id);
+    introduce(&mut phone, &mut binary, &conn_id);
+}
+
+#[test]
+fn a_slow_binary_that_makes_progress_is_never_cut_and_loses_nothing() {
+    const MESSAGES: usize = 150;
+    let timeout = millis(800);
+    let (relay, _) = start(&["--write-timeout", &timeout]);
+    let id = fresh_id("slow-binary");
+    let mut binary = narrow_binary(&relay, &id);
+    let (mut phone, conn_id) = relay.registered_phone(&id);
+    let flooding = std::thread::spawn(move || {
+        for number in 0..MESSAGES {
+            phone.send_text(&flood(number));
+        }
+        phone
+    });
+    let slowly = read_slowly(&mut binary, Duration::from_millis(1800));
+    assert!(slowly < MESSAGES * FLOOD_LENGTH / 2, "the slow part read {slowly} bytes");
+    widen(&binary);
+    Floods::of(&[conn_id]).read_until(&mut binary, &[MESSAGES]);
+    flooding.join().unwrap().sync();
+    assert_eq!(events::count("server_released", &[("server_id", &id)]), 0);
+}
+
+#[test]
+fn a_close_notice_is_admitted_past_the_bound_and_comes_behind_the_phones_last_message() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("past-the-bound");
+    let mut binary = narrow_binary(&relay, &id);
+    let (mut leaver, leaver_id) = relay.registered_phone(&id);
+    introduce(&mut leaver, &mut binary, &leaver_id);
+    let (first, first_id) = relay.registered_phone(&id);
+    let (second, second_id) = relay.registered_phone(&id);
+    let first = Flooder::new(first, || bystander.sync());
+    leaver.send_text("\"last\"");
+    leaver.sync();
+    let second = Flooder::new(second, || bystander.sync());
+    leaver.send_close(4000, "");
+    leaver.expect_close_code(4000);
+    events::wait("phone_unregistered", &[("conn_id", &leaver_id)]);
+    let floods = [first, second].map(Flooder::finish);
+    let [(first_count, first), (second_count, second)] = floods;
+    widen(&binary);
+    let ids = [first_id, second_id];
+    let mut floods = Floods::of(&ids);
+    let mut others = Vec::new();
+    while others.len() < 2 {
+        others.extend(floods.read(&mut binary));
+    }
+    assert_eq!(others, [envelope(&leaver_id, "\"last\""), notice(&leaver_id, 4000)]);
+    floods.read_until(&mut binary, &[first_count, second_count]);
+    let mut phones = [first, second].map(|phone| phone.join().unwrap());
+    phones.iter_mut().for_each(Ws::sync);
+    binary.sync();
+}
+
+#[test]
+fn unknown_phones_are_not_answered_while_the_queue_is_over_half_full() {
+    let (relay, mut bystander) = start(&[]);
+    let id = fresh_id("over-half");
+    let mut binary = narrow_binary(&relay, &id);
+    let (flooding, flooding_id) = relay.registered_phone(&id);
+    let (mut calm, calm_id) = relay.registered_phone(&id);
+    let flooder = Flooder::new(flooding, || bystander.sync());
+    // The flood fills a half to the last message, this goes past it.
+    calm.send_text(&numbered(0, FLOOD_LENGTH));
+    calm.sync();
+    let ghost = |number: usize| format!("client-{id}-{number:016x}");
+    for number in 0..100 {
+        binary.send_text(&envelope(&ghost(number), "1"));
+    }
+    // The relay has carried out all of that when this has come through.
+    binary.send_text(&envelope(&calm_id, "1"));
+    assert_eq!(calm.read_text(), "1");
+    let (count, flooding) = flooder.finish();
+    widen(&binary);
+    let ids = [flooding_id];
+    let mut floods = Floods::of(&ids);
+    let mut others = Vec::new();
+    while floods.next[0] < count {
+        others.extend(floods.read(&mut binary));
+    }
+    assert_eq!(others, [envelope(&calm_id, &numbered(0, FLOOD_LENGTH))]);
+    let mut phone = flooding.join().unwrap();
+    phone.sync();
+    settle(&mut binary);
+    // It was not given then, so it is due now.
+    binary.send_text(&envelope(&ghost(0), "1"));
+    assert_eq!(binary.read_text(), notice(&ghost(0), 1001));
+}

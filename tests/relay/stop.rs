@@ -1,0 +1,204 @@
+//! The stop: everybody is told, what is queued goes first, and nobody can delay it.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Instant;
+
+use crate::rig::ws;
+use crate::rig::{Relay, connect, envelope, events, fresh_id, millis, notice, phone_head};
+use crate::timeouts::{large_message, milliseconds, narrow_phone};
+
+#[test]
+fn a_stop_closes_everyone_with_1001_and_returns_when_all_have_answered() {
+    let relay = Relay::start(&["--drain-timeout", "100s"]);
+    let (id, orphaned) = (fresh_id("stop"), fresh_id("stop-in-grace"));
+    let (binary, phone, _) = relay.pair(&id);
+    let (gone, waiting, _) = relay.pair(&orphaned);
+    gone.drop_connection();
+    events::wait("server_released", &[("server_id", &orphaned)]);
+    let (late, _) = relay.registered_phone(&orphaned);
+    let raised = Instant::now();
+    relay.raise_stop();
+    for mut peer in [binary, phone, waiting, late] {
+        let frame = peer.read();
+        assert_eq!(frame.opcode, ws::CLOSE);
+        assert_eq!(frame.payload, [&1001_u16.to_be_bytes()[..], b"shutting down"].concat());
+        peer.send_close(1001, "");
+        peer.expect_end();
+    }
+    relay.join();
+    assert!(raised.elapsed() < milliseconds(50_000), "it waits for nobody who has answered");
+}
+
+#[test]
+fn a_stop_ends_in_time_with_peers_that_never_answer_and_peers_that_never_read() {
+    let relay = Relay::start(&["--drain-timeout", &millis(500), "--write-timeout", "100s"]);
+    let id = fresh_id("deaf");
+    let mut deaf_binary = relay.narrow_binary(&id);
+    let (mut deaf_phone, conn_id) = narrow_phone(&relay, &id);
+    let (silent_binary, silent_phone, _) = relay.pair(&fresh_id("mute"));
+    for number in 0..6 {
+        deaf_phone.send_text(&large_message(number));
+    }
+    for number in 0..30 {
+        deaf_binary.send_text(&envelope(&conn_id, &large_message(number)));
+    }
+    let mut witness = relay.registered_phone(&id).0;
+    witness.sync();
+    let raised = Instant::now();
+    relay.raise_stop();
+    relay.join();
+    let elapsed = raised.elapsed();
+    assert!(elapsed < milliseconds(1800), "{elapsed:?} instead of the drain timeout");
+    for mut peer in [silent_binary, silent_phone] {
+        peer.expect_close(1001, "shutting down");
+    }
+    for mut peer in [deaf_binary, deaf_phone] {
+        peer.expect_gone();
+    }
+}
+
+#[test]
+fn what_was_queued_for_a_phone_before_the_stop_is_delivered_first() {
+    let relay = Relay::start(&["--drain-timeout", "100s"]);
+    let id = fresh_id("last-words");
+    let mut binary = relay.binary(&id);
+    let (mut phone, conn_id) = narrow_phone(&relay, &id);
+    for number in 0..40 {
+        binary.send_text(&envelope(&conn_id, &large_message(number)));
+    }
+    binary.sync();
+    relay.raise_stop();
+    binary.expect_close(1001, "shutting down");
+    for number in 0..40 {
+        assert_eq!(phone.read_text(), large_message(number));
+    }
+    phone.expect_close(1001, "shutting down");
+}
+
+#[test]
+fn what_was_queued_for_a_binary_before_the_stop_is_delivered_first() {
+    let relay = Relay::start(&["--drain-timeout", "100s"]);
+    let id = fresh_id("last-words-up");
+    let mut binary = relay.narrow_binary(&id);
+    events::wait("server_claimed", &[("server_id", &id)]);
+    let (mut phone, conn_id) = relay.registered_phone(&id);
+    for number in 0..8 {
+        phone.send_text(&large_message(number));
+    }
+    phone.sync();
+    relay.raise_stop();
+    phone.expect_close(1001, "shutting down");
+    for number in 0..8 {
+        assert_eq!(binary.read_text(), envelope(&conn_id, &large_message(number)));
+    }
+    assert_eq!(binary.read_text(), notice(&conn_id, 1001));
+    binary.expect_close(1001, "shutting down");
+}
+
+#[test]
+fn a_peer_with_a_backlog_that_is_late_to_read_is_told_of_the_stop_ahead_of_it() {
+    let relay = Relay::start(&["--drain-timeout", &millis(3000)]);
+    let id = fresh_id("late-reader");
+    let mut binary = relay.narrow_binary(&id);
+    let (mut late, conn_id) = narrow_phone(&relay, &id);
+    for number in 0..40 {
+        binary.send_text(&envelope(&conn_id, &large_message(number)));
+    }
+    let (mut sender, sender_id) = relay.registered_phone(&id);
+    for number in 0..8 {
+        sender.send_text(&large_message(number));
+    }
+    sender.sync();
+    // Everything that the binary sent has been handled by now, too.
+    binary.send_text(&envelope(&sender_id, "\"handled\""));
+    assert_eq!(sender.read_text(), "\"handled\"");
+    relay.raise_stop();
+    sender.expect_close(1001, "shutting down");
+    // Neither reads for more than half of the time.
+    std::thread::sleep(milliseconds(1700));
+    for (peer, queued) in [(&mut late, 40), (&mut binary, 8)] {
+        let mut read = 0;
+        let close = loop {
+            let frame = peer.read_frame();
+            if frame.opcode != ws::TEXT {
+                break frame;
+            }
+            read += 1;
+        };
+        assert_eq!(close.payload, [&1001_u16.to_be_bytes()[..], b"shutting down"].concat());
+        assert!(read < queued, "all {queued} of the backlog came first");
+    }
+}
+
+#[test]
+fn connections_are_refused_after_the_stop() {
+    let relay = Relay::start(&["--drain-timeout", "100s"]);
+    let address = relay.address;
+    let (mut binary, mut phone, _) = relay.pair(&fresh_id("closed-door"));
+    relay.raise_stop();
+    assert_eq!(phone.read().opcode, ws::CLOSE);
+    let refused = TcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    phone.send_close(1001, "");
+    assert_eq!(binary.read().opcode, ws::CLOSE);
+    binary.send_close(1001, "");
+    relay.join();
+}
+
+#[test]
+fn request_heads_in_progress_are_closed_by_a_stop_at_once() {
+    let relay = Relay::start(&[
+        "--drain-timeout",
+        "100s",
+        "--write-timeout",
+        "100s",
+        "--header-timeout",
+        "100s",
+    ]);
+    let id = fresh_id("half-a-head");
+    let head = phone_head(&id);
+    let mut halves: Vec<_> = ["", &head[..40]]
+        .iter()
+        .map(|beginning| {
+            let mut stream = connect(relay.address);
+            stream.write_all(beginning.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    // Connections are accepted in their order, so with this one the halves have been. It does not
+    // read, and the drain waits for it.
+    let mut binary = relay.binary(&id);
+    let (deaf, conn_id) = narrow_phone(&relay, &id);
+    for number in 0..20 {
+        binary.send_text(&envelope(&conn_id, &large_message(number)));
+    }
+    binary.sync();
+    relay.raise_stop();
+    for stream in &mut halves {
+        let mut answer = Vec::new();
+        match stream.read_to_end(&mut answer) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            Err(error) => panic!("{error} while the drain goes on"),
+        }
+        assert_eq!(answer, b"");
+    }
+    deaf.reset();
+    drop(binary);
+    relay.join();
+}
+
+#[test]
+fn a_newcomer_whose_probe_is_under_way_hears_of_the_stop() {
+    let relay = Relay::start(&["--drain-timeout", &millis(1000), "--probe-timeout", "100s"]);
+    let id = fresh_id("undecided");
+    let mut holder = relay.binary(&id);
+    holder.answers_pings = false;
+    let mut newcomer = relay.binary(&id);
+    assert_eq!(holder.read_frame().opcode, ws::PING);
+    relay.raise_stop();
+    holder.expect_close(1001, "shutting down");
+    newcomer.expect_close(1001, "shutting down");
+    relay.join();
+}

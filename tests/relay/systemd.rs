@@ -1,0 +1,275 @@
+//! What the program says to systemd, and the sockets that it takes from it.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::rig::{Ws, binary_head, connect, deadline, fresh_id, phone_head, scaled};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
+const READY: &str = "READY=1\nSTATUS=binaries: 0, phones: 0\n";
+
+/// The end of the notification socket that systemd would hold.
+struct Notifications {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Notifications {
+    fn open() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pyrycode-relay-test-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(deadline())).unwrap();
+        Self { socket, path }
+    }
+
+    fn next(&self) -> String {
+        let mut buffer = [0; 4096];
+        let length = self.socket.recv(&mut buffer).expect("a notification within the deadline");
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    }
+
+    /// What has arrived and was not read yet.
+    fn rest(&self) -> Vec<String> {
+        self.socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        let mut rest = Vec::new();
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            rest.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        }
+        rest
+    }
+}
+
+impl Drop for Notifications {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The program; it is killed when the test is over.
+struct Program {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    fn log_line(&mut self) -> String {
+        let mut line = String::new();
+        self.log.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// The address in the log line that says where the program listens.
+    fn address(&mut self) -> SocketAddr {
+        let line = self.log_line();
+        assert!(line.contains(" event=listening "), "{line}");
+        let address = line.split(" address=").nth(1).unwrap().split(' ').next().unwrap();
+        address.parse().unwrap()
+    }
+
+    fn terminate(&self) {
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for the end; returns the rest of the log.
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap(), log)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program on a free loopback port, without any of systemd's variables.
+fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    without_systemd(&mut command);
+    command.args(["--listen", "127.0.0.1:0", "--rate-limit", "off"]);
+    command
+}
+
+/// The program with `socket` as the one that systemd would have opened for it. The shell gives the
+/// descriptor its number, and the program the process id that it has to find in the environment.
+fn activated(socket: impl Into<OwnedFd>) -> Command {
+    let hand_over = r#"LISTEN_FDS=1 LISTEN_PID=$$ exec "$0" "$@" 3<&0 </dev/null"#;
+    let mut command = Command::new("sh");
+    without_systemd(&mut command);
+    command.args(["-c", hand_over, PROGRAM, "--rate-limit", "off"]);
+    command.stdin(Stdio::from(socket.into()));
+    command
+}
+
+fn without_systemd(command: &mut Command) {
+    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"] {
+        command.env_remove(variable);
+    }
+}
+
+fn is_healthy(mut stream: TcpStream) -> bool {
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response.starts_with("HTTP/1.1 200 ")
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_when_it_stops_and_nothing_more_while_nothing_happens() {
+    let notifications = Notifications::open();
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    assert_eq!(notifications.next(), READY);
+    assert!(is_healthy(connect(program.address())));
+    program.terminate();
+    let (status, _) = program.end();
+    assert!(status.success());
+    assert_eq!(notifications.rest(), ["STOPPING=1\n"]);
+}
+
+#[test]
+fn it_is_not_ready_before_it_listens() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let notifications = Notifications::open();
+    let mut command = program();
+    command.args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    let (status, log) = Program::start(command.env("NOTIFY_SOCKET", &notifications.path)).end();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert_eq!(notifications.rest(), [""; 0]);
+}
+
+#[test]
+fn the_watchdog_is_pinged_at_half_of_its_time() {
+    let half = scaled(Duration::from_millis(100));
+    let notifications = Notifications::open();
+    let mut command = program();
+    command.env("NOTIFY_SOCKET", &notifications.path);
+    command.env("WATCHDOG_USEC", (half * 2).as_micros().to_string());
+    let began = Instant::now();
+    let _program = Program::start(&mut command);
+    assert_eq!(notifications.next(), READY);
+    for _ in 0..5 {
+        assert_eq!(notifications.next(), "WATCHDOG=1\n");
+    }
+    assert!(began.elapsed() >= half * 5, "five pings in {:?}", began.elapsed());
+}
+
+#[test]
+fn the_status_follows_the_connections() {
+    let notifications = Notifications::open();
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    assert_eq!(notifications.next(), READY);
+    let address = program.address();
+    let id = fresh_id("status");
+    let expect = |counts: &str| {
+        // On a slow machine a status may fall between the two connections.
+        while notifications.next() != format!("STATUS={counts}\n") {}
+    };
+    let binary = Ws::upgrade(address, &binary_head(&id));
+    let _phone = Ws::upgrade(address, &phone_head(&id));
+    expect("binaries: 1, phones: 1");
+    binary.drop_connection();
+    expect("binaries: 0, phones: 1");
+}
+
+#[test]
+fn an_inherited_socket_is_used_instead_of_the_option() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, inherited) = (listener.local_addr().unwrap(), listener.try_clone().unwrap());
+    let mut command = activated(inherited);
+    // To bind it as well would fail: it is taken.
+    command.args(["--listen", &address.to_string()]);
+    let mut program = Program::start(&mut command);
+    let line = program.log_line();
+    assert!(line.contains(&format!(" address={address} inherited=true")), "{line}");
+    assert!(is_healthy(connect(address)));
+}
+
+#[test]
+fn who_connects_to_an_inherited_socket_between_two_programs_is_served_by_the_second() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let program = Program::start(&mut activated(listener.try_clone().unwrap()));
+    assert!(is_healthy(connect(address)));
+    program.terminate();
+    assert!(program.end().0.success());
+    let early = connect(address);
+    let _program = Program::start(&mut activated(listener));
+    assert!(is_healthy(early));
+}
+
+#[test]
+fn an_inherited_socket_that_does_not_listen_is_refused_in_words() {
+    let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let (status, log) = Program::start(&mut activated(bound)).end();
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("cannot use inherited socket 0: it is not listening"), "{log}");
+}
+
+#[test]
+fn an_inherited_socket_that_is_not_tcp_is_refused_in_words() {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (status, log) = Program::start(&mut activated(socket)).end();
+    assert_eq!(status.code(), Some(1));
+    assert!(log.contains("cannot use inherited socket 0: fd 3 is not a valid tcp socket"), "{log}");
+}
+
+#[test]
+fn sockets_that_were_meant_for_another_process_are_left_alone() {
+    let mut command = program();
+    command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
+    let mut program = Program::start(&mut command);
+    assert!(is_healthy(connect(program.address())));
+}
+
+#[test]
+fn without_systemd_there_is_no_word_of_it() {
+    let mut program = Program::start(&mut program());
+    assert!(is_healthy(connect(program.address())));
+    program.terminate();
+    let (status, log) = program.end();
+    assert!(status.success());
+    let events: Vec<_> = log.lines().map(|line| line.split(" event=").nth(1).unwrap()).collect();
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events[0], "stopping");
+    assert!(events[1].starts_with("stopped "), "{events:?}");
+}
+
+#[test]
+fn a_service_manager_that_cannot_be_reached_is_a_warning_once_and_no_more() {
+    let mut command = program();
+    command.env("NOTIFY_SOCKET", "/nonexistent/notify");
+    command.env("WATCHDOG_USEC", scaled(Duration::from_millis(20)).as_micros().to_string());
+    let mut program = Program::start(&mut command);
+    let address = program.address();
+    assert!(program.log_line().contains(" event=systemd_not_reached "));
+    // Silent through several pings, which the next log line proves, since it is that of the stop.
+    let until = Instant::now() + scaled(Duration::from_millis(100));
+    while Instant::now() < until {
+        assert!(is_healthy(connect(address)));
+    }
+    program.terminate();
+    assert!(program.log_line().ends_with(" event=stopping"));
+}
