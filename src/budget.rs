@@ -118,6 +118,11 @@ impl Charge {
         Self { account, bytes: 0 }
     }
 
+    /// The account that pays.
+    pub fn account(&self) -> &Rc<Account> {
+        &self.account
+    }
+
     /// Sets the charge to `bytes`; true if the ledger is over its limit through a growth.
     pub fn set(&mut self, bytes: usize) -> bool {
         let grew = bytes > self.bytes;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
 
-use crate::budget::Account;
+use crate::budget::{Account, Ledger};
 use crate::frames::Frame;
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
@@ -163,6 +163,11 @@ impl Lane {
             !dropped
         });
         state.wake_first(self.limit);
+    }
+
+    /// The ledger that all of it counts on.
+    pub fn ledger(&self) -> &Rc<Ledger> {
+        self.account.ledger()
     }
 
     /// Whether nothing is queued.
@@ -332,7 +337,6 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
-    use crate::budget::Ledger;
 
     struct Count(AtomicUsize);
 

@@ -264,6 +264,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             FlushEnd::More => return true,
             FlushEnd::Failed(error) => self.cut(Ended::by_error(&error), now),
+            FlushEnd::Cut => self.cut(Ended::WriteTimeout, now),
             FlushEnd::Closed => return self.finish(cx, now),
         }
         false

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use futures_lite::AsyncWrite;
 
+use crate::budget::{Account, Charge};
 use crate::close::Close;
 use crate::frames::Frame;
 use crate::lane::Lane;
@@ -39,6 +40,9 @@ struct State {
     /// control frames, or the remainder of a frame whose lane was taken away.
     staged: Vec<u8>,
     staged_at: usize,
+    /// Pays for the remainder of a frame among the staged bytes, which is as large as a message.
+    rest: Option<Charge>,
+    cut: bool,
     pong: Option<Vec<u8>>,
     heartbeat: bool,
     probe_ping: Option<[u8; 8]>,
@@ -80,6 +84,8 @@ pub enum FlushEnd {
     More,
     /// The close frame is out.
     Closed,
+    /// Nothing more is to be written: see [`Outbox::cut`].
+    Cut,
     /// The socket failed.
     Failed(io::Error),
 }
@@ -175,6 +181,21 @@ impl Outbox {
         state.drop_finished_lane();
     }
 
+    /// Gives up on what is still to be written, the close frame included: its memory is needed.
+    pub fn cut(&self) {
+        let mut state = self.state.borrow_mut();
+        let dropped = (state.detach(), std::mem::take(&mut state.staged), state.rest.take());
+        (state.staged_at, state.cut) = (0, true);
+        state.wake();
+        drop(state);
+        drop(dropped);
+    }
+
+    /// The account that pays for the remainder of a frame whose lane is gone, if there is one.
+    pub fn rest(&self) -> Option<Rc<Account>> {
+        self.state.borrow().rest.as_ref().map(|charge| Rc::clone(charge.account()))
+    }
+
     /// The close that this outbox is sealed with, and how.
     pub fn sealed(&self) -> Option<(Close, Manner)> {
         self.state.borrow().sealed
@@ -195,6 +216,9 @@ impl Outbox {
         let end = loop {
             if state.closed {
                 break FlushEnd::Closed;
+            }
+            if state.cut {
+                break FlushEnd::Cut;
             }
             if batches == TURN_BATCHES {
                 break FlushEnd::More;
@@ -252,6 +276,9 @@ impl State {
         let lane = self.lane.take()?;
         let rest = lane.rewind();
         if !rest.is_empty() {
+            let mut charge = Charge::new(Account::open(lane.ledger()));
+            charge.set(rest.len());
+            self.rest = Some(charge);
             // A frame in progress means that nothing staged has been begun.
             self.staged.splice(0..0, rest);
         }
@@ -336,7 +363,7 @@ impl State {
         self.staged_at += control;
         accepted -= control;
         if control > 0 && self.staged_at == self.staged.len() {
-            self.staged = Vec::new();
+            (self.staged, self.rest) = (Vec::new(), None);
             self.staged_at = 0;
             self.closed = self.close_staged;
         }

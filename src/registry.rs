@@ -49,7 +49,8 @@ struct Map {
     slots: HashMap<ServerId, Slot>,
     /// Pending releases, soonest first; exactly the slots in grace.
     releases: BTreeMap<(Instant, Serial), ServerId>,
-    /// Phones that the binary has had closed and whose queue is still being written.
+    /// Phones that the binary has had closed and whose queue is still being written, and those
+    /// closed for the budget whose message in progress is.
     leaving: HashMap<Serial, Leaving>,
     reaper: Option<Waker>,
 }
@@ -346,7 +347,9 @@ impl Map {
     fn sacrifice(&mut self, victim: &Victim) -> Option<Retired> {
         match victim {
             Victim::Attached(server, key) => {
-                self.slots.get_mut(server).and_then(|slot| slot.sacrifice(*key))
+                let (serial, outbox, retired) = self.slots.get_mut(server)?.sacrifice(*key)?;
+                self.let_finish(serial, outbox);
+                Some(retired)
             }
             Victim::Departed(server, source) => {
                 source.account().condemn();
@@ -356,12 +359,24 @@ impl Map {
                 None
             }
             Victim::Leaving(serial) => {
-                if let Some(leaving) = self.leaving.remove(serial) {
-                    leaving.account.condemn();
-                    leaving.outbox.close(Close::OverBudget, Manner::Abort);
+                if let Some(Leaving { outbox, account }) = self.leaving.remove(serial) {
+                    account.condemn();
+                    if outbox.rest().is_some() {
+                        outbox.cut();
+                    } else {
+                        outbox.close(Close::OverBudget, Manner::Abort);
+                        self.let_finish(*serial, outbox);
+                    }
                 }
                 None
             }
+        }
+    }
+
+    /// A phone that was closed amid a message may finish it, as long as there is room for that.
+    fn let_finish(&mut self, serial: Serial, outbox: Rc<Outbox>) {
+        if let Some(account) = outbox.rest() {
+            self.leaving.insert(serial, Leaving { outbox, account });
         }
     }
 }
@@ -372,7 +387,7 @@ enum Victim {
     Attached(ServerId, PhoneKey),
     /// A phone that has left while messages of it are still queued.
     Departed(ServerId, Rc<Source>),
-    /// A phone that the binary has had closed and that is still being written to.
+    /// A phone that has been closed and that is still being written to.
     Leaving(Serial),
 }
 

@@ -215,12 +215,14 @@ impl Slot {
         self.retire(key, ended, Remains::Kept)
     }
 
-    /// Closes a phone for the memory budget.
-    pub(super) fn sacrifice(&mut self, key: PhoneKey) -> Option<Retired> {
+    /// Closes a phone for the memory budget. Its outbox may still hold the message in progress.
+    pub(super) fn sacrifice(&mut self, key: PhoneKey) -> Option<(Serial, Rc<Outbox>, Retired)> {
         let phone = self.phones.get(&key)?;
+        let (serial, outbox) = (phone.serial, Rc::clone(&phone.outbox));
         phone.source.account().condemn();
-        phone.outbox.close(Close::OverBudget, Manner::Abort);
-        self.retire(key, Ended::ByRelay(Close::OverBudget), Remains::Dropped)
+        outbox.close(Close::OverBudget, Manner::Abort);
+        let retired = self.retire(key, Ended::ByRelay(Close::OverBudget), Remains::Dropped)?;
+        Some((serial, outbox, retired))
     }
 
     /// Drops what a phone that has left still has queued.

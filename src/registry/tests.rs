@@ -745,6 +745,37 @@ fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
 }
 
 #[test]
+fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller_phone() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let (large, small) = (joined(&registry, "box"), joined(&registry, "box"));
+    deliver(&holder, &wrapped(&large, &"7".repeat(4_000)));
+    fill_queue(&holder, &small, 2);
+    let mut sink = Sink::taking(100);
+    sink.flush(large.outbox());
+    let outsider = Account::open(registry.ledger());
+    let over = |extra: usize| {
+        outsider.add(128 * 1024 - registry.ledger().total() + extra);
+        registry.relieve();
+        assert!(!registry.ledger().is_over());
+    };
+    let before = registry.ledger().total();
+    over(1);
+    assert_eq!(large.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
+    let rest = large.outbox().rest().expect("a message in progress").held();
+    assert_eq!(rest, 4_004 - 100);
+    assert_eq!(registry.ledger().total() - outsider.held(), before - 4_068 + rest);
+    over(1);
+    assert!(large.outbox().rest().is_none());
+    let mut cx = Context::from_waker(Waker::noop());
+    let flushed = large.outbox().poll_flush(&mut cx, &mut sink, &mut [0; 64]);
+    assert!(matches!(flushed.end, FlushEnd::Cut), "{flushed:?}");
+    assert_eq!(small.outbox().sealed(), None);
+    drop((large, small, holder));
+    assert_eq!(registry.ledger().total(), outsider.held());
+}
+
+#[test]
 fn the_memory_budget_never_closes_a_binary_nor_a_phone_that_holds_nothing() {
     let registry = registry(&SMALL);
     let holder = seated(&registry, "box", Instant::now());
@@ -911,7 +942,7 @@ impl Sink {
             match outbox.poll_flush(&mut cx, self, &mut scratch).end {
                 FlushEnd::More => {}
                 FlushEnd::Idle | FlushEnd::Blocked | FlushEnd::Closed => return,
-                FlushEnd::Failed(error) => panic!("{error}"),
+                end @ (FlushEnd::Failed(_) | FlushEnd::Cut) => panic!("{end:?}"),
             }
         }
     }

@@ -295,3 +295,35 @@ fn half_received_messages_of_binaries_cost_no_more_than_the_budget() {
     // What one read takes in before it is known what the message announces is 64 KiB each.
     assert!(grown < 8 * MIB, "{grown} bytes for a budget of 2 MiB");
 }
+
+#[test]
+fn messages_that_are_cut_short_by_the_budget_count_until_they_are_written() {
+    const BUDGET: usize = 8 * MIB;
+    const PHONES: usize = 120;
+    let program = Program::start(&[
+        "--max-queue-bytes",
+        "4MiB",
+        "--memory-budget",
+        "8MiB",
+        "--max-phones",
+        "200",
+    ]);
+    let mut binary = program.binary();
+    let phones: Vec<_> = (0..PHONES)
+        .map(|_| {
+            let mut phone = program.narrow_phone();
+            let conn_id = introduce(&mut phone, &mut binary);
+            (phone, conn_id)
+        })
+        .collect();
+    let before = program.resident();
+    for (_, conn_id) in &phones {
+        for number in 0..2 {
+            deliver(&mut binary, conn_id, &numbered(number, 250_000));
+        }
+        settle(&mut binary);
+    }
+    let peak = program.peak() - before;
+    assert!(peak > BUDGET / 2, "{peak} bytes: the budget was never reached");
+    assert!(peak < BUDGET * 3 / 2 + 2 * MIB, "{peak} bytes for a budget of 8 MiB");
+}
