@@ -47,7 +47,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             let in_message = self.incoming.begun().is_some();
             if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {
                 self.phase = Phase::Starved;
-                self.heartbeat.pause();
             }
         }
     }
@@ -63,7 +62,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         self.phase = Phase::Open;
-        self.heartbeat.resume(now);
+        // Silence while nobody listened is not held against it.
+        self.heartbeat.heard(now);
         true
     }
 
@@ -160,7 +160,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Verdict::Continue => self.notice_seal(now),
             Verdict::Hold => {
                 self.phase = Phase::Held;
-                self.heartbeat.pause();
             }
             Verdict::Close(close) => self.close(close, now),
         }
