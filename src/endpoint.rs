@@ -64,7 +64,11 @@ async fn receive<S: Transport + 'static>(
     };
     let leg = match begun {
         Ok(leg) => leg,
-        Err(refusal) => return refuse(&relay, io, refusal, remote).await,
+        Err(refusal) => {
+            // A refusal lingers, and is no upgraded connection.
+            drop(permit);
+            return refuse(&relay, io, refusal, remote).await;
+        }
     };
     // The head is done; from here the permit counts the connection.
     drop(entry);

@@ -57,11 +57,10 @@ struct Phone {
 
 impl Phone {
     fn forward(&mut self, frame: Frame) -> Verdict {
+        // Before the queue's own charge: a message that was parked must not count twice.
+        self.parked_charge.set(0);
         match self.seat.forward(frame) {
-            Forwarded::Queued | Forwarded::Gone => {
-                self.parked_charge.set(0);
-                Verdict::Continue
-            }
+            Forwarded::Queued | Forwarded::Gone => Verdict::Continue,
             Forwarded::Held(frame) => {
                 let held = frame.len() + MESSAGE_OVERHEAD;
                 self.parked = Some(frame);

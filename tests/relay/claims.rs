@@ -1,10 +1,11 @@
 //! Claiming a server-id: the first wins, a silent holder loses, a loser owns nothing.
 
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::rig::events::{self, Event};
 use crate::rig::ws::{PING, PONG, TEXT, encode};
-use crate::rig::{Relay, Ws, binary_head, envelope, fresh_id, millis, notice, phone_head};
+use crate::rig::{Relay, Ws, binary_head, connect, envelope, fresh_id, millis, notice, phone_head};
 
 /// Long enough that no test waits for it: what happens sooner has another reason.
 const NEVER: &str = "10m";
@@ -355,6 +356,21 @@ fn a_third_claim_during_a_probe_is_refused_before_the_upgrade() {
     holder.send_frame(true, PONG, &fresh);
     later.expect_close(4409, "server-id already claimed");
     assert_talk(&mut holder, &mut phone, &conn_id);
+}
+
+#[test]
+fn a_claim_that_is_refused_during_a_probe_takes_no_connection_while_it_lingers() {
+    let relay = Relay::start(&["--probe-timeout", NEVER, "--max-connections", "3"]);
+    let id = fresh_id("lingering");
+    let mut holder = relay.binary(&id);
+    let (_newcomer, _) = contest(&relay, &id, &mut holder);
+    let mut refused = connect(relay.address);
+    refused.write_all(binary_head(&id).as_bytes()).unwrap();
+    let mut response = String::new();
+    // To the end of what the relay says; the other way stays open.
+    refused.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    relay.phone(&id).sync();
 }
 
 #[test]
