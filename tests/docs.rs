@@ -94,3 +94,10 @@ fn the_options_file_lists_every_option_with_its_default_and_no_other() {
     }
     assert_eq!(listed.len(), options.len(), "the options file lists what does not exist");
 }
+
+#[test]
+fn the_changelog_of_the_package_begins_with_the_programs_version() {
+    let changelog = include_str!("../cross/deb/changelog");
+    let expected = concat!("pyrycode-relay (", env!("CARGO_PKG_VERSION"), "-1) ");
+    assert!(changelog.starts_with(expected), "{expected}");
+}

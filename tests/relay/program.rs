@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::rig::ws::Ws;
-use crate::rig::{binary_head, connect, deadline, envelope, phone_head};
+use crate::rig::{binary_head, connect, deadline, envelope, phone_head, stretched};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
 
@@ -71,6 +71,8 @@ impl Running {
     fn start(arguments: &[&str]) -> Self {
         let mut all = vec!["--listen", "127.0.0.1:0", "--rate-limit", "off"];
         all.extend(arguments);
+        let stretched = stretched(arguments);
+        all.extend(stretched.iter().map(String::as_str));
         Self::spawn(program(&all))
     }
 

@@ -9,7 +9,7 @@ use crate::rig::{envelope, millis, scaled};
 #[test]
 fn either_signal_closes_everyone_with_1001_and_exits_with_0() {
     for name in ["TERM", "INT"] {
-        let relay = Running::start(&["--drain-timeout", "100s"]);
+        let relay = Running::start(&["--drain-timeout", &millis(100_000)]);
         let (mut binary, mut phone, _) = relay.pair("signalled");
         relay.signal(name);
         for peer in [&mut binary, &mut phone] {
@@ -27,7 +27,8 @@ fn either_signal_closes_everyone_with_1001_and_exits_with_0() {
 
 #[test]
 fn a_signal_is_obeyed_in_time_even_with_peers_that_never_answer() {
-    let relay = Running::start(&["--drain-timeout", &millis(500), "--write-timeout", "100s"]);
+    let relay =
+        Running::start(&["--drain-timeout", &millis(500), "--write-timeout", &millis(100_000)]);
     let (mut silent, mut deaf, conn_id) = relay.pair("never-answers");
     flood(&mut silent, &conn_id);
     let signalled = Instant::now();
@@ -43,7 +44,12 @@ fn a_signal_is_obeyed_in_time_even_with_peers_that_never_answer() {
 #[test]
 fn a_second_signal_exits_at_once_with_1() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
-        let relay = Running::start(&["--drain-timeout", "100s", "--write-timeout", "100s"]);
+        let relay = Running::start(&[
+            "--drain-timeout",
+            &millis(100_000),
+            "--write-timeout",
+            &millis(100_000),
+        ]);
         let (mut binary, _deaf, conn_id) = relay.pair("impatient");
         flood(&mut binary, &conn_id);
         relay.signal(first);
