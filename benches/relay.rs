@@ -73,9 +73,11 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if descriptors < relay::profiles::DESCRIPTORS {
         sheet.warn(format!("{descriptors} descriptors are too few for the largest profiles"));
     }
-    for profile in &arguments.profiles {
-        run_profile(arguments, profile, &targets, &mut sheet)?;
-    }
+    // What was measured before an error is reported all the same.
+    let done = arguments
+        .profiles
+        .iter()
+        .try_for_each(|profile| run_profile(arguments, profile, &targets, &mut sheet));
     if let Some(bytes) = targets[0].program_bytes() {
         sheet.record("program", &targets[0].name, "size", "KiB", bytes / 1024.0);
     }
@@ -88,7 +90,7 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     if let Some(path) = &arguments.json {
         std::fs::write(path, format!("{:#}\n", sheet.json(&machine(), goals::json(&sheet))))?;
     }
-    Ok(())
+    done
 }
 
 /// A B A B: every target in every round, so that a disturbance hits neighbours alike.

@@ -1,9 +1,9 @@
 //! What a profile is given to work with.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::driver::Driver;
+use super::driver::{Driver, Event};
 use super::process::CpuShare;
 use super::sheet::Sheet;
 use super::target::{Running, Target};
@@ -92,15 +92,20 @@ impl Cost {
     }
 }
 
-/// Lets connections rest for a time: pings are answered, everything else is ignored.
+/// Lets connections rest for a time: pings are answered; an error if a connection ends.
 pub fn rest(driver: &mut Driver, time: Duration) -> io::Result<()> {
-    let until = std::time::Instant::now() + time;
+    let until = Instant::now() + time;
+    let mut ended = 0;
     loop {
-        let left = until.saturating_duration_since(std::time::Instant::now());
+        let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }
-        driver.turn(left, &mut |_, _, _| {})?;
+        driver
+            .turn(left, &mut |_, _, event| ended += u32::from(matches!(event, Event::Gone(_))))?;
+        if ended > 0 {
+            return Err(io::Error::other(format!("{ended} connections ended while they rested")));
+        }
     }
 }
 

@@ -51,9 +51,12 @@ impl Plot<'_> {
         }
         line(out, (LEFT, BOTTOM), (RIGHT, BOTTOM), "black");
         line(out, (LEFT, BOTTOM), (LEFT, TOP), "black");
+        let targets: Vec<_> = curves.iter().map(|(_, curve)| curve.target.as_str()).collect();
         for (place, (name, curve)) in curves.iter().enumerate() {
-            let color = COLORS[place % COLORS.len()];
-            let dash = if place >= COLORS.len() / 2 { " stroke-dasharray=\"5 4\"" } else { "" };
+            // A colour a target; what comes second of a target is dashed.
+            let first = targets.iter().position(|target| *target == curve.target).unwrap_or(place);
+            let color = COLORS[first % COLORS.len()];
+            let dash = if first < place { " stroke-dasharray=\"5 4\"" } else { "" };
             let path: Vec<_> = curve
                 .points
                 .iter()
@@ -145,4 +148,4 @@ const LEFT: f64 = 60.0;
 const RIGHT: f64 = 620.0;
 const TOP: f64 = 50.0;
 const BOTTOM: f64 = 350.0;
-const COLORS: [&str; 4] = ["#0b6", "#c33", "#0b6", "#c33"];
+const COLORS: [&str; 4] = ["#086", "#c33", "#36c", "#a60"];
