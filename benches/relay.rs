@@ -43,6 +43,7 @@ use self::relay::floor;
 use self::relay::goals;
 use self::relay::idle;
 use self::relay::plot::Plot;
+use self::relay::process;
 use self::relay::profiles::Profile;
 use self::relay::sheet::Sheet;
 use self::relay::target::Target;
@@ -68,6 +69,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     let mut targets = vec![Target::relay(), Target::floor()];
     for (place, command) in arguments.relays.iter().enumerate() {
         targets.push(Target::command(format!("other-{}", place + 1), command.clone()));
+    }
+    if arguments.pin {
+        process::pin_to_first_core()?;
+        targets.iter_mut().for_each(|target| target.pinned = true);
     }
     let mut sheet = Sheet::default();
     if descriptors < relay::profiles::DESCRIPTORS {
