@@ -152,7 +152,8 @@ fn machine() -> String {
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let model = model.trim_start_matches([' ', '\t', ':']);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // Not what this process may use: it may have kept itself to one.
+    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
     let load = read("/proc/loadavg");
     let load = load.split_whitespace().next().unwrap_or("?").to_owned();
     let kernel = read("/proc/sys/kernel/osrelease");
