@@ -43,6 +43,7 @@ use self::relay::floor;
 use self::relay::goals;
 use self::relay::idle;
 use self::relay::plot::Plot;
+use self::relay::process;
 use self::relay::profiles::Profile;
 use self::relay::sheet::Sheet;
 use self::relay::target::Target;
@@ -68,6 +69,10 @@ fn run(arguments: &Arguments) -> io::Result<()> {
     let mut targets = vec![Target::relay(), Target::floor()];
     for (place, command) in arguments.relays.iter().enumerate() {
         targets.push(Target::command(format!("other-{}", place + 1), command.clone()));
+    }
+    if arguments.pin {
+        process::pin_to_first_core()?;
+        targets.iter_mut().for_each(|target| target.pinned = true);
     }
     let mut sheet = Sheet::default();
     if descriptors < relay::profiles::DESCRIPTORS {
@@ -147,7 +152,8 @@ fn machine() -> String {
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let model = model.trim_start_matches([' ', '\t', ':']);
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    // Not what this process may use: it may have kept itself to one.
+    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
     let load = read("/proc/loadavg");
     let load = load.split_whitespace().next().unwrap_or("?").to_owned();
     let kernel = read("/proc/sys/kernel/osrelease");

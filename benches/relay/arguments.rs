@@ -12,6 +12,7 @@ pub struct Arguments {
     pub profiles: Vec<&'static Profile>,
     pub relays: Vec<String>,
     pub quick: bool,
+    pub pin: bool,
     pub rounds: Option<usize>,
     pub json: Option<PathBuf>,
     pub plots: Option<PathBuf>,
@@ -33,6 +34,7 @@ impl Arguments {
             // Cargo passes --bench from `cargo bench` and nothing from `cargo test --benches`.
             quick: line.quick || !line.bench,
             relays: line.relays,
+            pin: line.pin,
             rounds: line.rounds,
             json: line.json,
             plots: line.plots.filter(|_| !line.quick),
@@ -53,6 +55,10 @@ struct Line {
     /// A few seconds a profile, to see that everything works; the figures mean nothing
     #[arg(long)]
     quick: bool,
+    /// Keeps the client to the first core and what is measured to the last: steadier figures, as
+    /// long as nothing else wants these cores
+    #[arg(long)]
+    pin: bool,
     /// Rounds of each profile
     #[arg(long, value_name = "COUNT")]
     rounds: Option<usize>,

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Processor time that a process has used, all threads together.
 pub fn cpu_time(pid: u32) -> Duration {
@@ -51,6 +52,30 @@ fn field(text: &str, name: &str) -> f64 {
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|word| word.parse().ok())
         .unwrap_or(f64::NAN)
+}
+
+/// Keeps the client, and what it starts from now on, to the first core.
+pub fn pin_to_first_core() -> io::Result<()> {
+    Ok(sched_setaffinity(None, &one_core(0))?)
+}
+
+/// Keeps all threads of a process to the last core.
+pub fn pin_to_last_core(pid: u32) -> io::Result<()> {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let last = online.trim().rsplit(['-', ',']).next().and_then(|digits| digits.parse().ok());
+    let last = one_core(last.ok_or_else(|| io::Error::other("cannot tell the cores"))?);
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let name = task.file_name();
+        let thread = name.to_str().and_then(|digits| digits.parse().ok()).and_then(Pid::from_raw);
+        sched_setaffinity(thread, &last)?;
+    }
+    Ok(())
+}
+
+fn one_core(core: usize) -> CpuSet {
+    let mut set = CpuSet::new();
+    set.set(core);
+    set
 }
 
 /// How much of one core a process used over a time.

@@ -12,6 +12,8 @@ use super::process;
 #[derive(Clone, Debug)]
 pub struct Target {
     pub name: String,
+    /// Runs on the last core, apart from the client.
+    pub pinned: bool,
     kind: Kind,
 }
 
@@ -25,15 +27,15 @@ enum Kind {
 
 impl Target {
     pub fn relay() -> Self {
-        Self { name: "relay".to_owned(), kind: Kind::Relay }
+        Self { name: "relay".to_owned(), pinned: false, kind: Kind::Relay }
     }
 
     pub fn floor() -> Self {
-        Self { name: FLOOR.to_owned(), kind: Kind::Floor }
+        Self { name: FLOOR.to_owned(), pinned: false, kind: Kind::Floor }
     }
 
     pub fn command(name: String, command: String) -> Self {
-        Self { name, kind: Kind::Command(command) }
+        Self { name, pinned: false, kind: Kind::Command(command) }
     }
 
     pub fn is_floor(&self) -> bool {
@@ -89,6 +91,9 @@ impl Target {
             std::thread::sleep(Duration::from_micros(200));
         }
         running.started_in = began.elapsed();
+        if self.pinned {
+            process::pin_to_last_core(running.pid())?;
+        }
         Ok(running)
     }
 }
