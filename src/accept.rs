@@ -20,6 +20,7 @@ use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
+use crate::reload::Reload;
 use crate::shutdown::Stop;
 use crate::systemd::Manager;
 use crate::transport::Tcp;
@@ -29,15 +30,16 @@ use crate::transport::Tcp;
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
+    smol::block_on(executor.run(serve(&executor, listeners, config, stop, &Reload::new())))
 }
 
-/// The same on an executor of the caller's.
+/// The same on an executor of the caller's; files are read anew when `reload` is asked for.
 pub async fn serve(
     executor: &LocalExecutor<'static>,
     listeners: Vec<std::net::TcpListener>,
     config: Config,
     stop: &Stop,
+    reload: &Reload,
 ) -> io::Result<()> {
     let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let drain_timeout = config.drain_timeout;
@@ -45,6 +47,8 @@ pub async fn serve(
     let heads = Heads::new();
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
+    relay.announce();
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(&relay), manager.clone()));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
 
@@ -72,8 +76,22 @@ pub async fn serve(
     drop(listeners);
     heads.clear();
     drain(&relay, drain_timeout).await;
-    drop((reaper, informant));
+    drop((reaper, reloader, informant));
     Ok(())
+}
+
+/// Reads files anew as often as somebody asks for it.
+async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
+    loop {
+        reload.asked().await;
+        if let Some(manager) = &manager {
+            manager.reloading();
+        }
+        relay.reload();
+        if let Some(manager) = &manager {
+            manager.reloaded();
+        }
+    }
 }
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.

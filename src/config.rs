@@ -4,9 +4,11 @@ mod command;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::{Options, command};
+use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Upgrade attempts a source; `None` for no limit.
     pub rate: Option<Rate>,
+    /// The server-ids that may be claimed; `None` for any.
+    pub allow_server: Option<AllowFile>,
 }
 
 /// An address to listen on.
@@ -92,6 +96,7 @@ impl Config {
                 .rate_limit
                 .0
                 .map(|per_minute| Rate { per_minute, burst: options.rate_burst }),
+            allow_server: options.allow_server.as_deref().map(read_allow_file).transpose()?,
         };
         config.check()?;
         Ok(config)
@@ -123,6 +128,10 @@ impl Config {
             ("--max-queue-bytes", self.max_queue_bytes),
         )
     }
+}
+
+fn read_allow_file(path: &Path) -> Result<AllowFile, String> {
+    AllowFile::read(path).map_err(|broken| format!("--allow-server {}: {broken}", path.display()))
 }
 
 fn at_least(

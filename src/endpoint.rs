@@ -11,6 +11,7 @@ use std::time::Instant;
 use log::debug;
 
 use self::server::Pledge;
+use crate::events;
 use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::head::{self, Head};
 use crate::heads::Entry;
@@ -53,6 +54,10 @@ async fn receive<S: Transport + 'static>(
         }
         Admission::Upgrade(upgrade) => upgrade,
     };
+    if matches!(upgrade.role, Role::Binary { .. }) && !relay.allows(&upgrade.server) {
+        events::server_not_allowed(&upgrade.server, remote);
+        return refuse(&relay, io, Refusal::NotAllowed, remote).await;
+    }
     let Some(permit) = relay.permits.acquire() else {
         return refuse(&relay, io, Refusal::ConnectionCap, remote).await;
     };

@@ -94,6 +94,8 @@ pub enum Refusal {
     UpgradeRequired,
     /// `400`: no key, or not 16 bytes of base64.
     BadKey,
+    /// `403`: the server-id is not on the allow-list.
+    NotAllowed,
     /// `503`: the connection cap is reached.
     ConnectionCap,
     /// `503`: a probe of that slot is under way.
@@ -147,6 +149,7 @@ impl Refusal {
                 "426 Upgrade Required",
                 Some("Upgrade: websocket\r\nSec-WebSocket-Version: 13".to_owned()),
             ),
+            Self::NotAllowed => ("403 Forbidden", None),
             Self::ConnectionCap | Self::ProbeUnderWay => {
                 ("503 Service Unavailable", Some(retry_after(RETRY_AFTER_BUSY)))
             }
@@ -168,6 +171,7 @@ impl fmt::Display for Refusal {
             Self::HeaderGate => "header gate",
             Self::UpgradeRequired => "no WebSocket upgrade",
             Self::BadKey => "bad key",
+            Self::NotAllowed => "server-id not allowed",
             Self::ConnectionCap => "connection cap",
             Self::ProbeUnderWay => "probe under way",
         })

@@ -15,6 +15,7 @@
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
 pub mod accept;
+pub mod allow;
 pub mod attempts;
 pub mod budget;
 pub mod close;
@@ -39,6 +40,7 @@ pub mod permits;
 pub mod probe;
 pub mod registry;
 pub mod relay;
+pub mod reload;
 pub mod scratch;
 pub mod shutdown;
 pub mod systemd;

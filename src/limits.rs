@@ -62,6 +62,12 @@ pub const MAX_SERVER_ID_BYTES: usize = 128;
 /// Where device names and version labels are cut, in bytes, before they are kept or logged.
 pub const MAX_LABEL_BYTES: usize = 128;
 
+/// Largest allow-list in bytes: [`ALLOW_FILE_IDS`] of the longest ids, and as much again for comments.
+/// It is read by the event loop, in a few milliseconds.
+pub const ALLOW_FILE_BYTES: usize = 4 * 1024 * 1024;
+/// Most server-ids in an allow-list: as many as the unit's descriptors serve. About 200 bytes each.
+pub const ALLOW_FILE_IDS: usize = 16 * 1024;
+
 /// What the envelope may add to a message on the binary's leg, in bytes.
 pub const ENVELOPE_ALLOWANCE: usize = 1024;
 /// What one queued message costs besides its bytes: its place in the queue and what the allocator

@@ -1,11 +1,15 @@
 //! What all connections of one relay share.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::allow::AllowFile;
 use crate::attempts::Attempts;
 use crate::budget::Ledger;
 use crate::config::Config;
+use crate::events;
+use crate::ids::ServerId;
 use crate::permits::Permits;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
@@ -26,6 +30,8 @@ pub struct Relay {
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
     pub attempts: Option<Attempts>,
+    /// The server-ids that may be claimed, unless all may.
+    allowed: Option<RefCell<AllowFile>>,
     /// When the relay began to listen.
     pub started: Instant,
     /// Raised when the relay is to stop.
@@ -34,17 +40,46 @@ pub struct Relay {
 
 impl Relay {
     /// A relay without connections.
-    pub fn new(config: Config, stop: Stop) -> Rc<Self> {
+    pub fn new(mut config: Config, stop: Stop) -> Rc<Self> {
         let ledger = Ledger::new(config.memory_budget);
         Rc::new(Self {
             registry: Registry::new(&config, &ledger),
             permits: Permits::new(config.max_connections),
             attempts: config.rate.map(Attempts::new),
+            allowed: config.allow_server.take().map(RefCell::new),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
             started: Instant::now(),
             stop,
         })
+    }
+
+    /// Whether `server` may be claimed.
+    pub fn allows(&self, server: &ServerId) -> bool {
+        self.allowed.as_ref().is_none_or(|file| file.borrow().list().has(server))
+    }
+
+    /// Says in the log which allow-list holds, if there is one.
+    pub fn announce(&self) {
+        if let Some(file) = &self.allowed {
+            let file = file.borrow();
+            events::allow_list_read(file.path(), file.list().ids(), 0);
+        }
+    }
+
+    /// Reads the allow-list again, if there is one, and closes whom it no longer names. One with a
+    /// mistake in it changes nothing.
+    pub fn reload(&self) {
+        let Some(file) = &self.allowed else { return };
+        let read = file.borrow_mut().reread();
+        let file = file.borrow();
+        match read {
+            Ok(()) => {
+                let revoked = self.registry.revoke(file.list());
+                events::allow_list_read(file.path(), file.list().ids(), revoked);
+            }
+            Err(broken) => events::allow_list_kept(file.path(), &broken),
+        }
     }
 }

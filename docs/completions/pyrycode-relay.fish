@@ -17,6 +17,7 @@ complete -c pyrycode-relay -l max-phones -d 'Phones a server-id' -r
 complete -c pyrycode-relay -l max-connections -d 'Upgraded connections, binaries and phones together' -r
 complete -c pyrycode-relay -l rate-limit -d 'Upgrade attempts a source address, as N/min, or "off"' -r
 complete -c pyrycode-relay -l rate-burst -d 'Attempts that a source may make at once' -r
+complete -c pyrycode-relay -l allow-server -d 'File with the server-ids that may be claimed, one a line, "#" for comments' -r -F
 complete -c pyrycode-relay -l log-level -d 'What is logged: off, error, warn, info, debug or trace [default: info]' -r
 complete -c pyrycode-relay -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -s V -l version -d 'Print version'

@@ -1,6 +1,7 @@
 //! The definition of the command line: one place for names, defaults, help and parsing.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
@@ -191,6 +192,19 @@ pub struct Options {
         help_heading = "Admission"
     )]
     pub rate_burst: u32,
+
+    /// File with the server-ids that may be claimed, one a line, "#" for comments
+    ///
+    /// Any other gets 403 on /v1/server, and on /v1/client the answer of one that nobody holds.
+    /// SIGHUP has the file read again: a binary whose server-id is gone is closed, and a file with a
+    /// mistake changes nothing. Without this option any server-id may be claimed.
+    #[arg(
+        long,
+        env = "PYRYCODE_RELAY_ALLOW_SERVER",
+        value_name = "FILE",
+        help_heading = "Admission"
+    )]
+    pub allow_server: Option<PathBuf>,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]

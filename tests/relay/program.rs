@@ -1,5 +1,6 @@
 //! The program as a process: its command line, its exit codes, its signals, its log.
 
+mod allow;
 mod listening;
 mod log;
 mod options;
