@@ -22,6 +22,7 @@ use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::reload::Reload;
 use crate::shutdown::Stop;
+use crate::source::Source;
 use crate::systemd::Manager;
 use crate::transport::Tcp;
 
@@ -114,7 +115,10 @@ fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
-    let entry = heads.enter();
+    // Whose a connection by a trusted proxy is turns out later.
+    let source = (!relay.config.proxies.trusts(remote)).then(|| Source::of(remote));
+    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
+    let entry = heads.enter(source, room);
     let serial = entry.serial();
     let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
     heads.adopt(serial, task);

@@ -69,6 +69,20 @@ pub fn server_revoked(server: &ServerId, phones: usize) {
     info!(server_id = server.as_str(), phones = phones; "server_revoked");
 }
 
+/// A trusted proxy sent a PROXY header or a forwarding field that is none, the `count`th in all.
+pub fn proxy_fault(proxy: IpAddr, count: u64) {
+    debug!(remote:% = proxy, count = count; "proxy_fault");
+}
+
+/// Loopback has reached a limit of a single address; said once.
+pub fn loopback_limited(address: IpAddr) {
+    warn!(
+        remote:% = address,
+        advice = "if that is a proxy, name it with --trusted-proxy: its clients share its limits now";
+        "loopback_limited"
+    );
+}
+
 /// The allow-list was read, at the start or anew; so many claimed server-ids were not on it.
 pub fn allow_list_read(path: &Path, server_ids: usize, revoked: usize) {
     info!(

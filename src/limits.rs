@@ -39,6 +39,11 @@ pub const DEFAULT_MEMORY_BUDGET: &str = "64MiB";
 pub const DEFAULT_MAX_PHONES: &str = "16";
 /// Upgraded connections; also bounds the slots, live and in grace.
 pub const DEFAULT_MAX_CONNECTIONS: &str = "4096";
+/// Connections of one source address: a household or a small office behind one address.
+pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
+/// One in so many connection permits is kept for source addresses that hold none: with the defaults
+/// 512 of 4096, which is what 56 addresses with 64 connections each leave to all others.
+pub const STRANGERS_SHARE: usize = 8;
 /// Upgrade attempts a source address.
 pub const DEFAULT_RATE_LIMIT: &str = "10/min";
 /// Attempts a source may make at once before the rate holds it back.

@@ -1,6 +1,7 @@
 //! What all connections of one relay share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -32,6 +33,10 @@ pub struct Relay {
     pub attempts: Option<Attempts>,
     /// The server-ids that may be claimed, unless all may.
     allowed: Option<RefCell<AllowFile>>,
+    /// How often a trusted proxy sent a PROXY header or a forwarding field that is none.
+    proxy_faults: Cell<u64>,
+    /// Whether the log has said that loopback has reached a limit.
+    hinted: Cell<bool>,
     /// When the relay began to listen.
     pub started: Instant,
     /// Raised when the relay is to stop.
@@ -44,15 +49,36 @@ impl Relay {
         let ledger = Ledger::new(config.memory_budget);
         Rc::new(Self {
             registry: Registry::new(&config, &ledger),
-            permits: Permits::new(config.max_connections),
+            permits: Permits::new(config.max_connections, config.max_connections_per_ip),
             attempts: config.rate.map(Attempts::new),
             allowed: config.allow_server.take().map(RefCell::new),
+            proxy_faults: Cell::new(0),
+            hinted: Cell::new(false),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
             started: Instant::now(),
             stop,
         })
+    }
+
+    /// Counts a trusted proxy's PROXY header or forwarding field that is none.
+    pub fn note_proxy_fault(&self, proxy: IpAddr) {
+        self.proxy_faults.set(self.proxy_faults.get() + 1);
+        events::proxy_fault(proxy, self.proxy_faults.get());
+    }
+
+    /// How often that happened.
+    pub fn proxy_faults(&self) -> u64 {
+        self.proxy_faults.get()
+    }
+
+    /// `address` has reached one of the limits of an address. If that is loopback, the log says
+    /// once what is likely missing.
+    pub fn note_limited(&self, address: IpAddr) {
+        if address.is_loopback() && !self.hinted.replace(true) {
+            events::loopback_limited(address);
+        }
     }
 
     /// Whether `server` may be claimed.

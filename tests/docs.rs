@@ -40,6 +40,7 @@ fn the_table_of_options_lists_every_option_with_its_default_and_no_other() {
         assert!(first.ends_with('`'));
         let defaults = argument.get_default_values();
         let expected = match (long, defaults.first()) {
+            ("proxy-protocol", _) => "`false`".to_owned(),
             (_, Some(default)) => format!("`{}`", default.to_str().unwrap()),
             ("log-level", None) => "`info`".to_owned(),
             (_, None) => "none".to_owned(),
