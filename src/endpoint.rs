@@ -84,6 +84,9 @@ async fn receive<S: Transport + 'static>(
         events::server_not_allowed(&upgrade.server, remote);
         return refuse(&relay, io, Refusal::NotAllowed, remote).await;
     }
+    if relay.stop.is_raised() {
+        return refuse(&relay, io, Refusal::Stopping, remote).await;
+    }
     let permit = match relay.permits.acquire(Source::of(remote)) {
         Ok(permit) => permit,
         Err(shortage) => {

@@ -102,6 +102,9 @@ pub enum Refusal {
     ConnectionCap,
     /// `503`: the source address holds as many connections as one may.
     SourceCap,
+    /// `503`: the relay stops. Told before the upgrade: after it the older daemon would dial again
+    /// without any delay.
+    Stopping,
     /// `503`: a probe of that slot is under way.
     ProbeUnderWay,
 }
@@ -167,7 +170,7 @@ impl Refusal {
                 Some("Upgrade: websocket\r\nSec-WebSocket-Version: 13".to_owned()),
             ),
             Self::NotAllowed => ("403 Forbidden", None),
-            Self::ConnectionCap | Self::SourceCap | Self::ProbeUnderWay => {
+            Self::ConnectionCap | Self::SourceCap | Self::Stopping | Self::ProbeUnderWay => {
                 ("503 Service Unavailable", Some(retry_after(RETRY_AFTER_BUSY)))
             }
         };
@@ -192,6 +195,7 @@ impl fmt::Display for Refusal {
             Self::NotAllowed => "server-id not allowed",
             Self::ConnectionCap => "connection cap",
             Self::SourceCap => "connection cap of the address",
+            Self::Stopping => "shutting down",
             Self::ProbeUnderWay => "probe under way",
         })
     }

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use smol::Task;
 
@@ -17,6 +18,7 @@ use crate::source::Source;
 pub struct Heads {
     serials: Serials,
     places: RefCell<BTreeMap<Serial, Place>>,
+    emptied: RefCell<Option<Waker>>,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,24 @@ impl Heads {
     pub fn clear(&self) {
         let places = std::mem::take(&mut *self.places.borrow_mut());
         drop(places);
+        self.tell_if_empty();
+    }
+
+    /// Waits until the table is empty; for one waiter. Cancel safe.
+    pub fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.places.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        *self.emptied.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn tell_if_empty(&self) {
+        if self.places.borrow().is_empty() {
+            if let Some(waker) = self.emptied.take() {
+                waker.wake();
+            }
+        }
     }
 }
 
@@ -114,6 +134,7 @@ impl Drop for Entry {
             // The connection goes on, or is ending by itself.
             task.detach();
         }
+        self.table.tell_if_empty();
     }
 }
 
@@ -140,6 +161,21 @@ mod tests {
         let newcomer = heads.enter(source(2), ANY);
         assert!(!is_there(&entries[0]) && entries[1..].iter().all(is_there));
         assert!(is_there(&newcomer));
+    }
+
+    #[test]
+    fn whoever_waits_for_an_empty_table_is_told_when_the_last_one_leaves() {
+        let heads = Heads::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(heads.poll_empty(&mut cx).is_ready());
+        let (one, two) = (heads.enter(None, ANY), heads.enter(None, ANY));
+        drop(one);
+        assert!(heads.poll_empty(&mut cx).is_pending());
+        drop(two);
+        assert!(heads.poll_empty(&mut cx).is_ready());
+        let _left = heads.enter(None, ANY);
+        heads.clear();
+        assert!(heads.poll_empty(&mut cx).is_ready());
     }
 
     #[test]

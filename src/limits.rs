@@ -122,6 +122,10 @@ pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
 
+/// At a stop: how long request heads in progress may take to be complete and be answered, at most
+/// half of the drain timeout. Several round trips; one that is silent must not delay the stop.
+pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
+
 /// From a change of the connections to the status that systemd is told: one line for a burst of
 /// changes, and time for an upgrade to become a member.
 pub const STATUS_DELAY: Duration = Duration::from_secs(2);

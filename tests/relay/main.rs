@@ -20,6 +20,7 @@ mod proxies;
 mod queues;
 mod rfc6455;
 mod sources;
+mod squatting;
 mod stop;
 mod systemd;
 mod timeouts;
