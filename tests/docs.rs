@@ -116,3 +116,47 @@ fn the_changelog_of_the_package_begins_with_the_programs_version() {
     let expected = concat!("pyrycode-relay (", env!("CARGO_PKG_VERSION"), "-1) ");
     assert!(changelog.starts_with(expected), "{expected}");
 }
+
+#[test]
+fn every_promise_of_the_threat_model_is_held_by_tests_that_exist() {
+    let page = include_str!("../docs/threat-model.md");
+    let rows: Vec<_> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise |"))
+        .map(|line| line.trim_matches('|').split('|').collect::<Vec<_>>())
+        .collect();
+    assert!(rows.len() > 20, "the page has its tables");
+    for row in rows {
+        let [promise, held_by] = row[..] else { panic!("{row:?} has two cells") };
+        let tests: Vec<_> = held_by.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "nothing holds:{promise}");
+        for test in tests {
+            assert!(is_a_test(test), "{test} is no test");
+        }
+    }
+}
+
+/// Whether there is a test of this name, `module::name`, be it of the relay over sockets, of a file
+/// of the sources or of a program beside them.
+fn is_a_test(path: &str) -> bool {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some((module, name)) = path.rsplit_once("::") else { return false };
+    let module = module.replace("::", "/");
+    let files = ["tests/relay/{}.rs", "tests/{}.rs", "src/{}.rs", "src/{}/tests.rs"];
+    files.iter().any(|file| {
+        let source = std::fs::read_to_string(root.join(file.replace("{}", &module)));
+        let lines: Vec<_> = source.iter().flat_map(|text| text.lines().map(str::trim)).collect();
+        let begins = format!("fn {name}(");
+        lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&begins))
+    })
+}
+
+#[test]
+fn a_test_that_does_not_exist_is_noticed() {
+    assert!(is_a_test("docs::a_test_that_does_not_exist_is_noticed"));
+    assert!(is_a_test("heads::a_full_table_costs_the_oldest_of_all"));
+    assert!(is_a_test("registry::the_loser_of_a_claim_owns_nothing"));
+    for wrong in ["docs::is_a_test", "heads::enter", "heads::a_full_table", "nowhere::x", "docs"] {
+        assert!(!is_a_test(wrong), "{wrong}");
+    }
+}
