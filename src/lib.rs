@@ -29,6 +29,7 @@ pub mod heads;
 pub mod health;
 pub mod heartbeat;
 pub mod ids;
+pub mod json;
 pub mod lane;
 pub mod limits;
 pub mod link;

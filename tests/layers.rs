@@ -13,7 +13,18 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (1, &["attempts.rs", "budget.rs", "close.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
+    (
+        1,
+        &[
+            "attempts.rs",
+            "budget.rs",
+            "close.rs",
+            "heartbeat.rs",
+            "ids.rs",
+            "json.rs",
+            "logging.rs",
+        ],
+    ),
     (1, &["permits.rs", "scratch.rs", "shutdown.rs", "systemd.rs", "transport.rs"]),
     (2, &["config.rs", "config/command.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
     (2, &["probe.rs"]),
