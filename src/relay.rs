@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::attempts::Attempts;
 use crate::budget::Ledger;
 use crate::config::Config;
+use crate::heartbeat::Ticks;
 use crate::permits::Permits;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
@@ -26,6 +27,8 @@ pub struct Relay {
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
     pub attempts: Option<Attempts>,
+    /// When heartbeats ring.
+    pub ticks: Ticks,
     /// When the relay began to listen.
     pub started: Instant,
     /// Raised when the relay is to stop.
@@ -36,14 +39,16 @@ impl Relay {
     /// A relay without connections.
     pub fn new(config: Config, stop: Stop) -> Rc<Self> {
         let ledger = Ledger::new(config.memory_budget);
+        let started = Instant::now();
         Rc::new(Self {
             registry: Registry::new(&config, &ledger),
             permits: Permits::new(config.max_connections),
             attempts: config.rate.map(Attempts::new),
+            ticks: Ticks::new(config.heartbeat_interval, started),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
-            started: Instant::now(),
+            started,
             stop,
         })
     }
