@@ -82,6 +82,10 @@ pub const MESSAGE_OVERHEAD: usize = 64;
 /// answered again.
 pub const REMEMBERED_NOTICES: usize = 1024;
 
+/// Steps in a heartbeat interval: heartbeats ring only at these, together. With 30 s that is every
+/// 234 ms; a ping may be late by as much.
+pub const HEARTBEAT_STEPS: u32 = 128;
+
 /// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
 /// may have been on its way before the peer vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ use std::path::Path;
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
     (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
-    (1, &["proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
+    (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
     (1, &["systemd.rs", "transport.rs"]),
     (2, &["allow.rs", "attempts.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
     (2, &["permits.rs", "probe.rs", "proxies.rs"]),
