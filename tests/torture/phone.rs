@@ -21,7 +21,7 @@ pub async fn keep_coming(site: Rc<Site>, world: Rc<RefCell<World>>, seed: u64) {
                 let mut world = world.borrow_mut();
                 let number = u32::try_from(world.phones.len()).unwrap();
                 let opened_on = world.seated();
-                world.phones.insert(number, Phone { opened_on, ..Phone::default() });
+                world.phones.entry(number).or_insert_with(Phone::default).opened_on = opened_on;
                 world.tally.phones += 1;
                 number
             };
