@@ -308,7 +308,9 @@ impl Daemon {
         match code {
             Some(code) => fields.push(format!("\"close_code\":{code}")),
             None if self.random.u8(..6) == 0 => {
-                fields.push(["\"close_code\":null", "\"close_code\":0"][self.random.usize(..2)].to_owned());
+                fields.push(
+                    ["\"close_code\":null", "\"close_code\":0"][self.random.usize(..2)].to_owned(),
+                );
             }
             None => {}
         }
@@ -353,7 +355,8 @@ impl Daemon {
 
     /// Asks for the close of a phone.
     fn direct(&mut self, number: u32) {
-        let code = [4401, 4412, 4421, 4421, 4426, 4000, 1000, 999, 1005, 65_535][self.random.usize(..10)];
+        let code =
+            [4401, 4412, 4421, 4421, 4426, 4000, 1000, 999, 1005, 65_535][self.random.usize(..10)];
         let frame = match self.random.bool() {
             true => self.next_text(number).map(|(_, text)| text),
             false => self.random.bool().then(|| "null".to_owned()),
@@ -381,7 +384,8 @@ impl Daemon {
 
     /// Envelopes that come to nothing.
     fn send_malformed(&mut self) {
-        let known = self.pick().and_then(|phone| self.world.borrow().phones[&phone].conn_id.clone());
+        let known =
+            self.pick().and_then(|phone| self.world.borrow().phones[&phone].conn_id.clone());
         let id = known.unwrap_or_else(|| "client-of-nobody".to_owned());
         let text = match self.random.u8(..16) {
             0 => "{\"conn_id\":".to_owned(),
@@ -400,7 +404,8 @@ impl Daemon {
             13 => format!("{{\"conn_id\":\"{id}\",\"frame\":[1],\"close_code\":4e3}}"),
             14 => String::new(),
             _ => {
-                let bytes = [format!("{{\"conn_id\":\"{id}\",\"frame\":\"").as_bytes(), b"\xff\"}"].concat();
+                let bytes = [format!("{{\"conn_id\":\"{id}\",\"frame\":\"").as_bytes(), b"\xff\"}"]
+                    .concat();
                 return self.send(|link| link.send(true, BINARY, &bytes));
             }
         };
@@ -451,7 +456,9 @@ impl Daemon {
                         match link.next(until).await {
                             Next::Frame(frame) if frame.opcode == PONG => {}
                             Next::Frame(frame) if frame.opcode == CLOSE => match frame.close() {
-                                (4409, reason) if reason == "server-id already claimed" => break None,
+                                (4409, reason) if reason == "server-id already claimed" => {
+                                    break None;
+                                }
                                 other => break Some(format!("{other:?}")),
                             },
                             other => break Some(format!("{other:?}")),
@@ -487,11 +494,8 @@ impl Daemon {
             if let (Some(directive), Some(conn_id)) = (again, conn_id) {
                 // The first one may have been lost with its connection.
                 let code = directive.codes[0];
-                self.world.borrow_mut().phones.get_mut(&number).unwrap().directive = Some(Directive {
-                    codes: [code, 4404],
-                    connection: self.on,
-                    behind: 0,
-                });
+                self.world.borrow_mut().phones.get_mut(&number).unwrap().directive =
+                    Some(Directive { codes: [code, 4404], connection: self.on, behind: 0 });
                 let envelope = self.envelope(&conn_id, None, Some(code));
                 self.send(|link| link.send_text(&envelope));
             } else if complete && directive.is_none() {
@@ -548,7 +552,10 @@ impl Daemon {
                 link.hang_up();
             }
             Exit::AmidMessage => {
-                let text = format!("{{\"conn_id\":\"x\",\"frame\":\"{}\"}}", "y".repeat(self.random.usize(..5000)));
+                let text = format!(
+                    "{{\"conn_id\":\"x\",\"frame\":\"{}\"}}",
+                    "y".repeat(self.random.usize(..5000))
+                );
                 let mut frame = encode(true, TEXT, text.as_bytes(), [1, 2, 3, 4]);
                 frame.truncate(self.random.usize(1..frame.len()));
                 link.send_raw(frame);
@@ -591,7 +598,8 @@ impl Daemon {
                 return self.accuse("the daemon's connection does not end".to_owned());
             }
             if matches!(next, Next::Lost(_)) {
-                return self.accuse(format!("the daemon's connection broke while it left: {next:?}"));
+                return self
+                    .accuse(format!("the daemon's connection broke while it left: {next:?}"));
             }
             if self.take(next) {
                 return;

@@ -150,12 +150,13 @@ impl Round {
             executor.spawn(raging).detach();
         }
         let log = relay.log.clone();
-        executor.spawn(async move {
-            while let Ok(line) = log.recv().await {
-                read_log(&line, &by_id);
-            }
-        })
-        .detach();
+        executor
+            .spawn(async move {
+                while let Ok(line) = log.recv().await {
+                    read_log(&line, &by_id);
+                }
+            })
+            .detach();
         Self { site, worlds, seed }
     }
 
@@ -170,11 +171,15 @@ impl Round {
                 let due = Instant::now() + TICK;
                 Timer::at(due).await;
                 worst = worst.max(due.elapsed());
-                if let Some(wrong) = self.worlds.iter().find_map(|world| world.borrow().wrong.clone()) {
+                if let Some(wrong) =
+                    self.worlds.iter().find_map(|world| world.borrow().wrong.clone())
+                {
                     self.site.over.set(true);
                     let after = began.elapsed().as_secs_f64();
                     let (seed, worst) = (self.seed, worst.as_millis());
-                    panic!("seed {seed}, after {after:.1} s, timers up to {worst} ms late: {wrong}");
+                    panic!(
+                        "seed {seed}, after {after:.1} s, timers up to {worst} ms late: {wrong}"
+                    );
                 }
                 if deadline.is_none() && began.elapsed() >= time {
                     for world in &*self.worlds {

@@ -83,7 +83,8 @@ impl Life<'_> {
         };
         let late = behind.is_empty();
         let window = self.random.bool().then_some(8 * 1024);
-        let dialed = Link::dial(self.site.dial(source, head, behind, cut, window, self.random)).await;
+        let dialed =
+            Link::dial(self.site.dial(source, head, behind, cut, window, self.random)).await;
         let mut link = match dialed {
             Ok(link) => link,
             Err(error) => {
@@ -273,7 +274,8 @@ impl Life<'_> {
     fn do_wrong(&mut self, link: &Link, wrong: Wrong) {
         match wrong {
             Wrong::Json => {
-                let texts = ["", "{nope", "{\"a\":1,}", "[1] 2", "'x'", "NaN", "\u{feff}1", "\"\t\""];
+                let texts =
+                    ["", "{nope", "{\"a\":1,}", "[1] 2", "'x'", "NaN", "\u{feff}1", "\"\t\""];
                 link.send_text(texts[self.random.usize(..texts.len())]);
             }
             Wrong::Utf8 => {
@@ -297,7 +299,8 @@ impl Life<'_> {
             }
             Wrong::ShortClose => link.send(true, CLOSE, b"x"),
             Wrong::CloseCode => {
-                let code: u16 = [0, 999, 1004, 1005, 1006, 1015, 2999, 5000][self.random.usize(..8)];
+                let code: u16 =
+                    [0, 999, 1004, 1005, 1006, 1015, 2999, 5000][self.random.usize(..8)];
                 link.send(true, CLOSE, &code.to_be_bytes());
             }
         }

@@ -26,7 +26,11 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new(address: SocketAddr, executor: Rc<LocalExecutor<'static>>, grace: Duration) -> Rc<Self> {
+    pub fn new(
+        address: SocketAddr,
+        executor: Rc<LocalExecutor<'static>>,
+        grace: Duration,
+    ) -> Rc<Self> {
         let known = RefCell::default();
         Rc::new(Self { address, executor, grace, over: Cell::new(false), known })
     }

@@ -45,7 +45,9 @@ impl Text {
             _ => random.usize(20_000..200_000),
         };
         match random.u8(..4) {
-            0 => text.push_str("{ \"a\" : [ -0, 1.5e3 ,null,true ] , \"a\":\"\\u0000\\ud83d\\ude00\"},\""),
+            0 => text.push_str(
+                "{ \"a\" : [ -0, 1.5e3 ,null,true ] , \"a\":\"\\u0000\\ud83d\\ude00\"},\"",
+            ),
             1 => text.push_str("\"\\\"}],\\\\\\/ü€😀 "),
             _ => text.push('"'),
         }

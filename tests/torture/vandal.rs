@@ -13,7 +13,12 @@ use super::wire::{Cut, Link, Next, connect};
 use super::world::World;
 
 /// Goes on until the worlds end.
-pub async fn rage(site: Rc<Site>, worlds: Rc<[Rc<std::cell::RefCell<World>>]>, number: u8, seed: u64) {
+pub async fn rage(
+    site: Rc<Site>,
+    worlds: Rc<[Rc<std::cell::RefCell<World>>]>,
+    number: u8,
+    seed: u64,
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     let source = Ipv4Addr::new(127, 8, 0, number + 1);
     while !site.is_over() && !worlds[0].borrow().ending {

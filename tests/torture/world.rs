@@ -250,7 +250,9 @@ impl World {
         let early = connection.left.is_none_or(|left| now - left < self.grace);
         if connection.end.replace(End::Expired { since: now }).is_none() || early {
             let claimed = self.claimed;
-            return self.accuse(format!("the slot of connection {claimed} expired while it was held or in its window"));
+            return self.accuse(format!(
+                "the slot of connection {claimed} expired while it was held or in its window"
+            ));
         }
         self.tally.expired += 1;
         self.forget(now);
@@ -304,14 +306,22 @@ impl World {
             Envelope::Notice(code) => {
                 self.tally.notices += 1;
                 if let Err(wrong) = self.judge_notice(conn_id, code) {
-                    self.accuse(format!("on connection {on}, notice {code} for {conn_id}: {wrong}"));
+                    self.accuse(format!(
+                        "on connection {on}, notice {code} for {conn_id}: {wrong}"
+                    ));
                 }
                 None
             }
         }
     }
 
-    fn judge_to_binary(&mut self, on: u32, id: &str, text: Text, frame: &str) -> Result<(), String> {
+    fn judge_to_binary(
+        &mut self,
+        on: u32,
+        id: &str,
+        text: Text,
+        frame: &str,
+    ) -> Result<(), String> {
         if text.way != Way::ToBinary || text.world != self.number {
             return Err("it was sent to somebody else".to_owned());
         }
@@ -427,7 +437,8 @@ impl World {
         if phone.directive.is_some() && phone.leaving.is_none() && !phone.stalled && !troubled {
             return Err(format!("the daemon asked for the end of phone {number} itself"));
         }
-        let orderly = matches!(phone.leaving, Some(Leaving::Orderly { notice, .. }) if notice == code);
+        let orderly =
+            matches!(phone.leaving, Some(Leaving::Orderly { notice, .. }) if notice == code);
         if orderly && phone.received != phone.sent && !troubled {
             let (received, sent) = (phone.received, phone.sent);
             return Err(format!("{received} of {sent} messages of phone {number} came before it"));
@@ -479,17 +490,21 @@ impl World {
             _ if text.number != *first => return Err(format!("before number {first}")),
             _ => self.all_arrived(phone, text.connection)?,
         }
-        self.phones.get_mut(&number).expect("indexed above").got = Some((text.connection, text.number));
+        self.phones.get_mut(&number).expect("indexed above").got =
+            Some((text.connection, text.number));
         Ok(())
     }
 
     /// Whether all has arrived that was sent on connections before `before`, where it had to.
     fn all_arrived(&self, phone: &Phone, before: u32) -> Result<(), String> {
         for (connection, (_, last)) in phone.spans.range(..before) {
-            let clean = matches!(self.connections[*connection as usize - 1].end, None | Some(End::Clean));
+            let clean =
+                matches!(self.connections[*connection as usize - 1].end, None | Some(End::Clean));
             if clean && phone.got.is_none_or(|(_, got)| got < *last) {
                 let got = phone.got;
-                return Err(format!("connection {connection} sent up to {last}, and {got:?} arrived"));
+                return Err(format!(
+                    "connection {connection} sent up to {last}, and {got:?} arrived"
+                ));
             }
         }
         Ok(())
@@ -498,9 +513,10 @@ impl World {
     /// Whether a phone has received all that its daemon sent.
     pub fn has_all(&self, number: u32) -> bool {
         let phone = &self.phones[&number];
-        phone.spans.last_key_value().is_none_or(|(_, (_, last))| {
-            phone.got.is_some_and(|(_, got)| got == *last)
-        })
+        phone
+            .spans
+            .last_key_value()
+            .is_none_or(|(_, (_, last))| phone.got.is_some_and(|(_, got)| got == *last))
     }
 
     /// The relay closed a phone, or just ended its connection (no code).
