@@ -133,7 +133,7 @@ impl Daemon {
                 false => Vec::new(),
             };
             let late = behind.is_empty();
-            let window = Some(8 * 1024 << self.random.usize(..6));
+            let window = Some((8 * 1024) << self.random.usize(..6));
             let dial = self.site.dial(source, head, behind, cut, window, &mut self.random);
             match Link::dial(dial).await {
                 Ok(link) => {

@@ -21,7 +21,7 @@ pub async fn keep_coming(site: Rc<Site>, world: Rc<RefCell<World>>, seed: u64) {
                 let mut world = world.borrow_mut();
                 let number = u32::try_from(world.phones.len()).unwrap();
                 let opened_on = world.seated();
-                world.phones.entry(number).or_insert_with(Phone::default).opened_on = opened_on;
+                world.phones.entry(number).or_default().opened_on = opened_on;
                 world.tally.phones += 1;
                 number
             };
@@ -252,6 +252,11 @@ impl Life<'_> {
                 Timer::after(self.site.silence()).await;
             }
         }
+        if matches!(exit, Exit::Close(_) | Exit::Wrong(_)) && self.random.bool() {
+            // What comes behind its end is nobody's: it counts as never sent.
+            let late = self.text(self.world.borrow().phones[&self.number].sent);
+            link.send_text(&late);
+        }
         let until = Instant::now() + patience();
         loop {
             match link.next(until).await {
@@ -306,19 +311,21 @@ impl Life<'_> {
         }
     }
 
+    /// The next message, which counts as sent.
     fn next_text(&self) -> String {
-        let mut world = self.world.borrow_mut();
-        let (world_number, seed) = (world.number, world.seed);
-        let phone = world.phones.get_mut(&self.number).unwrap();
-        let text = Text {
-            way: Way::ToBinary,
-            world: world_number,
-            phone: self.number,
-            connection: 0,
-            number: phone.sent,
+        let number = {
+            let mut world = self.world.borrow_mut();
+            let phone = world.phones.get_mut(&self.number).unwrap();
+            phone.sent += 1;
+            phone.sent - 1
         };
-        phone.sent += 1;
-        text.write(seed)
+        self.text(number)
+    }
+
+    fn text(&self, number: u64) -> String {
+        let world = self.world.borrow();
+        let (way, phone) = (Way::ToBinary, self.number);
+        Text { way, world: world.number, phone, connection: 0, number }.write(world.seed)
     }
 
     fn accuse(&self, text: String) {
