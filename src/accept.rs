@@ -20,7 +20,9 @@ use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
+use crate::reload::Reload;
 use crate::shutdown::Stop;
+use crate::source::Source;
 use crate::systemd::Manager;
 use crate::transport::Tcp;
 
@@ -29,15 +31,16 @@ use crate::transport::Tcp;
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
+    smol::block_on(executor.run(serve(&executor, listeners, config, stop, &Reload::new())))
 }
 
-/// The same on an executor of the caller's.
+/// The same on an executor of the caller's; files are read anew when `reload` is asked for.
 pub async fn serve(
     executor: &LocalExecutor<'static>,
     listeners: Vec<std::net::TcpListener>,
     config: Config,
     stop: &Stop,
+    reload: &Reload,
 ) -> io::Result<()> {
     let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let drain_timeout = config.drain_timeout;
@@ -45,6 +48,8 @@ pub async fn serve(
     let heads = Heads::new();
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
+    relay.announce();
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(&relay), manager.clone()));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
 
@@ -72,8 +77,22 @@ pub async fn serve(
     drop(listeners);
     heads.clear();
     drain(&relay, drain_timeout).await;
-    drop((reaper, informant));
+    drop((reaper, reloader, informant));
     Ok(())
+}
+
+/// Reads files anew as often as somebody asks for it.
+async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
+    loop {
+        reload.asked().await;
+        if let Some(manager) = &manager {
+            manager.reloading();
+        }
+        relay.reload();
+        if let Some(manager) = &manager {
+            manager.reloaded();
+        }
+    }
 }
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.
@@ -96,7 +115,10 @@ fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
-    let entry = heads.enter();
+    // Whose a connection by a trusted proxy is turns out later.
+    let source = (!relay.config.proxies.trusts(remote)).then(|| Source::of(remote));
+    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
+    let entry = heads.enter(source, room);
     let serial = entry.serial();
     let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
     heads.adopt(serial, task);

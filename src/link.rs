@@ -331,7 +331,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// When something is due next, if nothing happens before.
     fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
-            Phase::Open => [Some(self.heartbeat.deadline()), self.message_deadline()],
+            Phase::Open => {
+                let beat = self.relay.ticks.at_or_after(self.heartbeat.deadline());
+                [Some(beat), self.message_deadline()]
+            }
             Phase::Starved => [self.message_deadline(), None],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],

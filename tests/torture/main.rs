@@ -103,8 +103,9 @@ fn all_permits_are_back(relay: &Relay) {
         loop {
             let number = u32::try_from(links.len()).unwrap();
             let head = site.binary_head(&format!("last-{number}"));
-            let [_, _, _, block] = (number >> 5).to_be_bytes();
-            let source = Ipv4Addr::new(127, 9, block, 1);
+            // Some permits are for those alone who hold none: everybody comes from elsewhere.
+            let [_, _, high, low] = number.to_be_bytes();
+            let source = Ipv4Addr::new(127, 9, high, low);
             let dial = site.dial(source, head, Vec::new(), Cut::Huge, None, &mut random);
             match Link::dial(dial).await {
                 Ok(link) => links.push(link),
