@@ -49,6 +49,8 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
         ("--heartbeat-timeout", millis(HEARTBEAT_TIMEOUT)),
         ("--probe-timeout", millis(PROBE_TIMEOUT)),
         ("--write-timeout", millis(WRITE_TIMEOUT)),
+        // A machine that is busy with other things takes its time to send a head.
+        ("--header-timeout", "20s".to_owned()),
         ("--max-connections", MAX_CONNECTIONS.to_string()),
         ("--max-queue-bytes", "1MiB".to_owned()),
         // The budget is not what is tested here.
