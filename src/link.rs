@@ -132,7 +132,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
-            incoming: Incoming::new(io, leftover, peer.largest_message()),
+            incoming: Incoming::new(io, leftover, peer.largest_message(), &relay.codecs),
             outbox,
             charge: Charge::new(peer.account()),
             peer,
@@ -362,8 +362,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         self.timer = None;
-        self.incoming.tidy();
-        self.charge.set(self.incoming.held());
         true
     }
 }

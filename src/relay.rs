@@ -16,6 +16,7 @@ use crate::permits::Permits;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::shutdown::Stop;
+use crate::wire::Codecs;
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Relay {
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
     pub scratch: Rc<Scratch>,
+    /// The codecs that connections decode with.
+    pub codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
@@ -62,6 +65,7 @@ impl Relay {
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
+            codecs: Rc::default(),
             started,
             stop,
         })
