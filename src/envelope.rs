@@ -123,9 +123,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Fields::default();
-        while let Some(key) = map.next_key::<Key>()? {
+        // Keys are taken raw like values: only so is all of the text checked.
+        while let Some(key) = map.next_key::<&RawValue>()? {
             let value = map.next_value::<&RawValue>()?.get();
-            match key {
+            match Key::of(key.get()) {
                 Key::ConnId => fields.conn_id = Some(value),
                 Key::Frame => fields.frame = Some(value),
                 Key::CloseCode => fields.close_code = Some(value),
@@ -143,27 +144,16 @@ enum Key {
     Other,
 }
 
-impl<'de> serde::Deserialize<'de> for Key {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
-                Ok(match key {
-                    b"conn_id" => Key::ConnId,
-                    b"frame" => Key::Frame,
-                    b"close_code" => Key::CloseCode,
-                    _ => Key::Other,
-                })
-            }
+impl Key {
+    /// The key as it stood in the text, its quotes included. An unknown key may hold a lone
+    /// surrogate, which no Rust string can.
+    fn of(raw: &str) -> Self {
+        match unescape(raw).as_deref() {
+            Ok("conn_id") => Self::ConnId,
+            Ok("frame") => Self::Frame,
+            Ok("close_code") => Self::CloseCode,
+            _ => Self::Other,
         }
-        // As bytes: an unknown key may hold a lone surrogate, which no Rust string can.
-        deserializer.deserialize_bytes(KeyVisitor)
     }
 }
 
@@ -311,6 +301,8 @@ mod tests {
     fn malformed_envelopes_are_told_apart() {
         for (text, expected) in [
             ("", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\u{1}\":2}", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\n\":2}", Malformed::NotAnObject),
             ("[]", Malformed::NotAnObject),
             ("\"x\"", Malformed::NotAnObject),
             (r#"{"conn_id":"c","frame":1}x"#, Malformed::NotAnObject),
