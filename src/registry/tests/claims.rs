@@ -115,3 +115,37 @@ fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
     let _four = joined(&registry, "box");
     assert!(matches!(registry.join(&id("box")), Join::TooMany));
 }
+
+#[test]
+fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
+    let registry = registry(&["--max-connections", "1"]);
+    let now = Instant::now();
+    let mut holder = seated(&registry, "box", now);
+    let phone = joined(&registry, "box");
+    let contest = contested(&registry, "box", now);
+    holder.release(Ended::Dropped, now);
+    registry.expire(now + GRACE);
+    assert!(matches!(registry.claim(&id("other"), now), Claim::Full), "it still counts");
+    let newcomer = contest.win().expect("the holder is gone");
+    forward(&phone, "1");
+    assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);
+    assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
+}
+
+#[test]
+fn a_window_that_passed_during_a_contest_passes_again_when_the_newcomer_gives_up() {
+    let registry = registry(&[]);
+    let now = Instant::now();
+    let mut holder = seated(&registry, "box", now);
+    let contest = contested(&registry, "box", now);
+    holder.release(Ended::Dropped, now);
+    registry.expire(now + GRACE);
+    let mut cx = Context::from_waker(Waker::noop());
+    let soonest = Poll::Ready(Some(now + 2 * GRACE));
+    assert_eq!(registry.poll_release(&mut cx, None), soonest, "the reaper does not spin");
+    drop(contest);
+    registry.expire(now + 2 * GRACE - MILLISECOND);
+    assert_eq!(registry.counts().in_grace, 1);
+    registry.expire(now + 2 * GRACE);
+    assert_eq!(registry.counts(), Counts::default());
+}
