@@ -1,6 +1,7 @@
 mod claims;
 mod grace;
 mod memory;
+mod model;
 mod routing;
 
 use std::io;
