@@ -16,11 +16,13 @@ use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
-use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, HEADS_AT_STOP};
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
+use crate::reload::Reload;
 use crate::shutdown::Stop;
+use crate::source::Source;
 use crate::systemd::Manager;
 use crate::transport::Tcp;
 
@@ -29,15 +31,16 @@ use crate::transport::Tcp;
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
+    smol::block_on(executor.run(serve(&executor, listeners, config, stop, &Reload::new())))
 }
 
-/// The same on an executor of the caller's.
+/// The same on an executor of the caller's; files are read anew when `reload` is asked for.
 pub async fn serve(
     executor: &LocalExecutor<'static>,
     listeners: Vec<std::net::TcpListener>,
     config: Config,
     stop: &Stop,
+    reload: &Reload,
 ) -> io::Result<()> {
     let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let drain_timeout = config.drain_timeout;
@@ -45,13 +48,16 @@ pub async fn serve(
     let heads = Heads::new();
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
+    relay.announce();
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(&relay), manager.clone()));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
 
     let accepting = async {
         let mut backoff = Backoff::default();
+        let mut turn = 0;
         loop {
-            match poll_fn(|cx| poll_accept(cx, &listeners)).await {
+            match poll_fn(|cx| poll_accept(cx, &listeners, &mut turn)).await {
                 Ok(accepted) => {
                     backoff.recover();
                     for (stream, remote) in accepted {
@@ -70,10 +76,26 @@ pub async fn serve(
         manager.stopping();
     }
     drop(listeners);
+    let cutter = executor.spawn(cut_heads(Rc::clone(&heads), HEADS_AT_STOP.min(drain_timeout / 2)));
+    drain(&relay, &heads, drain_timeout).await;
     heads.clear();
-    drain(&relay, drain_timeout).await;
-    drop((reaper, informant));
+    drop(cutter);
+    drop((reaper, reloader, informant));
     Ok(())
+}
+
+/// Reads files anew as often as somebody asks for it.
+async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
+    loop {
+        reload.asked().await;
+        if let Some(manager) = &manager {
+            manager.reloading();
+        }
+        relay.reload();
+        if let Some(manager) = &manager {
+            manager.reloaded();
+        }
+    }
 }
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.
@@ -96,19 +118,36 @@ fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
-    let entry = heads.enter();
+    // Whose a connection by a trusted proxy is turns out later.
+    let source = (!relay.config.proxies.trusts(remote)).then(|| Source::of(remote));
+    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
+    let entry = heads.enter(source, room);
     let serial = entry.serial();
     let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
     heads.adopt(serial, task);
 }
 
-/// Accepts what is there, up to a batch, from the first listener that has something.
+/// Accepts what is there, up to a batch, from one listener after the other. Each batch begins with
+/// another one, counted by `turn`, so that none is kept waiting by a flood on one before it.
 ///
 /// Readiness is asked for first: this is polled at every turn of the event loop, and an accept in
 /// vain would cost a system call each time.
 fn poll_accept(
     cx: &mut Context<'_>,
     listeners: &[Async<std::net::TcpListener>],
+    turn: &mut usize,
+) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
+    let (ahead, first) = listeners.split_at(*turn % listeners.len().max(1));
+    let accepted = poll_each(cx, first.iter().chain(ahead));
+    if accepted.is_ready() {
+        *turn = turn.wrapping_add(1);
+    }
+    accepted
+}
+
+fn poll_each<'a>(
+    cx: &mut Context<'_>,
+    listeners: impl Iterator<Item = &'a Async<std::net::TcpListener>>,
 ) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
     let mut accepted = Vec::new();
     for listener in listeners {
@@ -189,23 +228,32 @@ async fn reap(registry: Rc<Registry>) {
     }
 }
 
-/// Closes every connection and waits for the peers. What is queued for them is written first for
-/// half of the time; then their close frames go out ahead of it.
-async fn drain(relay: &Relay, timeout: Duration) {
+/// Closes the request heads that are still in progress after a while.
+async fn cut_heads(heads: Rc<Heads>, moment: Duration) {
+    Timer::after(moment).await;
+    heads.clear();
+}
+
+/// Closes every connection and waits for the peers, and for the requests that are being answered.
+/// What is queued for the peers is written first for half of the time; then their close frames go
+/// out ahead of it.
+async fn drain(relay: &Relay, heads: &Heads, timeout: Duration) {
     let started = Instant::now();
     let outboxes = relay.registry.close_all();
-    if !drained_by(relay, started + timeout / 2).await {
+    if !drained_by(relay, heads, started + timeout / 2).await {
         // Who was just being upgraded when the stop came is told now.
         for outbox in outboxes.into_iter().chain(relay.registry.close_all()) {
             outbox.close(Close::ShuttingDown, Manner::Abort);
         }
-        drained_by(relay, started + timeout).await;
+        drained_by(relay, heads, started + timeout).await;
     }
     info!(milliseconds = started.elapsed().as_millis(); "stopped");
 }
 
-async fn drained_by(relay: &Relay, deadline: Instant) -> bool {
+async fn drained_by(relay: &Relay, heads: &Heads, deadline: Instant) -> bool {
     let drained = async {
+        // Heads first: none of them is upgraded any more, but one may just have been.
+        poll_fn(|cx| heads.poll_empty(cx)).await;
         poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
         true
     };
@@ -214,4 +262,40 @@ async fn drained_by(relay: &Relay, deadline: Instant) -> bool {
         false
     };
     drained.or(expired).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::config::Listen;
+    use crate::listen;
+
+    #[test]
+    fn a_flood_on_one_listener_does_not_keep_the_next_one_waiting() {
+        let open = || {
+            let listener = listen::open(Listen::At("127.0.0.1:0".parse().unwrap())).unwrap();
+            (listener.local_addr().unwrap(), Async::new(listener).unwrap())
+        };
+        let ((flooded, first), (quiet, second)) = (open(), open());
+        let listeners = [first, second];
+        let connect = |address| TcpStream::connect(address).unwrap();
+        let _flood: Vec<_> = (0..3 * ACCEPT_BATCH).map(|_| connect(flooded)).collect();
+        let _visitor = connect(quiet);
+        let mut turn = 0;
+        let mut batches = 0;
+        let reached = |batch: &[(TcpStream, IpAddr)]| {
+            batch.iter().any(|(stream, _)| stream.local_addr().unwrap() == quiet)
+        };
+        loop {
+            let batch = poll_fn(|cx| poll_accept(cx, &listeners, &mut turn));
+            let batch = smol::block_on(batch).unwrap();
+            batches += 1;
+            if reached(&batch) {
+                break;
+            }
+        }
+        assert!(batches <= listeners.len(), "the visitor was in batch {batches}");
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod server;
+pub mod visitor;
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -11,12 +12,16 @@ use std::time::Instant;
 use log::debug;
 
 use self::server::Pledge;
+use self::visitor::Visitor;
+use crate::events;
 use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
-use crate::head::{self, Head};
+use crate::head::{self, Announcement, Head, Opening};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
+use crate::permits::Shortage;
 use crate::relay::Relay;
+use crate::source::Source;
 use crate::transport::Transport;
 
 /// Serves one connection to its end.
@@ -34,14 +39,36 @@ async fn receive<S: Transport + 'static>(
     entry: Entry,
 ) -> Option<Session> {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let attempt = || match &relay.attempts {
-        Some(attempts) => attempts.admit(remote, Instant::now()),
-        None => Ok(()),
-    };
-    let read = head::read(&mut io, deadline, &relay.scratch, &relay.ledger, attempt).await;
+    let mut visitor = Visitor::new(&relay, entry, remote);
+    let mut opening = Opening::default();
+    if relay.config.proxies.send_header_from(remote) {
+        let (scratch, ledger) = (&relay.scratch, &relay.ledger);
+        match head::read_proxy_header(&mut io, deadline, scratch, ledger).await {
+            Announcement::From(from, rest) => {
+                visitor.is_announced(from);
+                opening = rest;
+            }
+            Announcement::Malformed => {
+                relay.note_proxy_fault(remote);
+                return None;
+            }
+            Announcement::TimedOut => {
+                return refuse(&relay, io, Refusal::HeadTimeout, remote).await;
+            }
+            Announcement::Gone => return None,
+        }
+    }
+    let (scratch, ledger) = (&relay.scratch, &relay.ledger);
+    let read = head::read(&mut io, deadline, scratch, ledger, opening, &mut visitor).await;
+    let remote = visitor.address();
     let (admission, leftover) = match read {
         Head::Admitted(admission, leftover) => (admission, leftover),
-        Head::Refused(refusal) => return refuse(&relay, io, refusal, remote).await,
+        Head::Refused(refusal) => {
+            if refusal == Refusal::BadForwarding {
+                relay.note_proxy_fault(remote);
+            }
+            return refuse(&relay, io, refusal, remote).await;
+        }
         Head::Gone => return None,
     };
     let upgrade = match admission {
@@ -53,8 +80,22 @@ async fn receive<S: Transport + 'static>(
         }
         Admission::Upgrade(upgrade) => upgrade,
     };
-    let Some(permit) = relay.permits.acquire() else {
-        return refuse(&relay, io, Refusal::ConnectionCap, remote).await;
+    if matches!(upgrade.role, Role::Binary { .. }) && !relay.allows(&upgrade.server) {
+        events::server_not_allowed(&upgrade.server, remote);
+        return refuse(&relay, io, Refusal::NotAllowed, remote).await;
+    }
+    if relay.stop.is_raised() {
+        return refuse(&relay, io, Refusal::Stopping, remote).await;
+    }
+    let permit = match relay.permits.acquire(Source::of(remote)) {
+        Ok(permit) => permit,
+        Err(shortage) => {
+            let refusal = match shortage {
+                Shortage::All => Refusal::ConnectionCap,
+                Shortage::Source => Refusal::SourceCap,
+            };
+            return refuse(&relay, io, refusal, remote).await;
+        }
     };
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
@@ -71,7 +112,7 @@ async fn receive<S: Transport + 'static>(
         }
     };
     // The head is done; from here the permit counts the connection.
-    drop(entry);
+    drop(visitor);
     let response = accept.response();
     if head::reply(&mut io, response.as_bytes(), relay.config.write_timeout).await.is_err() {
         return None;
@@ -96,6 +137,9 @@ async fn refuse<S: Transport>(
     remote: IpAddr,
 ) -> Option<Session> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
+    if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
+        relay.note_limited(remote);
+    }
     let response = refusal.response();
     head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
     None

@@ -15,6 +15,7 @@
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
 pub mod accept;
+pub mod allow;
 pub mod attempts;
 pub mod budget;
 pub mod close;
@@ -22,6 +23,7 @@ pub mod config;
 pub mod endpoint;
 pub mod envelope;
 pub mod events;
+pub mod forwarded;
 pub mod frames;
 pub mod gate;
 pub mod head;
@@ -37,10 +39,14 @@ pub mod logging;
 pub mod outbox;
 pub mod permits;
 pub mod probe;
+pub mod proxies;
+pub mod proxy_header;
 pub mod registry;
 pub mod relay;
+pub mod reload;
 pub mod scratch;
 pub mod shutdown;
+pub mod source;
 pub mod systemd;
 pub mod transport;
 pub mod wire;

@@ -39,6 +39,11 @@ pub const DEFAULT_MEMORY_BUDGET: &str = "64MiB";
 pub const DEFAULT_MAX_PHONES: &str = "16";
 /// Upgraded connections; also bounds the slots, live and in grace.
 pub const DEFAULT_MAX_CONNECTIONS: &str = "4096";
+/// Connections of one source address: a household or a small office behind one address.
+pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
+/// One in so many connection permits is kept for source addresses that hold none: with the defaults
+/// 512 of 4096, which is what 56 addresses with 64 connections each leave to all others.
+pub const STRANGERS_SHARE: usize = 8;
 /// Upgrade attempts a source address.
 pub const DEFAULT_RATE_LIMIT: &str = "10/min";
 /// Attempts a source may make at once before the rate holds it back.
@@ -61,6 +66,12 @@ pub const MAX_HEADS: usize = 256;
 pub const MAX_SERVER_ID_BYTES: usize = 128;
 /// Where device names and version labels are cut, in bytes, before they are kept or logged.
 pub const MAX_LABEL_BYTES: usize = 128;
+
+/// Largest allow-list in bytes: [`ALLOW_FILE_IDS`] of the longest ids, and as much again for comments.
+/// It is read by the event loop, in a few milliseconds.
+pub const ALLOW_FILE_BYTES: usize = 4 * 1024 * 1024;
+/// Most server-ids in an allow-list: as many as the unit's descriptors serve. About 200 bytes each.
+pub const ALLOW_FILE_IDS: usize = 16 * 1024;
 
 /// What the envelope may add to a message on the binary's leg, in bytes.
 pub const ENVELOPE_ALLOWANCE: usize = 1024;
@@ -110,6 +121,10 @@ pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
+
+/// At a stop: how long request heads in progress may take to be complete and be answered, at most
+/// half of the drain timeout. Several round trips; one that is silent must not delay the stop.
+pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
 
 /// From a change of the connections to the status that systemd is told: one line for a burst of
 /// changes, and time for an upgrade to become a member.

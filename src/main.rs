@@ -12,6 +12,7 @@ use smol::LocalExecutor;
 use pyrycode_relay::accept::serve;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{listen, logging, systemd};
 
@@ -62,21 +63,34 @@ fn run(config: Config) -> Result<(), String> {
     // Before the signals are watched: that starts the event loop's helper thread.
     let inherited = systemd::inherited_listeners()?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
-    let mut signals = Signals::new([Signal::Term, Signal::Int])
-        .map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let mut watched = vec![Signal::Term, Signal::Int];
+    // Without anything to read anew, the end of a terminal ends the relay that was started in it.
+    if config.allow_server.is_some() || systemd::is_present() {
+        watched.push(Signal::Hup);
+    }
+    let mut signals =
+        Signals::new(watched).map_err(|error| format!("cannot watch for signals: {error}"))?;
     let listeners = open_listeners(&config, inherited)?;
     let stop = Stop::new();
     let executor = LocalExecutor::new();
-    let raised = stop.clone();
+    let reload = Reload::new();
+    let (raised, asked) = (stop.clone(), reload.clone());
     executor
         .spawn(async move {
-            signals.next().await;
-            raised.raise();
-            signals.next().await;
-            std::process::exit(FAILURE.into());
+            let mut stopping = false;
+            loop {
+                match signals.next().await {
+                    Some(Ok(Signal::Hup)) => asked.ask(),
+                    _ if stopping => std::process::exit(FAILURE.into()),
+                    _ => {
+                        stopping = true;
+                        raised.raise();
+                    }
+                }
+            }
         })
         .detach();
-    smol::block_on(executor.run(serve(&executor, listeners, config, &stop)))
+    smol::block_on(executor.run(serve(&executor, listeners, config, &stop, &reload)))
         .map_err(|error| format!("cannot start: {error}"))
 }
 

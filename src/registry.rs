@@ -4,6 +4,7 @@
 //! returns owned values. Seats undo themselves when they are dropped, and only what carries the
 //! right serial is ever removed, so neither a stale timer nor a loser can touch a newer claim.
 
+mod revocation;
 mod seat;
 mod slot;
 

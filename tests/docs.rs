@@ -39,8 +39,13 @@ fn the_table_of_options_lists_every_option_with_its_default_and_no_other() {
             .unwrap_or_else(|| panic!("--{long} is not in the README"));
         assert!(first.ends_with('`'));
         let defaults = argument.get_default_values();
-        let expected = defaults.first().map_or("info", |value| value.to_str().unwrap());
-        assert_eq!(*default, format!("`{expected}`"), "--{long}");
+        let expected = match (long, defaults.first()) {
+            ("proxy-protocol", _) => "`false`".to_owned(),
+            (_, Some(default)) => format!("`{}`", default.to_str().unwrap()),
+            ("log-level", None) => "`info`".to_owned(),
+            (_, None) => "none".to_owned(),
+        };
+        assert_eq!(*default, expected, "--{long}");
     }
     assert_eq!(listed.len(), options, "the README lists options that do not exist");
 }
@@ -60,6 +65,7 @@ fn the_table_of_close_codes_lists_what_the_relay_sends() {
         Close::TooBig,
         Close::BadUtf8,
         Close::NotJson,
+        Close::NotAllowed,
         Close::Protocol,
         Close::ShuttingDown,
     ] {
@@ -88,9 +94,18 @@ fn the_options_file_lists_every_option_with_its_default_and_no_other() {
     for option in &options {
         let variable = option.get_env().unwrap().to_str().unwrap();
         let defaults = option.get_default_values();
-        let default = defaults.first().map_or("info", |value| value.to_str().unwrap());
-        let expected = format!("#{variable}={default}");
-        assert!(file.lines().any(|line| line == expected), "{expected} is not in the options file");
+        match defaults.first().map(|value| value.to_str().unwrap()) {
+            Some(default) => {
+                let expected = format!("#{variable}={default}");
+                assert!(file.lines().any(|line| line == expected), "{expected} is not in the file");
+            }
+            // An example stands in its place.
+            None => {
+                let start = format!("#{variable}=");
+                let listed = |line: &str| line.len() > start.len() && line.starts_with(&start);
+                assert!(file.lines().any(listed), "{start} is not in the options file");
+            }
+        }
     }
     assert_eq!(listed.len(), options.len(), "the options file lists what does not exist");
 }
@@ -100,4 +115,48 @@ fn the_changelog_of_the_package_begins_with_the_programs_version() {
     let changelog = include_str!("../cross/deb/changelog");
     let expected = concat!("pyrycode-relay (", env!("CARGO_PKG_VERSION"), "-1) ");
     assert!(changelog.starts_with(expected), "{expected}");
+}
+
+#[test]
+fn every_promise_of_the_threat_model_is_held_by_tests_that_exist() {
+    let page = include_str!("../docs/threat-model.md");
+    let rows: Vec<_> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise |"))
+        .map(|line| line.trim_matches('|').split('|').collect::<Vec<_>>())
+        .collect();
+    assert!(rows.len() > 20, "the page has its tables");
+    for row in rows {
+        let [promise, held_by] = row[..] else { panic!("{row:?} has two cells") };
+        let tests: Vec<_> = held_by.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "nothing holds:{promise}");
+        for test in tests {
+            assert!(is_a_test(test), "{test} is no test");
+        }
+    }
+}
+
+/// Whether there is a test of this name, `module::name`, be it of the relay over sockets, of a file
+/// of the sources or of a program beside them.
+fn is_a_test(path: &str) -> bool {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some((module, name)) = path.rsplit_once("::") else { return false };
+    let module = module.replace("::", "/");
+    let files = ["tests/relay/{}.rs", "tests/{}.rs", "src/{}.rs", "src/{}/tests.rs"];
+    files.iter().any(|file| {
+        let source = std::fs::read_to_string(root.join(file.replace("{}", &module)));
+        let lines: Vec<_> = source.iter().flat_map(|text| text.lines().map(str::trim)).collect();
+        let begins = format!("fn {name}(");
+        lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&begins))
+    })
+}
+
+#[test]
+fn a_test_that_does_not_exist_is_noticed() {
+    assert!(is_a_test("docs::a_test_that_does_not_exist_is_noticed"));
+    assert!(is_a_test("heads::a_full_table_costs_the_oldest_of_all"));
+    assert!(is_a_test("registry::the_loser_of_a_claim_owns_nothing"));
+    for wrong in ["docs::is_a_test", "heads::enter", "heads::a_full_table", "nowhere::x", "docs"] {
+        assert!(!is_a_test(wrong), "{wrong}");
+    }
 }

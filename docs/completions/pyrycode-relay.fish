@@ -15,8 +15,12 @@ complete -c pyrycode-relay -l max-slot-queue-bytes -d 'What may be queued for on
 complete -c pyrycode-relay -l memory-budget -d 'What may be held for all peers together; above it the phone that holds most is closed' -r
 complete -c pyrycode-relay -l max-phones -d 'Phones a server-id' -r
 complete -c pyrycode-relay -l max-connections -d 'Upgraded connections, binaries and phones together' -r
+complete -c pyrycode-relay -l max-connections-per-ip -d 'Connections of one source address, upgraded or with a request in progress, or "off"' -r
 complete -c pyrycode-relay -l rate-limit -d 'Upgrade attempts a source address, as N/min, or "off"' -r
 complete -c pyrycode-relay -l rate-burst -d 'Attempts that a source may make at once' -r
+complete -c pyrycode-relay -l trusted-proxy -d 'Address or network of a proxy that is trusted to say from where a connection comes; repeatable' -r
+complete -c pyrycode-relay -l allow-server -d 'File with the server-ids that may be claimed, one a line, "#" for comments' -r -F
 complete -c pyrycode-relay -l log-level -d 'What is logged: off, error, warn, info, debug or trace [default: info]' -r
+complete -c pyrycode-relay -l proxy-protocol -d 'Trusted proxies send a PROXY header, version 1 or 2, before the request'
 complete -c pyrycode-relay -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -s V -l version -d 'Print version'

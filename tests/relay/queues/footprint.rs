@@ -23,6 +23,7 @@ impl Program {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"))
             .args(["--listen", "127.0.0.1:0", "--rate-limit", "off", "--log-level", "info"])
+            .args(["--max-connections-per-ip", "off"])
             .args(arguments)
             .args(stretched(arguments))
             // glibc keeps freed memory for later: large blocks at least are to go back at once, so

@@ -64,8 +64,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay, on a free loopback port and without a limit of attempts unless `arguments`
-    /// say otherwise.
+    /// Starts a relay, on a free loopback port and without the limits of an address unless
+    /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Self {
         events::install();
         let mut all = vec!["pyrycode-relay"];
@@ -74,6 +74,9 @@ impl Relay {
         }
         if !arguments.contains(&"--rate-limit") {
             all.extend(["--rate-limit", "off"]);
+        }
+        if !arguments.contains(&"--max-connections-per-ip") {
+            all.extend(["--max-connections-per-ip", "off"]);
         }
         all.extend(arguments);
         let stretched = stretched(arguments);
