@@ -26,6 +26,11 @@ fn every_seed_of_the_connection_passes() {
     assert_passes("connection", 20, harness::connection::run);
 }
 
+#[test]
+fn every_seed_of_the_proxy_passes() {
+    assert_passes("proxy", 20, harness::proxy::run);
+}
+
 /// Runs a target with its seeds, of which there are at least so many.
 fn assert_passes(target: &str, least: usize, run: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);

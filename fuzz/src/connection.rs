@@ -14,15 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use httparse::Header;
 use pyrycode_relay::budget::Account;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::endpoint;
 use pyrycode_relay::envelope::{Action, Envelope};
-use pyrycode_relay::gate::{Admission, Judgement, Role, judge};
+use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::heads::Heads;
+use pyrycode_relay::proxy_header::{self, ProxyHeader};
 use pyrycode_relay::registry::Counts;
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::source::Source;
 use serde_json::Value;
 
 use super::pipe::{End, Far, pipe};
@@ -49,6 +52,7 @@ const LARGEST: usize = 512;
 const MOST_PEERS: usize = 12;
 /// Turns without an end in which no peer does anything.
 const TURNS: usize = 20_000;
+const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Script<'a>(&'a [u8]);
@@ -115,6 +119,9 @@ impl World {
                 let server = ["a", "b", "a&\"\\"][script.argument() % 3];
                 self.connect();
                 let last = self.peers.len().saturating_sub(1);
+                if self.relay.config.proxies.send_header_from(REMOTE) {
+                    self.send(last, b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n");
+                }
                 self.send(last, request(operation % 15 == 1, server).as_bytes());
             }
             3 => {
@@ -179,9 +186,12 @@ impl World {
             return;
         }
         let (near, far) = pipe();
-        let remote = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let entry = self.heads.enter();
-        let task = Box::pin(endpoint::serve(Rc::clone(&self.relay), near, remote, entry));
+        // As the accept loop has it: behind a proxy nobody knows yet whose connection it is.
+        let known = !self.relay.config.proxies.trusts(REMOTE);
+        let source = known.then(|| Source::of(REMOTE));
+        let room = source.map_or(usize::MAX, |source| self.relay.permits.room(source));
+        let entry = self.heads.enter(source, room);
+        let task = Box::pin(endpoint::serve(Rc::clone(&self.relay), near, REMOTE, entry));
         let wakes = Arc::new(Wakes(AtomicBool::new(true)));
         self.peers.push(Peer { far, sent: Vec::new(), task: Some(task), wakes, seen: 0 });
     }
@@ -294,7 +304,7 @@ impl World {
     fn check_traffic(&self) {
         let (mut from_phones, mut directed) = (Vec::new(), Vec::new());
         for peer in &self.peers {
-            let Some((binary, behind)) = upgraded(&peer.sent) else { continue };
+            let Some((binary, behind)) = self.upgraded(&peer.sent) else { continue };
             let largest = if binary { LARGEST + 1024 } else { LARGEST };
             let messages = reference::messages(behind, largest).into_iter().flatten();
             if binary {
@@ -305,22 +315,39 @@ impl World {
         }
         for peer in &self.peers {
             let output = peer.far.output();
-            match upgraded(&peer.sent) {
+            match self.upgraded(&peer.sent) {
                 Some((true, _)) => check_binary(&output, &from_phones),
                 Some((false, _)) => check_phone(&output, &directed),
                 None => {}
             }
         }
     }
+
+    /// Whether a binary or a phone sent this, if its head is good, and what follows the head.
+    fn upgraded<'a>(&self, mut sent: &'a [u8]) -> Option<(bool, &'a [u8])> {
+        if self.relay.config.proxies.send_header_from(REMOTE) {
+            let ProxyHeader::Complete { length, .. } = proxy_header::parse(sent) else {
+                return None;
+            };
+            sent = &sent[length..];
+        }
+        match judge(sent, &mut Anybody) {
+            Judgement::Admitted(Admission::Upgrade(upgrade), length) => {
+                Some((matches!(upgrade.role, Role::Binary { .. }), &sent[length..]))
+            }
+            _ => None,
+        }
+    }
 }
 
-/// Whether a binary or a phone sent this, if its head is good, and what follows the head.
-fn upgraded(sent: &[u8]) -> Option<(bool, &[u8])> {
-    match judge(sent, || Ok(())) {
-        Judgement::Admitted(Admission::Upgrade(upgrade), length) => {
-            Some((matches!(upgrade.role, Role::Binary { .. }), &sent[length..]))
-        }
-        _ => None,
+/// Somebody of whom the gate wants nothing.
+struct Anybody;
+
+impl Caller for Anybody {
+    fn introduce(&mut self, _fields: &[Header<'_>]) {}
+
+    fn attempt(&mut self) -> Result<(), Refusal> {
+        Ok(())
     }
 }
 
@@ -370,9 +397,9 @@ fn check_phone(output: &[u8], directed: &[Vec<(String, String)>]) {
 /// The configuration for an option byte; parsing a command line takes longer than a script.
 fn config(options: u8) -> Config {
     thread_local! {
-        static CONFIGS: RefCell<Vec<Option<Config>>> = RefCell::new(vec![None; 16]);
+        static CONFIGS: RefCell<Vec<Option<Config>>> = RefCell::new(vec![None; 64]);
     }
-    let kind = usize::from(options % 16);
+    let kind = usize::from(options % 64);
     CONFIGS.with_borrow_mut(|configs| configs[kind].get_or_insert_with(|| parse(kind)).clone())
 }
 
@@ -398,7 +425,13 @@ fn parse(kind: usize) -> Config {
         ["--max-connections", choose(4, "2", "100")],
         ["--max-phones", choose(8, "1", "16")],
     ];
+    let proxy: &[&str] = match kind / 16 {
+        0 => &[],
+        1 => &["--trusted-proxy", "127.0.0.1"],
+        _ => &["--trusted-proxy", "127.0.0.1", "--proxy-protocol"],
+    };
     let line = ["pyrycode-relay"].into_iter().chain(arguments.into_iter().flatten());
+    let line = line.chain(proxy.iter().copied());
     let options = Options::parse_arguments(line).expect("good options");
     Config::from_options(options).expect("a good combination")
 }
@@ -444,7 +477,7 @@ fn written(output: &[u8]) -> Vec<Written> {
         return reference::frames(rest);
     }
     let head = std::str::from_utf8(head).expect("ASCII");
-    let known = ["200", "400", "404", "405", "408", "426", "429", "431", "503"];
+    let known = ["200", "400", "403", "404", "405", "408", "426", "429", "431", "503"];
     assert!(known.iter().any(|code| head.starts_with(&format!("HTTP/1.1 {code} "))), "{head}");
     let (_, length) = head.split_once("Content-Length: ").expect("a length");
     let length: usize = length.split("\r\n").next().expect("a line").parse().expect("a number");

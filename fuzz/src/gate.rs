@@ -7,9 +7,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use httparse::Header;
 use pyrycode_relay::budget::Ledger;
-use pyrycode_relay::gate::{Admission, Judgement, Refusal, Role, judge};
-use pyrycode_relay::head::{self, Head};
+use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
+use pyrycode_relay::head::{self, Head, Opening};
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
 use pyrycode_relay::scratch::Scratch;
 
@@ -20,21 +21,37 @@ use super::pipe::{End, pipe};
 pub fn run(data: &[u8]) {
     let Some((&how, bytes)) = data.split_first() else { return };
     let (limited, portion) = (how & 0x80 != 0, usize::from(how & 0x7f));
-    let mut asked = 0;
-    let whole = judge(bytes, || {
-        asked += 1;
-        attempt(limited)
-    });
+    let mut caller = Source { limited, introduced: 0, attempts: 0 };
+    let whole = judge(bytes, &mut caller);
+    let complete = matches!(whole, Judgement::Admitted(..)) || caller.attempts > 0;
+    assert!(caller.introduced == 1 || !complete, "shown the fields {} times", caller.introduced);
     check_judgement(&whole, bytes);
     check_in_pieces(&whole, bytes, portion, limited);
     if let Some(expected) = expected(bytes, limited) {
         assert_eq!(summary(&whole), expected.0);
-        assert_eq!(asked, usize::from(expected.1), "upgrade attempts");
+        assert_eq!(caller.attempts, usize::from(expected.1), "upgrade attempts");
     }
 }
 
-fn attempt(limited: bool) -> Result<(), Duration> {
-    if limited { Err(Duration::from_millis(1)) } else { Ok(()) }
+/// Who asks, and what became of it.
+struct Source {
+    limited: bool,
+    introduced: usize,
+    attempts: usize,
+}
+
+impl Caller for Source {
+    fn introduce(&mut self, _fields: &[Header<'_>]) {
+        self.introduced += 1;
+    }
+
+    fn attempt(&mut self) -> Result<(), Refusal> {
+        self.attempts += 1;
+        match self.limited {
+            true => Err(Refusal::RateLimited(Duration::from_millis(1))),
+            false => Ok(()),
+        }
+    }
 }
 
 fn check_judgement(judgement: &Judgement, bytes: &[u8]) {
@@ -79,7 +96,10 @@ fn check_in_pieces(whole: &Judgement, bytes: &[u8], portion: usize, limited: boo
     let (scratch, ledger) = (Rc::new(Scratch::default()), Ledger::new(1 << 20));
     let deadline = Instant::now() + Duration::from_secs(3600);
     let read = {
-        let reading = pin!(head::read(&mut near, deadline, &scratch, &ledger, || attempt(limited)));
+        let mut caller = Source { limited, introduced: 0, attempts: 0 };
+        let opening = Opening::default();
+        let reading =
+            pin!(head::read(&mut near, deadline, &scratch, &ledger, opening, &mut caller));
         match reading.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(read) => read,
             Poll::Pending => panic!("all the input is there"),

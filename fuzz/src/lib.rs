@@ -7,4 +7,5 @@ pub mod connection;
 pub mod envelope;
 pub mod gate;
 pub mod pipe;
+pub mod proxy;
 pub mod reference;
