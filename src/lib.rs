@@ -31,6 +31,7 @@ pub mod heads;
 pub mod health;
 pub mod heartbeat;
 pub mod ids;
+pub mod json;
 pub mod lane;
 pub mod limits;
 pub mod link;

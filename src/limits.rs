@@ -82,6 +82,10 @@ pub const MESSAGE_OVERHEAD: usize = 64;
 /// answered again.
 pub const REMEMBERED_NOTICES: usize = 1024;
 
+/// Steps in a heartbeat interval: heartbeats ring only at these, together. With 30 s that is every
+/// 234 ms; a ping may be late by as much.
+pub const HEARTBEAT_STEPS: u32 = 128;
+
 /// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
 /// may have been on its way before the peer vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);
@@ -103,10 +107,13 @@ pub const TURN_BATCHES: usize = 4;
 /// Messages handled for one connection before the others get their turn: a batch can hold ten
 /// thousand of the smallest, which would take milliseconds.
 pub const TURN_MESSAGES: usize = 512;
-/// The codec's read buffer in bytes, held only while a connection carries data.
+/// The codec's read buffer in bytes, held only while a message is in progress.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// What a codec costs besides its buffer, in bytes.
 pub const CODEC_OVERHEAD: usize = 768;
+/// Codecs kept for connections with something to decode: one a leg in a turn, and a few for
+/// messages that come in pieces.
+pub const SPARE_CODECS: usize = 8;
 
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
 /// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.

@@ -10,11 +10,13 @@ use crate::attempts::Attempts;
 use crate::budget::Ledger;
 use crate::config::Config;
 use crate::events;
+use crate::heartbeat::Ticks;
 use crate::ids::ServerId;
 use crate::permits::Permits;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::shutdown::Stop;
+use crate::wire::Codecs;
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
@@ -27,10 +29,14 @@ pub struct Relay {
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
     pub scratch: Rc<Scratch>,
+    /// The codecs that connections decode with.
+    pub codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
     pub attempts: Option<Attempts>,
+    /// When heartbeats ring.
+    pub ticks: Ticks,
     /// The server-ids that may be claimed, unless all may.
     allowed: Option<RefCell<AllowFile>>,
     /// How often a trusted proxy sent a PROXY header or a forwarding field that is none.
@@ -47,17 +53,20 @@ impl Relay {
     /// A relay without connections.
     pub fn new(mut config: Config, stop: Stop) -> Rc<Self> {
         let ledger = Ledger::new(config.memory_budget);
+        let started = Instant::now();
         Rc::new(Self {
             registry: Registry::new(&config, &ledger),
             permits: Permits::new(config.max_connections, config.max_connections_per_ip),
             attempts: config.rate.map(Attempts::new),
+            ticks: Ticks::new(config.heartbeat_interval, started),
             allowed: config.allow_server.take().map(RefCell::new),
             proxy_faults: Cell::new(0),
             hinted: Cell::new(false),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
-            started: Instant::now(),
+            codecs: Rc::default(),
+            started,
             stop,
         })
     }

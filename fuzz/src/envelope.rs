@@ -1,7 +1,8 @@
 //! The routing envelope against `serde_json::Value` and the grammar of RFC 8259.
 
-use pyrycode_relay::envelope::{Action, Envelope, Malformed, Prefix, close_notice, is_json};
+use pyrycode_relay::envelope::{Action, Envelope, Malformed, Prefix, close_notice};
 use pyrycode_relay::frames::Frame;
+use pyrycode_relay::json::is_value;
 use serde_json::Value;
 
 use super::reference;
@@ -10,7 +11,7 @@ use super::reference;
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let valid = reference::is_json(text);
-    assert_eq!(is_json(text), valid);
+    assert_eq!(is_value(text), valid);
     check_unwrap(text, valid);
     // Its beginning serves as the connection id.
     let ids = ["client-box-00000000000000ab", beginning(text), "\"\\\u{7f}&"];
