@@ -258,6 +258,8 @@ mod tests {
     fn malformed_envelopes_are_told_apart() {
         for (text, expected) in [
             ("", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\u{1}\":2}", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\n\":2}", Malformed::NotAnObject),
             ("[]", Malformed::NotAnObject),
             ("\"x\"", Malformed::NotAnObject),
             (r#"{"conn_id":"c","frame":1}x"#, Malformed::NotAnObject),

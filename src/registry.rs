@@ -176,7 +176,8 @@ impl Registry {
         }
     }
 
-    /// Releases the slots whose grace window has passed at `now` and closes their phones.
+    /// Releases the slots whose grace window has passed at `now` and closes their phones. One that
+    /// a newcomer is about to take is left to it, for another window.
     pub fn expire(&self, now: Instant) {
         loop {
             let (server, slot) = {
@@ -185,7 +186,16 @@ impl Registry {
                     Some(((deadline, _), _)) if *deadline <= now => {}
                     _ => return,
                 }
-                let Some((_, server)) = map.releases.pop_first() else { return };
+                let Some(((_, serial), server)) = map.releases.pop_first() else { return };
+                if let Some(Slot {
+                    probe: Some(_), holder: Holder::Grace { deadline, .. }, ..
+                }) = map.slots.get_mut(&server)
+                {
+                    *deadline = now + self.rules.grace;
+                    let deadline = *deadline;
+                    map.releases.insert((deadline, serial), server);
+                    continue;
+                }
                 let Some(slot) = map.slots.remove(&server) else { continue };
                 (server, slot)
             };

@@ -2,8 +2,8 @@
 //! never import each other and there is no circle; `main.rs` imports through the library alone.
 //!
 //! A file in a directory that has its parent's rank is a part of the parent's module, as every
-//! `tests.rs` is; the parts of one module may use each other. With a lower rank than its parent it
-//! is a file like any other.
+//! `tests.rs` is and every file below `tests/`; the parts of one module may use each other. With a
+//! lower rank than its parent it is a file like any other.
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 #![allow(clippy::panic, reason = "in a test a panic is the report")]
@@ -138,9 +138,10 @@ fn violations(sources: &[(&str, &str)], table: &Table<'_>) -> Vec<String> {
     wrong
 }
 
-/// The rank of a file; its unit tests have the rank of what they test.
+/// The rank of a file; its unit tests, in one file or several, have the rank of what they test.
 fn rank_of(file: &str, table: &Table<'_>) -> Option<u32> {
-    match file.strip_suffix("/tests.rs") {
+    let tested = file.strip_suffix("/tests.rs").or_else(|| Some(file.split_once("/tests/")?.0));
+    match tested {
         Some(tested) => table.get(format!("{tested}.rs").as_str()).copied(),
         None => table.get(file).copied(),
     }
@@ -486,6 +487,9 @@ mod tests {
         assert_eq!(check("left/tests.rs", "use crate::right::A;").len(), 1);
         assert_eq!(check("left/tests.rs", "use super::super::pair::A;").len(), 1);
         assert_eq!(check("nowhere/tests.rs", "").len(), 1);
+        assert!(check("left/tests/one.rs", "use super::*; use super::super::A;").is_empty());
+        assert_eq!(check("left/tests/one.rs", "use crate::right::A;").len(), 1);
+        assert_eq!(check("nowhere/tests/one.rs", "").len(), 1);
     }
 
     #[test]
