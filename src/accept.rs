@@ -1,8 +1,10 @@
 //! Accepts connections and runs them: one task each, all on one executor of one thread.
 
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -16,7 +18,8 @@ use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
-use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, MAX_HEADS};
+use crate::monitor;
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
@@ -28,25 +31,57 @@ use crate::transport::Tcp;
 ///
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
-    let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop)))
+    let sockets = Sockets { relay: listeners, metrics: Vec::new() };
+    run_on(&LocalExecutor::new(), sockets, config, stop)
 }
 
-/// The same on an executor of the caller's.
-pub async fn serve(
+/// The listening sockets of a relay.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For binaries and phones.
+    pub relay: Vec<std::net::TcpListener>,
+    /// For the metrics and the status page; none if they are off.
+    pub metrics: Vec<std::net::TcpListener>,
+}
+
+/// The same as [`run`] on an executor of the caller's, with metrics if there is a socket for them.
+pub fn run_on(
     executor: &LocalExecutor<'static>,
-    listeners: Vec<std::net::TcpListener>,
+    sockets: Sockets,
     config: Config,
     stop: &Stop,
 ) -> io::Result<()> {
-    let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
-    let drain_timeout = config.drain_timeout;
+    let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let relay = Relay::new(config, stop.clone());
-    let heads = Heads::new();
+    if sockets.metrics.is_empty() {
+        let serving = serve(executor, listeners, &relay, pending());
+        smol::block_on(executor.run(serving));
+    } else {
+        let monitored: Vec<_> =
+            sockets.metrics.into_iter().map(Async::new).collect::<Result<_, _>>()?;
+        let monitoring = monitor::serve(executor, &relay, &monitored);
+        let serving = serve(executor, listeners, &relay, monitoring);
+        smol::block_on(monitor::timed(&relay, executor.run(serving)));
+    }
+    Ok(())
+}
+
+/// Serves until the stop is raised and the connections are drained, and `monitoring` all the while.
+async fn serve(
+    executor: &LocalExecutor<'static>,
+    listeners: Vec<Async<std::net::TcpListener>>,
+    relay: &Rc<Relay>,
+    monitoring: impl Future<Output = Infallible>,
+) {
+    let mut monitoring = pin!(async {
+        monitoring.await;
+    });
+    let drain_timeout = relay.config.drain_timeout;
+    let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
     let informant =
-        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
+        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
     let accepting = async {
         let mut backoff = Backoff::default();
@@ -55,15 +90,18 @@ pub async fn serve(
                 Ok(accepted) => {
                     backoff.recover();
                     for (stream, remote) in accepted {
-                        admit(executor, &relay, &heads, stream, remote);
+                        admit(executor, relay, &heads, stream, remote);
                     }
                     futures_lite::future::yield_now().await;
                 }
-                Err(error) => backoff.pause(&error).await,
+                Err(error) => {
+                    relay.metrics.accept_errors.bump();
+                    backoff.pause(&error).await;
+                }
             }
         }
     };
-    accepting.or(stop.raised()).await;
+    accepting.or(relay.stop.raised()).or(monitoring.as_mut()).await;
 
     info!("stopping");
     if let Some(manager) = manager {
@@ -71,9 +109,8 @@ pub async fn serve(
     }
     drop(listeners);
     heads.clear();
-    drain(&relay, drain_timeout).await;
+    drain(relay, drain_timeout).or(monitoring).await;
     drop((reaper, informant));
-    Ok(())
 }
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.

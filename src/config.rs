@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use self::command::{Options, command};
+pub use self::command::{Options, StatusOptions, Subcommand, command};
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
 
@@ -48,6 +48,10 @@ pub struct Config {
     pub max_connections: usize,
     /// Upgrade attempts a source; `None` for no limit.
     pub rate: Option<Rate>,
+    /// Where to serve the metrics and the status page, if at all.
+    pub metrics_listen: Option<Listen>,
+    /// Whether they may be served to other machines.
+    pub metrics_public: bool,
 }
 
 /// An address to listen on.
@@ -92,9 +96,25 @@ impl Config {
                 .rate_limit
                 .0
                 .map(|per_minute| Rate { per_minute, burst: options.rate_burst }),
+            metrics_listen: options.metrics_listen.0,
+            metrics_public: options.metrics_public,
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Refuses an address for the metrics that other machines can reach, unless they may.
+    pub fn check_metrics(&self, listen: Listen) -> Result<(), String> {
+        let port = match listen {
+            _ if self.metrics_public => return Ok(()),
+            Listen::At(address) if address.ip().to_canonical().is_loopback() => return Ok(()),
+            Listen::At(address) => address.port(),
+            Listen::Everywhere(port) => port,
+        };
+        Err(format!(
+            "the metrics at {listen} could be read from other machines, by anybody: use \
+             127.0.0.1:{port}, or allow it with --metrics-public"
+        ))
     }
 
     /// Largest message of a binary, its envelope included, in bytes.
@@ -103,6 +123,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        if let Some(listen) = self.metrics_listen {
+            self.check_metrics(listen)?;
+        }
         let largest = self.max_envelope_bytes() + MESSAGE_OVERHEAD;
         at_least(
             ("--max-slot-queue-bytes", self.max_slot_queue_bytes),

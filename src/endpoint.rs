@@ -16,6 +16,7 @@ use crate::head::{self, Head};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
+use crate::metrics::Endpoint;
 use crate::relay::Relay;
 use crate::transport::Transport;
 
@@ -34,14 +35,18 @@ async fn receive<S: Transport + 'static>(
     entry: Entry,
 ) -> Option<Session> {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let attempt = || match &relay.attempts {
-        Some(attempts) => attempts.admit(remote, Instant::now()),
-        None => Ok(()),
+    let mut attempted = None;
+    let attempt = |endpoint| {
+        attempted = Some(endpoint);
+        match &relay.attempts {
+            Some(attempts) => attempts.admit(remote, Instant::now()),
+            None => Ok(()),
+        }
     };
     let read = head::read(&mut io, deadline, &relay.scratch, &relay.ledger, attempt).await;
     let (admission, leftover) = match read {
         Head::Admitted(admission, leftover) => (admission, leftover),
-        Head::Refused(refusal) => return refuse(&relay, io, refusal, remote).await,
+        Head::Refused(refusal) => return refuse(&relay, io, attempted, refusal, remote).await,
         Head::Gone => return None,
     };
     let upgrade = match admission {
@@ -54,7 +59,7 @@ async fn receive<S: Transport + 'static>(
         Admission::Upgrade(upgrade) => upgrade,
     };
     let Some(permit) = relay.permits.acquire() else {
-        return refuse(&relay, io, Refusal::ConnectionCap, remote).await;
+        return refuse(&relay, io, attempted, Refusal::ConnectionCap, remote).await;
     };
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
@@ -67,7 +72,7 @@ async fn receive<S: Transport + 'static>(
         Err(refusal) => {
             // A refusal lingers, and is no upgraded connection.
             drop(permit);
-            return refuse(&relay, io, refusal, remote).await;
+            return refuse(&relay, io, attempted, refusal, remote).await;
         }
     };
     // The head is done; from here the permit counts the connection.
@@ -92,10 +97,16 @@ enum Leg {
 async fn refuse<S: Transport>(
     relay: &Relay,
     mut io: S,
+    attempted: Option<Endpoint>,
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<Session> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
+    let (refused, outcome) = refusal.kind();
+    relay.metrics.refused.bump(refused);
+    if let (Some(endpoint), Some(outcome)) = (attempted, outcome) {
+        relay.metrics.attempted(endpoint, outcome);
+    }
     let response = refusal.response();
     head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
     None

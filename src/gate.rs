@@ -11,6 +11,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 
 use crate::ids::ServerId;
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
+use crate::metrics::{AttemptOutcome, Endpoint, Refused};
 
 /// What a judged head came to.
 #[derive(Debug)]
@@ -101,8 +102,8 @@ pub enum Refusal {
 }
 
 /// Judges the head at the start of `bytes`. `attempt` is asked, at its place in the order, whether
-/// the source may make another upgrade attempt.
-pub fn judge(bytes: &[u8], attempt: impl FnOnce() -> Result<(), Duration>) -> Judgement {
+/// the source may make another upgrade attempt, at this endpoint.
+pub fn judge(bytes: &[u8], attempt: impl FnOnce(Endpoint) -> Result<(), Duration>) -> Judgement {
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut fields);
     let length = match request.parse(bytes) {
@@ -156,6 +157,27 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// How it is counted, and as which outcome of an upgrade attempt where it was one.
+    pub fn kind(self) -> (Refused, Option<AttemptOutcome>) {
+        match self {
+            Self::MalformedHead => (Refused::MalformedHead, None),
+            Self::HeadTooLarge => (Refused::HeadTooLarge, None),
+            Self::HeadTimeout => (Refused::HeadTimeout, None),
+            Self::UnknownPath => (Refused::UnknownPath, None),
+            Self::Method { .. } => (Refused::Method, None),
+            Self::RateLimited(_) => (Refused::RateLimit, Some(AttemptOutcome::RejectRateLimit)),
+            Self::HeaderGate => (Refused::HeaderGate, Some(AttemptOutcome::RejectHeaders)),
+            Self::UpgradeRequired => {
+                (Refused::UpgradeRequired, Some(AttemptOutcome::RejectUpgrade))
+            }
+            Self::BadKey => (Refused::BadKey, Some(AttemptOutcome::RejectUpgrade)),
+            Self::ConnectionCap => (Refused::ConnectionCap, Some(AttemptOutcome::RejectBusy)),
+            Self::ProbeUnderWay => (Refused::ProbeUnderWay, Some(AttemptOutcome::RejectBusy)),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -193,27 +215,27 @@ impl Label {
 
 fn admit(
     request: &Request<'_, '_>,
-    attempt: impl FnOnce() -> Result<(), Duration>,
+    attempt: impl FnOnce(Endpoint) -> Result<(), Duration>,
 ) -> Result<Admission, Refusal> {
     let method = request.method.ok_or(Refusal::MalformedHead)?;
     let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
-        "/healthz" => Endpoint::Health,
-        "/v1/server" => Endpoint::Server,
-        "/v1/client" => Endpoint::Client,
+        "/healthz" => None,
+        "/v1/server" => Some(Endpoint::Server),
+        "/v1/client" => Some(Endpoint::Client),
         _ => return Err(Refusal::UnknownPath),
     };
-    let allow = if endpoint == Endpoint::Health { "GET, HEAD" } else { "GET" };
+    let allow = if endpoint.is_none() { "GET, HEAD" } else { "GET" };
     if !allow.split(", ").any(|served| served == method) {
         return Err(Refusal::Method { allow });
     }
     let fields = Fields(request.headers);
     let http_1_1 = request.version == Some(1);
-    if endpoint == Endpoint::Health {
+    let Some(endpoint) = endpoint else {
         fields.check_host(http_1_1)?;
         return Ok(Admission::Health { head_only: method == "HEAD" });
-    }
+    };
 
-    attempt().map_err(Refusal::RateLimited)?;
+    attempt(endpoint).map_err(Refusal::RateLimited)?;
 
     fields.check_host(http_1_1)?;
     fields.check_no_body()?;
@@ -222,7 +244,7 @@ fn admit(
     fields.required("User-Agent")?;
     let own = match endpoint {
         Endpoint::Server => fields.required("X-Pyrycode-Version")?,
-        _ => fields.required("X-Pyrycode-Token")?,
+        Endpoint::Client => fields.required("X-Pyrycode-Token")?,
     };
 
     let upgrade = http_1_1
@@ -236,19 +258,12 @@ fn admit(
 
     let role = match endpoint {
         Endpoint::Server => Role::Binary { version: Label::new(own) },
-        _ => {
+        Endpoint::Client => {
             let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
             Role::Phone { device_name: Label::new(name) }
         }
     };
     Ok(Admission::Upgrade(Upgrade { server, accept, role }))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Endpoint {
-    Health,
-    Server,
-    Client,
 }
 
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its

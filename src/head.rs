@@ -13,6 +13,7 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 use crate::budget::{Account, Charge, Ledger};
 use crate::gate::{Admission, Judgement, Refusal, judge};
 use crate::limits::{LINGER_BYTES, LINGER_TIME};
+use crate::metrics::Endpoint;
 use crate::scratch::Scratch;
 
 /// What was read.
@@ -34,31 +35,64 @@ pub async fn read<S: AsyncRead + Unpin>(
     deadline: Instant,
     scratch: &Rc<Scratch>,
     ledger: &Rc<Ledger>,
-    attempt: impl FnOnce() -> Result<(), Duration>,
+    attempt: impl FnOnce(Endpoint) -> Result<(), Duration>,
 ) -> Head {
+    let mut attempt = Some(attempt);
+    let judged = read_until(io, deadline, scratch, ledger, |bytes| {
+        // The gate asks at most once: only of a complete head.
+        let judgement =
+            judge(bytes, |endpoint| attempt.take().map_or(Ok(()), |attempt| attempt(endpoint)));
+        match judgement {
+            Judgement::Incomplete => None,
+            Judgement::Refused(refusal) => Some(Head::Refused(refusal)),
+            Judgement::Admitted(admission, length) => {
+                bytes.drain(..length);
+                bytes.shrink_to_fit();
+                Some(Head::Admitted(admission, std::mem::take(bytes)))
+            }
+        }
+    });
+    match judged.await {
+        Ok(head) => head,
+        Err(Unread::TimedOut) => Head::Refused(Refusal::HeadTimeout),
+        Err(Unread::Gone) => Head::Gone,
+    }
+}
+
+/// Why no head was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unread {
+    /// It was not complete at the deadline.
+    TimedOut,
+    /// The peer went away.
+    Gone,
+}
+
+/// Reads until `judge` has come to something about the bytes so far, or until `deadline`. What is
+/// held of them is charged to `ledger`.
+///
+/// Not cancel safe: a cancelled read loses what it has read.
+pub async fn read_until<S: AsyncRead + Unpin, T>(
+    io: &mut S,
+    deadline: Instant,
+    scratch: &Rc<Scratch>,
+    ledger: &Rc<Ledger>,
+    mut judge: impl FnMut(&mut Vec<u8>) -> Option<T>,
+) -> Result<T, Unread> {
     let timeout = async {
         Timer::at(deadline).await;
-        Head::Refused(Refusal::HeadTimeout)
+        Err(Unread::TimedOut)
     };
     let reading = async {
         let mut charge = Charge::new(Account::open(ledger));
         let mut bytes = Vec::new();
-        let mut attempt = Some(attempt);
         loop {
             match fill(io, scratch, &mut bytes).await {
-                Ok(0) | Err(_) => return Head::Gone,
+                Ok(0) | Err(_) => return Err(Unread::Gone),
                 Ok(_) => charge.set(bytes.capacity()),
             };
-            // The gate asks at most once: only of a complete head.
-            let judgement = judge(&bytes, || attempt.take().map_or(Ok(()), |attempt| attempt()));
-            match judgement {
-                Judgement::Incomplete => {}
-                Judgement::Refused(refusal) => return Head::Refused(refusal),
-                Judgement::Admitted(admission, length) => {
-                    bytes.drain(..length);
-                    bytes.shrink_to_fit();
-                    return Head::Admitted(admission, bytes);
-                }
+            if let Some(judged) = judge(&mut bytes) {
+                return Ok(judged);
             }
         }
     };

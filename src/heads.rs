@@ -7,12 +7,12 @@ use std::rc::Rc;
 use smol::Task;
 
 use crate::ids::{Serial, Serials};
-use crate::limits::MAX_HEADS;
 
 /// Connections that have not been upgraded: those whose head is being read, and refusals that
 /// linger.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heads {
+    most: usize,
     serials: Serials,
     tasks: RefCell<BTreeMap<Serial, Option<Task<()>>>>,
 }
@@ -25,9 +25,9 @@ pub struct Entry {
 }
 
 impl Heads {
-    /// An empty table.
-    pub fn new() -> Rc<Self> {
-        Rc::default()
+    /// An empty table for at most `most` connections.
+    pub fn new(most: usize) -> Rc<Self> {
+        Rc::new(Self { most, serials: Serials::default(), tasks: RefCell::default() })
     }
 
     /// Makes a place for a new connection, at the cost of the oldest if the table is full.
@@ -35,7 +35,7 @@ impl Heads {
         let serial = self.serials.next();
         let displaced = {
             let mut tasks = self.tasks.borrow_mut();
-            let displaced = if tasks.len() >= MAX_HEADS { tasks.pop_first() } else { None };
+            let displaced = if tasks.len() >= self.most { tasks.pop_first() } else { None };
             tasks.insert(serial, None);
             displaced
         };

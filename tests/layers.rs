@@ -13,17 +13,19 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (1, &["attempts.rs", "budget.rs", "close.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
-    (1, &["permits.rs", "scratch.rs", "shutdown.rs", "systemd.rs", "transport.rs"]),
+    (1, &["attempts.rs", "budget.rs", "close.rs", "heartbeat.rs", "history.rs", "ids.rs"]),
+    (1, &["logging.rs", "metrics.rs", "metrics/label.rs", "monitor/chart.rs", "process.rs"]),
+    (1, &["permits.rs", "scratch.rs", "shutdown.rs", "status.rs", "systemd.rs", "transport.rs"]),
     (2, &["config.rs", "config/command.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
     (2, &["probe.rs"]),
-    (3, &["envelope.rs", "head.rs", "lane.rs", "listen.rs", "wire.rs"]),
+    (3, &["envelope.rs", "head.rs", "lane.rs", "listen.rs", "monitor/request.rs", "wire.rs"]),
     (4, &["outbox.rs"]),
-    (5, &["registry.rs", "registry/seat.rs", "registry/slot.rs"]),
+    (5, &["registry.rs", "registry/backlog.rs", "registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
-    (7, &["link.rs", "link/peer.rs", "link/reading.rs"]),
+    (7, &["link.rs", "link/peer.rs", "link/reading.rs", "monitor/snapshot.rs"]),
     (8, &["endpoint/client.rs", "endpoint/server.rs"]),
-    (9, &["endpoint.rs"]),
+    (8, &["monitor/json.rs", "monitor/metrics_page.rs", "monitor/page.rs"]),
+    (9, &["endpoint.rs", "monitor.rs"]),
     (10, &["accept.rs"]),
     (11, &["lib.rs"]),
     (12, &["main.rs"]),
@@ -83,7 +85,7 @@ fn sources() -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-            } else {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let file = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
                 sources.push((file, std::fs::read_to_string(&path).unwrap()));
             }

@@ -6,7 +6,7 @@ const SERVER: &str = "X-Pyrycode-Server: box\r\nX-Pyrycode-Version: 1.2\r\nUser-
 const CLIENT: &str = "X-Pyrycode-Server: box\r\nX-Pyrycode-Token: secret\r\nUser-Agent: phone\r\n";
 
 fn judged(head: &str) -> Judgement {
-    judge(head.as_bytes(), || Ok(()))
+    judge(head.as_bytes(), |_| Ok(()))
 }
 
 fn refusal(head: &str) -> Refusal {
@@ -68,10 +68,10 @@ fn bytes_behind_the_head_are_left_alone() {
     let head = server(SERVER);
     let bytes = [head.as_bytes(), b"\x81\x85rest"].concat();
     assert!(
-        matches!(judge(&bytes, || Ok(())), Judgement::Admitted(_, length) if length == head.len())
+        matches!(judge(&bytes, |_| Ok(())), Judgement::Admitted(_, length) if length == head.len())
     );
     for cut in 0..head.len() {
-        assert!(matches!(judge(&head.as_bytes()[..cut], || Ok(())), Judgement::Incomplete));
+        assert!(matches!(judge(&head.as_bytes()[..cut], |_| Ok(())), Judgement::Incomplete));
     }
 }
 
@@ -111,7 +111,7 @@ fn server_ids_are_checked_byte_for_byte() {
         let (start, rest) = head.split_at(head.find("X-Pyrycode-Token").unwrap());
         [start.as_bytes(), b"X-Pyrycode-Server: ", id, b"\r\n", rest.as_bytes()].concat()
     };
-    let admitted = |id: &[u8]| matches!(judge(&with(id), || Ok(())), Judgement::Admitted(..));
+    let admitted = |id: &[u8]| matches!(judge(&with(id), |_| Ok(())), Judgement::Admitted(..));
     assert!(admitted(b"a") && admitted(b"\"&<>\\/~!") && admitted(&[b'x'; 128]));
     for bad in [&b"a b"[..], b"a\tb", b"\xc3\xa9", b"a\x80", &[b'x'; 129]] {
         assert!(!admitted(bad), "{bad:?}");
@@ -148,7 +148,7 @@ fn paths_match_byte_for_byte_with_queries_ignored_and_absolute_form_accepted() {
 
 #[test]
 fn refusals_come_in_the_order_of_the_contract() {
-    let limited = |head: &str| match judge(head.as_bytes(), || Err(Duration::from_millis(1500))) {
+    let limited = |head: &str| match judge(head.as_bytes(), |_| Err(Duration::from_millis(1500))) {
         Judgement::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     };
@@ -164,7 +164,7 @@ fn refusals_come_in_the_order_of_the_contract() {
     assert_eq!(refusal(&get("/v1/client", CLIENT)), Refusal::UpgradeRequired);
     let keyless = client(CLIENT).replace("dGhlIHNhbXBsZSBub25jZQ==", "no");
     assert_eq!(refusal(&keyless), Refusal::BadKey);
-    assert!(matches!(judge(get("/healthz", "").as_bytes(), || panic!()), Judgement::Admitted(..)));
+    assert!(matches!(judge(get("/healthz", "").as_bytes(), |_| panic!()), Judgement::Admitted(..)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod listening;
 mod log;
+mod monitoring;
 mod options;
 mod resources;
 mod signals;
