@@ -140,7 +140,7 @@ pub(crate) mod tests {
         assert!(told(&|snapshot| snapshot.worst_turn = LAG_PROBLEM / 2, 0).is_empty());
         assert_eq!(
             told(&|snapshot| snapshot.worst_turn = LAG_PROBLEM, 0),
-            ["the event loop stood still for 1.0 s"]
+            ["the event loop stood still for 5.0 s"]
         );
         assert_eq!(told(&|_| {}, 3), ["3 connections could not be accepted"]);
         assert!(told(&limited(89), 0).is_empty());

@@ -139,8 +139,8 @@ fn a_session_moves_connections_messages_and_closes() {
 }
 
 #[test]
-fn a_grace_window_moves_what_is_kept_and_how_it_ends() {
-    let relay = monitored(&["--grace", &millis(1500)]);
+fn a_grace_window_moves_what_is_kept_and_the_reclaims() {
+    let relay = monitored(&[]);
     let id = fresh_id("window");
     let (binary, mut phone, conn_id) = relay.pair(&id);
     let mut watch = Watch::begin(&relay);
@@ -177,6 +177,14 @@ fn a_grace_window_moves_what_is_kept_and_how_it_ends() {
             (r#"bytes_forwarded_total{direction="phone_to_binary"}"#, kept),
         ],
     );
+}
+
+#[test]
+fn a_window_that_passes_moves_the_expiries_and_closes_the_phones() {
+    let relay = monitored(&["--grace", &millis(200)]);
+    let id = fresh_id("passes");
+    let (binary, _phone, _) = relay.pair(&id);
+    let mut watch = Watch::begin(&relay);
     binary.drop_connection();
     watch.expect(
         "the window passes",
@@ -192,7 +200,7 @@ fn a_grace_window_moves_what_is_kept_and_how_it_ends() {
 
 #[test]
 fn a_contest_moves_a_conflict_or_a_takeover() {
-    let relay = monitored(&["--probe-timeout", &millis(400)]);
+    let relay = monitored(&["--probe-timeout", &millis(1200)]);
     let id = fresh_id("contest");
     let mut holder = relay.binary(&id);
     let mut watch = Watch::begin(&relay);
@@ -254,7 +262,7 @@ fn a_phone_that_cannot_register_moves_its_own_kind() {
 
 #[test]
 fn every_refusal_moves_its_own_reason() {
-    let relay = monitored(&["--max-connections", "1", "--header-timeout", &millis(300)]);
+    let relay = monitored(&["--max-connections", "1"]);
     let holder = relay.binary(&fresh_id("only"));
     let mut watch = Watch::begin(&relay);
     let get = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
@@ -262,7 +270,6 @@ fn every_refusal_moves_its_own_reason() {
     for (what, request, refused, outcome) in [
         ("no HTTP", "\x16\x03\r\n\r\n".to_owned(), "malformed_head", None),
         ("too large", get("/", &format!("X: {}\r\n", "x".repeat(9000))), "head_too_large", None),
-        ("too slow", "GET / HTTP/1.1\r\n".to_owned(), "head_timeout", None),
         ("elsewhere", get("/x", ""), "unknown_path", None),
         ("a method", phone.replace("GET", "PUT"), "method", None),
         (
@@ -301,6 +308,12 @@ fn every_refusal_moves_its_own_reason() {
     drop(connect(relay.address));
     watch.expect("the health page, and nothing asked at all", &[]);
     drop(holder);
+
+    let hasty = monitored(&["--header-timeout", &millis(200)]);
+    let mut watch = Watch::begin(&hasty);
+    let (head, _) = hasty.request("GET / HTTP/1.1\r\n");
+    assert!(head.starts_with("HTTP/1.1 408 "), "{head}");
+    watch.expect("too slow", &[(r#"refused_requests_total{reason="head_timeout"}"#, 1.0)]);
 }
 
 #[test]
@@ -419,24 +432,11 @@ fn narrow_phone(relay: &Relay, id: &str) -> (Ws, String) {
 }
 
 #[test]
-fn time_outs_move_the_closes_of_the_relay() {
-    let relay = monitored(&[
-        "--heartbeat-interval",
-        &millis(200),
-        "--heartbeat-timeout",
-        &millis(200),
-        "--message-timeout",
-        &millis(300),
-    ]);
-    let id = fresh_id("silent");
-    let mut binary = relay.binary(&id);
-    let mut begun = relay.registered_phone(&id).0;
+fn a_message_that_is_not_completed_moves_the_closes_of_the_relay() {
+    let relay = monitored(&["--message-timeout", &millis(200)]);
+    let (_binary, mut phone, _) = relay.pair(&fresh_id("begun"));
     let mut watch = Watch::begin(&relay);
-    begun.send_raw(&[0x81]);
-    let pings = std::thread::spawn(move || {
-        // Until the relay ends it: it is alive.
-        while binary.try_read_frame().is_ok() {}
-    });
+    phone.send_raw(&[0x81]);
     watch.expect(
         "a message that is not completed",
         &[
@@ -444,17 +444,23 @@ fn time_outs_move_the_closes_of_the_relay() {
             (r#"closes_total{endpoint="client",side="relay",code="1008"}"#, 1.0),
         ],
     );
-    let mut silent = relay.registered_phone(&id).0;
-    silent.answers_pings = false;
+}
+
+#[test]
+fn a_peer_that_falls_silent_moves_the_closes_of_the_relay() {
+    let times = ["--heartbeat-interval", &millis(200), "--heartbeat-timeout", &millis(200)];
+    let relay = monitored(&times);
+    let mut watch = Watch::begin(&relay);
+    // It reads nothing, so it answers no ping.
+    let _silent = relay.binary(&fresh_id("silent"));
     watch.expect(
-        "a phone comes and says nothing",
+        "a binary comes and says nothing",
         &[
-            (r#"ws_upgrade_attempts_total{endpoint="client",outcome="accept"}"#, 1.0),
-            (r#"closes_total{endpoint="client",side="relay",code="1011"}"#, 1.0),
+            (r#"ws_upgrade_attempts_total{endpoint="server",outcome="accept"}"#, 1.0),
+            ("slots_in_grace", 1.0),
+            (r#"closes_total{endpoint="server",side="relay",code="1011"}"#, 1.0),
         ],
     );
-    drop(relay);
-    pings.join().unwrap();
 }
 
 #[test]
