@@ -1,10 +1,8 @@
 //! Accepts connections and runs them: one task each, all on one executor of one thread.
 
-use std::convert::Infallible;
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -53,29 +51,25 @@ pub fn run_on(
 ) -> io::Result<()> {
     let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let relay = Relay::new(config, stop.clone());
+    let working = executor.run(serve(executor, listeners, &relay));
     if sockets.metrics.is_empty() {
-        let serving = serve(executor, listeners, &relay, pending());
-        smol::block_on(executor.run(serving));
+        smol::block_on(working);
     } else {
         let monitored: Vec<_> =
             sockets.metrics.into_iter().map(Async::new).collect::<Result<_, _>>()?;
-        let monitoring = monitor::serve(executor, &relay, &monitored);
-        let serving = serve(executor, listeners, &relay, monitoring);
-        smol::block_on(monitor::timed(&relay, executor.run(serving)));
+        // It goes on until everything else has ended.
+        let _monitor = executor.spawn(monitor::run(Rc::clone(&relay), monitored));
+        smol::block_on(monitor::timed(&relay, working));
     }
     Ok(())
 }
 
-/// Serves until the stop is raised and the connections are drained, and `monitoring` all the while.
+/// Serves until the stop is raised and the connections are drained.
 async fn serve(
     executor: &LocalExecutor<'static>,
     listeners: Vec<Async<std::net::TcpListener>>,
     relay: &Rc<Relay>,
-    monitoring: impl Future<Output = Infallible>,
 ) {
-    let mut monitoring = pin!(async {
-        monitoring.await;
-    });
     let drain_timeout = relay.config.drain_timeout;
     let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
@@ -101,7 +95,7 @@ async fn serve(
             }
         }
     };
-    accepting.or(relay.stop.raised()).or(monitoring.as_mut()).await;
+    accepting.or(relay.stop.raised()).await;
 
     info!("stopping");
     if let Some(manager) = manager {
@@ -109,7 +103,7 @@ async fn serve(
     }
     drop(listeners);
     heads.clear();
-    drain(relay, drain_timeout).or(monitoring).await;
+    drain(relay, drain_timeout).await;
     drop((reaper, informant));
 }
 

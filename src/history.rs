@@ -47,6 +47,8 @@ pub struct History<const K: usize> {
     started: Instant,
     /// Of what has not been recorded yet, the beginning.
     since: Instant,
+    /// The end of the shortest period in progress; asked at every turn.
+    due: Instant,
     last: Sample<K>,
     minute: Ring<Point, { HISTORY_MINUTE.points }>,
     hour: Ring<Point, { HISTORY_HOUR.points }>,
@@ -79,6 +81,7 @@ impl<const K: usize> History<K> {
         Self {
             started,
             since: started,
+            due: started + HISTORY_MINUTE.period,
             last,
             minute: Ring::new(HISTORY_MINUTE.period, Point::default()),
             hour: Ring::new(HISTORY_HOUR.period, Point::default()),
@@ -90,7 +93,7 @@ impl<const K: usize> History<K> {
     /// Whether the shortest period has ended at `now`, so that a sample is due before anything else
     /// happens.
     pub fn is_due(&self, now: Instant) -> bool {
-        self.minute.index(now - self.started) != self.minute.index(self.since - self.started)
+        now >= self.due
     }
 
     /// Records what happened since the last sample. It belongs to the period of that sample, since
@@ -117,6 +120,7 @@ impl<const K: usize> History<K> {
         }
         self.refusals.at(to, [0; K]);
         self.since = now;
+        self.due = self.started + self.minute.period * (self.minute.newest.saturating_add(1));
         self.last = sample;
     }
 

@@ -10,7 +10,6 @@ pub mod page;
 pub mod request;
 pub mod snapshot;
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::TcpListener;
 use std::pin::pin;
@@ -31,11 +30,19 @@ use crate::relay::Relay;
 use crate::transport::Tcp;
 
 /// Serves the pages at `listeners`. Never returns.
-pub async fn serve(
+///
+/// Its connections are tasks of an executor of its own inside this one task, which the relay's
+/// executor polls only when there is something to do.
+pub async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
+    let executor = LocalExecutor::new();
+    executor.run(serve(&executor, &relay, &listeners)).await;
+}
+
+async fn serve(
     executor: &LocalExecutor<'static>,
     relay: &Rc<Relay>,
     listeners: &[Async<TcpListener>],
-) -> Infallible {
+) {
     let connections = Heads::new(MAX_MONITOR_CONNECTIONS);
     loop {
         let accepted = poll_fn(|cx| {
