@@ -21,7 +21,9 @@ use crate::monitor;
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
+use crate::reload::Reload;
 use crate::shutdown::Stop;
+use crate::source::Source;
 use crate::systemd::Manager;
 use crate::transport::Tcp;
 
@@ -30,7 +32,7 @@ use crate::transport::Tcp;
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let sockets = Sockets { relay: listeners, metrics: Vec::new() };
-    run_on(&LocalExecutor::new(), sockets, config, stop)
+    run_on(&LocalExecutor::new(), sockets, config, stop, &Reload::new())
 }
 
 /// The listening sockets of a relay.
@@ -42,16 +44,18 @@ pub struct Sockets {
     pub metrics: Vec<std::net::TcpListener>,
 }
 
-/// The same as [`run`] on an executor of the caller's, with metrics if there is a socket for them.
+/// The same as [`run`] on an executor of the caller's, with metrics if there is a socket for
+/// them; files are read anew when `reload` is asked for.
 pub fn run_on(
     executor: &LocalExecutor<'static>,
     sockets: Sockets,
     config: Config,
     stop: &Stop,
+    reload: &Reload,
 ) -> io::Result<()> {
     let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let relay = Relay::new(config, stop.clone());
-    let working = executor.run(serve(executor, listeners, &relay));
+    let working = executor.run(serve(executor, listeners, &relay, reload));
     if sockets.metrics.is_empty() {
         smol::block_on(working);
     } else {
@@ -69,11 +73,14 @@ async fn serve(
     executor: &LocalExecutor<'static>,
     listeners: Vec<Async<std::net::TcpListener>>,
     relay: &Rc<Relay>,
+    reload: &Reload,
 ) {
     let drain_timeout = relay.config.drain_timeout;
     let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
+    relay.announce();
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
@@ -104,7 +111,21 @@ async fn serve(
     drop(listeners);
     heads.clear();
     drain(relay, drain_timeout).await;
-    drop((reaper, informant));
+    drop((reaper, reloader, informant));
+}
+
+/// Reads files anew as often as somebody asks for it.
+async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
+    loop {
+        reload.asked().await;
+        if let Some(manager) = &manager {
+            manager.reloading();
+        }
+        relay.reload();
+        if let Some(manager) = &manager {
+            manager.reloaded();
+        }
+    }
 }
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.
@@ -127,7 +148,10 @@ fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
-    let entry = heads.enter();
+    // Whose a connection by a trusted proxy is turns out later.
+    let source = (!relay.config.proxies.trusts(remote)).then(|| Source::of(remote));
+    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
+    let entry = heads.enter(source, room);
     let serial = entry.serial();
     let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
     heads.adopt(serial, task);

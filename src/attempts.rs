@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::RATE_TABLE_HALF;
+use crate::source::Source;
 
 /// How many attempts a source address may make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,13 +48,6 @@ struct Table {
     turned: Option<Instant>,
 }
 
-/// An IPv4 address, or an IPv6 network of 64 bits: what one subscriber usually holds.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Source {
-    V4([u8; 4]),
-    V6([u8; 8]),
-}
-
 impl Attempts {
     /// An empty table.
     pub fn new(rate: Rate) -> Self {
@@ -92,18 +86,6 @@ impl Table {
         if aged || self.young.len() >= RATE_TABLE_HALF {
             self.old = std::mem::take(&mut self.young);
             self.turned = Some(now);
-        }
-    }
-}
-
-impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self::V4(v4.octets()),
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, e, f, g, h, ..] = v6.octets();
-                Self::V6([a, b, c, d, e, f, g, h])
-            }
         }
     }
 }

@@ -15,6 +15,8 @@ pub enum Close {
     Reclaimed,
     /// The phone cap of the server-id is reached.
     TooManyPhones,
+    /// The server-id was taken off the allow-list.
+    NotAllowed,
     /// The phone does not read fast enough.
     BacklogFull,
     /// The phone held the largest part of an exhausted memory budget.
@@ -48,7 +50,7 @@ impl Close {
             Self::TooManyPhones => 4429,
             Self::BacklogFull | Self::OverBudget => 1013,
             Self::HeartbeatTimeout => 1011,
-            Self::MessageTimeout => 1008,
+            Self::MessageTimeout | Self::NotAllowed => 1008,
             Self::TooBig => 1009,
             Self::BadUtf8 | Self::NotJson => 1007,
             Self::Protocol => 1002,
@@ -65,6 +67,7 @@ impl Close {
             Self::NoServer => "no server with that id",
             Self::Reclaimed => "binary reclaimed server-id",
             Self::TooManyPhones => "too many phones",
+            Self::NotAllowed => "server-id not allowed",
             Self::BacklogFull => "backlog full",
             Self::OverBudget => "memory budget exhausted",
             Self::HeartbeatTimeout => "heartbeat timeout",

@@ -4,11 +4,14 @@ mod command;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::{Options, StatusOptions, Subcommand, command};
+use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
+use crate::proxies::Proxies;
 
 /// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts
 /// neither, and the combinations work.
@@ -46,8 +49,14 @@ pub struct Config {
     pub max_phones: usize,
     /// Upgraded connections.
     pub max_connections: usize,
+    /// Connections of one source; `None` for no limit.
+    pub max_connections_per_ip: Option<usize>,
+    /// The proxies that are trusted to say from where a connection comes.
+    pub proxies: Proxies,
     /// Upgrade attempts a source; `None` for no limit.
     pub rate: Option<Rate>,
+    /// The server-ids that may be claimed; `None` for any.
+    pub allow_server: Option<AllowFile>,
     /// Where to serve the metrics and the status page, if at all.
     pub metrics_listen: Option<Listen>,
     /// Whether they may be served to other machines.
@@ -92,10 +101,13 @@ impl Config {
             memory_budget: options.memory_budget,
             max_phones: options.max_phones,
             max_connections: options.max_connections,
+            max_connections_per_ip: options.max_connections_per_ip.0,
+            proxies: Proxies::new(options.trusted_proxy, options.proxy_protocol),
             rate: options
                 .rate_limit
                 .0
                 .map(|per_minute| Rate { per_minute, burst: options.rate_burst }),
+            allow_server: options.allow_server.as_deref().map(read_allow_file).transpose()?,
             metrics_listen: options.metrics_listen.0,
             metrics_public: options.metrics_public,
         };
@@ -126,6 +138,11 @@ impl Config {
         if let Some(listen) = self.metrics_listen {
             self.check_metrics(listen)?;
         }
+        if self.proxies.send_header_from_nobody() {
+            return Err(
+                "--proxy-protocol needs a --trusted-proxy that sends the PROXY header".into()
+            );
+        }
         let largest = self.max_envelope_bytes() + MESSAGE_OVERHEAD;
         at_least(
             ("--max-slot-queue-bytes", self.max_slot_queue_bytes),
@@ -146,6 +163,10 @@ impl Config {
             ("--max-queue-bytes", self.max_queue_bytes),
         )
     }
+}
+
+fn read_allow_file(path: &Path) -> Result<AllowFile, String> {
+    AllowFile::read(path).map_err(|broken| format!("--allow-server {}: {broken}", path.display()))
 }
 
 fn at_least(

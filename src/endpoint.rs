@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod server;
+pub mod visitor;
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -11,13 +12,17 @@ use std::time::Instant;
 use log::debug;
 
 use self::server::Pledge;
+use self::visitor::Visitor;
+use crate::events;
 use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
-use crate::head::{self, Head};
+use crate::head::{self, Announcement, Head, Opening};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
 use crate::metrics::Endpoint;
+use crate::permits::Shortage;
 use crate::relay::Relay;
+use crate::source::Source;
 use crate::transport::Transport;
 
 /// Serves one connection to its end.
@@ -35,18 +40,36 @@ async fn receive<S: Transport + 'static>(
     entry: Entry,
 ) -> Option<Session> {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let mut attempted = None;
-    let attempt = |endpoint| {
-        attempted = Some(endpoint);
-        match &relay.attempts {
-            Some(attempts) => attempts.admit(remote, Instant::now()),
-            None => Ok(()),
+    let mut visitor = Visitor::new(&relay, entry, remote);
+    let mut opening = Opening::default();
+    if relay.config.proxies.send_header_from(remote) {
+        let (scratch, ledger) = (&relay.scratch, &relay.ledger);
+        match head::read_proxy_header(&mut io, deadline, scratch, ledger).await {
+            Announcement::From(from, rest) => {
+                visitor.is_announced(from);
+                opening = rest;
+            }
+            Announcement::Malformed => {
+                relay.note_proxy_fault(remote);
+                return None;
+            }
+            Announcement::TimedOut => {
+                return refuse(&relay, io, None, Refusal::HeadTimeout, remote).await;
+            }
+            Announcement::Gone => return None,
         }
-    };
-    let read = head::read(&mut io, deadline, &relay.scratch, &relay.ledger, attempt).await;
+    }
+    let (scratch, ledger) = (&relay.scratch, &relay.ledger);
+    let read = head::read(&mut io, deadline, scratch, ledger, opening, &mut visitor).await;
+    let remote = visitor.address();
     let (admission, leftover) = match read {
         Head::Admitted(admission, leftover) => (admission, leftover),
-        Head::Refused(refusal) => return refuse(&relay, io, attempted, refusal, remote).await,
+        Head::Refused(refusal) => {
+            if refusal == Refusal::BadForwarding {
+                relay.note_proxy_fault(remote);
+            }
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
+        }
         Head::Gone => return None,
     };
     let upgrade = match admission {
@@ -58,8 +81,19 @@ async fn receive<S: Transport + 'static>(
         }
         Admission::Upgrade(upgrade) => upgrade,
     };
-    let Some(permit) = relay.permits.acquire() else {
-        return refuse(&relay, io, attempted, Refusal::ConnectionCap, remote).await;
+    if matches!(upgrade.role, Role::Binary { .. }) && !relay.allows(&upgrade.server) {
+        events::server_not_allowed(&upgrade.server, remote);
+        return refuse(&relay, io, visitor.attempted(), Refusal::NotAllowed, remote).await;
+    }
+    let permit = match relay.permits.acquire(Source::of(remote)) {
+        Ok(permit) => permit,
+        Err(shortage) => {
+            let refusal = match shortage {
+                Shortage::All => Refusal::ConnectionCap,
+                Shortage::Source => Refusal::SourceCap,
+            };
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
+        }
     };
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
@@ -72,11 +106,11 @@ async fn receive<S: Transport + 'static>(
         Err(refusal) => {
             // A refusal lingers, and is no upgraded connection.
             drop(permit);
-            return refuse(&relay, io, attempted, refusal, remote).await;
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
         }
     };
     // The head is done; from here the permit counts the connection.
-    drop(entry);
+    drop(visitor);
     let response = accept.response();
     if head::reply(&mut io, response.as_bytes(), relay.config.write_timeout).await.is_err() {
         return None;
@@ -106,6 +140,9 @@ async fn refuse<S: Transport>(
     relay.metrics.refused.bump(refused);
     if let (Some(endpoint), Some(outcome)) = (attempted, outcome) {
         relay.metrics.attempted(endpoint, outcome);
+    }
+    if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
+        relay.note_limited(remote);
     }
     let response = refusal.response();
     head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;

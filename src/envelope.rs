@@ -6,11 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserializer as _;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
 use crate::frames::Frame;
+use crate::json::Fields;
 use crate::metrics::Dropped;
 
 /// What every envelope with this phone's frames begins with, escaped once and kept.
@@ -24,7 +21,7 @@ impl Prefix {
     }
 
     /// The envelope around `message`, which is spliced in byte for byte. The caller has checked
-    /// with [`is_json`] that it is one JSON value.
+    /// with [`json::is_value`](crate::json::is_value) that it is one JSON value.
     pub fn wrap(&self, message: &str) -> Frame {
         Frame::text(&[self.0.as_bytes(), message.as_bytes(), b"}"])
     }
@@ -34,11 +31,6 @@ impl Prefix {
 pub fn close_notice(conn_id: &str, code: u16) -> Frame {
     let text = format!("{{\"conn_id\":{},\"close_code\":{code}}}", json_string(conn_id));
     Frame::text(&[text.as_bytes()])
-}
-
-/// Whether `text` is exactly one JSON value (RFC 8259).
-pub fn is_json(text: &str) -> bool {
-    serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 /// What a binary asks for.
@@ -104,12 +96,19 @@ impl<'a> Envelope<'a> {
     /// Reads an envelope. Key order, white space and unknown fields are free; of a repeated key
     /// the last one counts.
     pub fn parse(text: &'a str) -> Result<Self, Malformed> {
-        let mut input = serde_json::Deserializer::from_str(text);
-        let fields = input.deserialize_map(FieldsVisitor).map_err(|_| Malformed::NotAnObject)?;
-        input.end().map_err(|_| Malformed::NotAnObject)?;
+        let (mut conn_id, mut frame, mut code) = (None, None, None);
+        for field in Fields::of(text) {
+            let field = field.map_err(|_| Malformed::NotAnObject)?;
+            match &*name(field.name) {
+                "conn_id" => conn_id = Some(field.value),
+                "frame" => frame = Some(field.value),
+                "close_code" => code = Some(field.value),
+                _ => {}
+            }
+        }
 
-        let conn_id = unescape(fields.conn_id.ok_or(Malformed::ConnId)?)?;
-        let action = match (fields.frame, close_code(fields.close_code)?) {
+        let conn_id = unescape(conn_id.ok_or(Malformed::ConnId)?)?;
+        let action = match (frame, close_code(code)?) {
             (Some(frame), None) => Action::Deliver(frame),
             (None, None) => return Err(Malformed::Empty),
             (frame, Some(code)) => Action::Close(frame.filter(|frame| *frame != "null"), code),
@@ -118,66 +117,13 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// The three fields that matter, each as it stood in the text.
-#[derive(Default)]
-struct Fields<'a> {
-    conn_id: Option<&'a str>,
-    frame: Option<&'a str>,
-    close_code: Option<&'a str>,
-}
-
-struct FieldsVisitor;
-
-impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a routing envelope")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields::default();
-        while let Some(key) = map.next_key::<Key>()? {
-            let value = map.next_value::<&RawValue>()?.get();
-            match key {
-                Key::ConnId => fields.conn_id = Some(value),
-                Key::Frame => fields.frame = Some(value),
-                Key::CloseCode => fields.close_code = Some(value),
-                Key::Other => {}
-            }
-        }
-        Ok(fields)
-    }
-}
-
-enum Key {
-    ConnId,
-    Frame,
-    CloseCode,
-    Other,
-}
-
-impl<'de> serde::Deserialize<'de> for Key {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
-                Ok(match key {
-                    b"conn_id" => Key::ConnId,
-                    b"frame" => Key::Frame,
-                    b"close_code" => Key::CloseCode,
-                    _ => Key::Other,
-                })
-            }
-        }
-        // As bytes: an unknown key may hold a lone surrogate, which no Rust string can.
-        deserializer.deserialize_bytes(KeyVisitor)
+/// The name of a field without its quotes, unescaped. One that holds half of a surrogate pair, which
+/// no Rust string can, is none that the relay knows.
+fn name(raw: &str) -> Cow<'_, str> {
+    if raw.contains('\\') {
+        Cow::Owned(serde_json::from_str(raw).unwrap_or_default())
+    } else {
+        Cow::Borrowed(raw.trim_matches('"'))
     }
 }
 
@@ -222,6 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::json::is_value;
 
     fn text_of(frame: Frame) -> String {
         let bytes = frame.into_bytes();
@@ -249,7 +196,7 @@ mod tests {
             "false",
             "[]",
         ] {
-            assert!(is_json(frame), "{frame}");
+            assert!(is_value(frame), "{frame}");
             let wrapped = text_of(Prefix::new("client-s-0").wrap(frame));
             assert_eq!(wrapped, format!(r#"{{"conn_id":"client-s-0","frame":{frame}}}"#));
             let envelope = Envelope::parse(&wrapped).unwrap();
@@ -263,17 +210,17 @@ mod tests {
         for bad in
             ["", " ", "nul", "{", "{}{}", "[1,]", "01", "+1", "'a'", "\"\u{1}\"", "1 2", "NaN"]
         {
-            assert!(!is_json(bad), "{bad:?}");
+            assert!(!is_value(bad), "{bad:?}");
         }
     }
 
     #[test]
     fn nesting_of_any_depth_neither_overflows_nor_fails() {
         let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
-        assert!(is_json(&deep));
+        assert!(is_value(&deep));
         let wrapped = text_of(Prefix::new("c").wrap(&deep));
         assert_eq!(action(&wrapped), Ok(Action::Deliver(&deep)));
-        assert!(!is_json(&"[".repeat(200_000)));
+        assert!(!is_value(&"[".repeat(200_000)));
     }
 
     #[test]
@@ -379,7 +326,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_json_value_goes_through_byte_for_byte(frame in json(), id in "[!-~]{1,128}") {
-            prop_assert!(is_json(&frame));
+            prop_assert!(is_value(&frame));
             let wrapped = text_of(Prefix::new(&id).wrap(&frame));
             let envelope = Envelope::parse(&wrapped).unwrap();
             prop_assert_eq!(envelope.conn_id.as_ref(), id.as_str());
@@ -394,7 +341,7 @@ mod tests {
             let mangled = format!("{}{junk}{}", &wrapped[..at], &wrapped[at..]);
             let _ = Envelope::parse(&mangled);
             let _ = Envelope::parse(&wrapped[..at]);
-            let _ = is_json(&mangled);
+            let _ = is_value(&mangled);
         }
 
         #[test]

@@ -4,8 +4,9 @@
 //! logged, at any level: tokens, message content, whole request heads.
 
 use std::net::IpAddr;
+use std::path::Path;
 
-use log::{debug, info};
+use log::{debug, info, warn};
 
 use crate::close::Ended;
 use crate::ids::ServerId;
@@ -56,6 +57,43 @@ pub fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
         server_id = server.as_str(), conn_id = conn_id, reason:% = ended;
         "phone_unregistered"
     );
+}
+
+/// A claim of a server-id that is not on the allow-list.
+pub fn server_not_allowed(server: &ServerId, remote: IpAddr) {
+    info!(server_id = server.as_str(), remote:% = remote; "server_not_allowed");
+}
+
+/// A claimed server-id was taken off the allow-list; its binary and its phones are closed.
+pub fn server_revoked(server: &ServerId, phones: usize) {
+    info!(server_id = server.as_str(), phones = phones; "server_revoked");
+}
+
+/// A trusted proxy sent a PROXY header or a forwarding field that is none, the `count`th in all.
+pub fn proxy_fault(proxy: IpAddr, count: u64) {
+    debug!(remote:% = proxy, count = count; "proxy_fault");
+}
+
+/// Loopback has reached a limit of a single address; said once.
+pub fn loopback_limited(address: IpAddr) {
+    warn!(
+        remote:% = address,
+        advice = "if that is a proxy, name it with --trusted-proxy: its clients share its limits now";
+        "loopback_limited"
+    );
+}
+
+/// The allow-list was read, at the start or anew; so many claimed server-ids were not on it.
+pub fn allow_list_read(path: &Path, server_ids: usize, revoked: usize) {
+    info!(
+        path:% = path.display(), server_ids = server_ids, revoked = revoked;
+        "allow_list_read"
+    );
+}
+
+/// The allow-list could not be read anew; the one before it holds on.
+pub fn allow_list_kept(path: &Path, reason: &dyn std::fmt::Display) {
+    warn!(path:% = path.display(), reason:% = reason; "allow_list_kept");
 }
 
 /// A binary's envelope was dropped, the `count`th of its connection; `kind` tells why and holds

@@ -87,6 +87,8 @@ pub enum Refusal {
         /// The value of `Allow`.
         allow: &'static str,
     },
+    /// `400`: a trusted proxy says from where it comes, and it is nothing that can be an address.
+    BadForwarding,
     /// `429`: too many attempts from this source; how long to wait.
     RateLimited(Duration),
     /// `400`: a required header is missing, empty, repeated or bad, or a body is announced.
@@ -95,15 +97,29 @@ pub enum Refusal {
     UpgradeRequired,
     /// `400`: no key, or not 16 bytes of base64.
     BadKey,
+    /// `403`: the server-id is not on the allow-list.
+    NotAllowed,
     /// `503`: the connection cap is reached.
     ConnectionCap,
+    /// `503`: the source address holds as many connections as one may.
+    SourceCap,
     /// `503`: a probe of that slot is under way.
     ProbeUnderWay,
 }
 
-/// Judges the head at the start of `bytes`. `attempt` is asked, at its place in the order, whether
-/// the source may make another upgrade attempt, at this endpoint.
-pub fn judge(bytes: &[u8], attempt: impl FnOnce(Endpoint) -> Result<(), Duration>) -> Judgement {
+/// Whoever sent a head, as far as the gate has to do with it.
+pub trait Caller {
+    /// Is shown the fields of a complete head, before anything else about it is judged: they may
+    /// say from where it comes.
+    fn introduce(&mut self, fields: &[Header<'_>]);
+
+    /// Makes another upgrade attempt at this endpoint, if it may.
+    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal>;
+}
+
+/// Judges the head at the start of `bytes`. `caller` is asked, at its place in the order, whether
+/// it may make another upgrade attempt.
+pub fn judge(bytes: &[u8], caller: &mut impl Caller) -> Judgement {
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut fields);
     let length = match request.parse(bytes) {
@@ -114,7 +130,8 @@ pub fn judge(bytes: &[u8], attempt: impl FnOnce(Endpoint) -> Result<(), Duration
         }
         Err(_) => return Judgement::Refused(Refusal::MalformedHead),
     };
-    match admit(&request, attempt) {
+    caller.introduce(request.headers);
+    match admit(&request, caller) {
         Ok(admission) => Judgement::Admitted(admission, length),
         Err(refusal) => Judgement::Refused(refusal),
     }
@@ -138,7 +155,9 @@ impl Refusal {
     /// The response: empty body, its length, and the connection ends.
     pub fn response(self) -> String {
         let (status, fields) = match self {
-            Self::MalformedHead | Self::HeaderGate | Self::BadKey => ("400 Bad Request", None),
+            Self::MalformedHead | Self::BadForwarding | Self::HeaderGate | Self::BadKey => {
+                ("400 Bad Request", None)
+            }
             Self::HeadTooLarge => ("431 Request Header Fields Too Large", None),
             Self::HeadTimeout => ("408 Request Timeout", None),
             Self::UnknownPath => ("404 Not Found", None),
@@ -148,7 +167,8 @@ impl Refusal {
                 "426 Upgrade Required",
                 Some("Upgrade: websocket\r\nSec-WebSocket-Version: 13".to_owned()),
             ),
-            Self::ConnectionCap | Self::ProbeUnderWay => {
+            Self::NotAllowed => ("403 Forbidden", None),
+            Self::ConnectionCap | Self::SourceCap | Self::ProbeUnderWay => {
                 ("503 Service Unavailable", Some(retry_after(RETRY_AFTER_BUSY)))
             }
         };
@@ -173,6 +193,9 @@ impl Refusal {
             }
             Self::BadKey => (Refused::BadKey, Some(AttemptOutcome::RejectUpgrade)),
             Self::ConnectionCap => (Refused::ConnectionCap, Some(AttemptOutcome::RejectBusy)),
+            Self::SourceCap => (Refused::SourceCap, Some(AttemptOutcome::RejectBusy)),
+            Self::NotAllowed => (Refused::NotAllowed, Some(AttemptOutcome::Reject403)),
+            Self::BadForwarding => (Refused::BadForwarding, Some(AttemptOutcome::RejectHeaders)),
             Self::ProbeUnderWay => (Refused::ProbeUnderWay, Some(AttemptOutcome::RejectBusy)),
         }
     }
@@ -186,11 +209,14 @@ impl fmt::Display for Refusal {
             Self::HeadTimeout => "head not complete in time",
             Self::UnknownPath => "unknown path",
             Self::Method { .. } => "method not served",
+            Self::BadForwarding => "malformed forwarding field",
             Self::RateLimited(_) => "too many attempts",
             Self::HeaderGate => "header gate",
             Self::UpgradeRequired => "no WebSocket upgrade",
             Self::BadKey => "bad key",
+            Self::NotAllowed => "server-id not allowed",
             Self::ConnectionCap => "connection cap",
+            Self::SourceCap => "connection cap of the address",
             Self::ProbeUnderWay => "probe under way",
         })
     }
@@ -213,10 +239,7 @@ impl Label {
     }
 }
 
-fn admit(
-    request: &Request<'_, '_>,
-    attempt: impl FnOnce(Endpoint) -> Result<(), Duration>,
-) -> Result<Admission, Refusal> {
+fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admission, Refusal> {
     let method = request.method.ok_or(Refusal::MalformedHead)?;
     let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
         "/healthz" => None,
@@ -235,7 +258,7 @@ fn admit(
         return Ok(Admission::Health { head_only: method == "HEAD" });
     };
 
-    attempt(endpoint).map_err(Refusal::RateLimited)?;
+    caller.attempt(endpoint)?;
 
     fields.check_host(http_1_1)?;
     fields.check_no_body()?;

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -11,9 +12,9 @@ use async_io::Timer;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 
 use crate::budget::{Account, Charge, Ledger};
-use crate::gate::{Admission, Judgement, Refusal, judge};
-use crate::limits::{LINGER_BYTES, LINGER_TIME};
-use crate::metrics::Endpoint;
+use crate::gate::{Admission, Caller, Judgement, Refusal, judge};
+use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
+use crate::proxy_header::{self, ProxyHeader};
 use crate::scratch::Scratch;
 
 /// What was read.
@@ -27,7 +28,64 @@ pub enum Head {
     Gone,
 }
 
-/// Reads one request head until `deadline`. `attempt` is passed on to the gate.
+/// What a PROXY header leaves for the request head.
+#[derive(Default, Debug)]
+pub struct Opening {
+    /// What arrived behind it.
+    bytes: Vec<u8>,
+    /// Its length: it counts against the same bound.
+    spent: usize,
+}
+
+/// What came of waiting for a PROXY header.
+#[derive(Debug)]
+pub enum Announcement {
+    /// From where the proxy was connected to, if it tells.
+    From(Option<IpAddr>, Opening),
+    /// No PROXY header, or a broken one: not a word to whoever sends that.
+    Malformed,
+    /// Not complete in time.
+    TimedOut,
+    /// The peer went away.
+    Gone,
+}
+
+/// Reads a PROXY header until `deadline`.
+///
+/// Not cancel safe: a cancelled read loses what it has read.
+pub async fn read_proxy_header<S: AsyncRead + Unpin>(
+    io: &mut S,
+    deadline: Instant,
+    scratch: &Rc<Scratch>,
+    ledger: &Rc<Ledger>,
+) -> Announcement {
+    let timeout = async {
+        Timer::at(deadline).await;
+        Announcement::TimedOut
+    };
+    let reading = async {
+        let mut charge = Charge::new(Account::open(ledger));
+        let mut bytes = Vec::new();
+        loop {
+            match fill(io, scratch, &mut bytes).await {
+                Ok(0) | Err(_) => return Announcement::Gone,
+                Ok(_) => charge.set(bytes.capacity()),
+            };
+            match proxy_header::parse(&bytes) {
+                ProxyHeader::Incomplete => {}
+                ProxyHeader::Malformed => return Announcement::Malformed,
+                ProxyHeader::Complete { from, length } => {
+                    bytes.drain(..length);
+                    return Announcement::From(from, Opening { bytes, spent: length });
+                }
+            }
+        }
+    };
+    reading.or(timeout).await
+}
+
+/// Reads one request head, which may have begun in `opening`, until `deadline`. `caller` is passed
+/// on to the gate, which asks it of a complete head alone, hence once.
 ///
 /// Not cancel safe: a cancelled read loses what it has read.
 pub async fn read<S: AsyncRead + Unpin>(
@@ -35,28 +93,43 @@ pub async fn read<S: AsyncRead + Unpin>(
     deadline: Instant,
     scratch: &Rc<Scratch>,
     ledger: &Rc<Ledger>,
-    attempt: impl FnOnce(Endpoint) -> Result<(), Duration>,
+    opening: Opening,
+    caller: &mut impl Caller,
 ) -> Head {
-    let mut attempt = Some(attempt);
-    let judged = read_until(io, deadline, scratch, ledger, |bytes| {
-        // The gate asks at most once: only of a complete head.
-        let judgement =
-            judge(bytes, |endpoint| attempt.take().map_or(Ok(()), |attempt| attempt(endpoint)));
-        match judgement {
-            Judgement::Incomplete => None,
-            Judgement::Refused(refusal) => Some(Head::Refused(refusal)),
-            Judgement::Admitted(admission, length) => {
-                bytes.drain(..length);
-                bytes.shrink_to_fit();
-                Some(Head::Admitted(admission, std::mem::take(bytes)))
+    let timeout = async {
+        Timer::at(deadline).await;
+        Head::Refused(Refusal::HeadTimeout)
+    };
+    let reading = async {
+        let mut charge = Charge::new(Account::open(ledger));
+        let Opening { mut bytes, spent } = opening;
+        let mut has_more = !bytes.is_empty();
+        loop {
+            if !std::mem::take(&mut has_more) {
+                match fill(io, scratch, &mut bytes).await {
+                    Ok(0) | Err(_) => return Head::Gone,
+                    Ok(_) => {}
+                }
+            }
+            charge.set(bytes.capacity());
+            match judge(&bytes, caller) {
+                Judgement::Incomplete if spent + bytes.len() >= MAX_HEAD_BYTES => {
+                    return Head::Refused(Refusal::HeadTooLarge);
+                }
+                Judgement::Incomplete => {}
+                Judgement::Refused(refusal) => return Head::Refused(refusal),
+                Judgement::Admitted(_, length) if spent + length > MAX_HEAD_BYTES => {
+                    return Head::Refused(Refusal::HeadTooLarge);
+                }
+                Judgement::Admitted(admission, length) => {
+                    bytes.drain(..length);
+                    bytes.shrink_to_fit();
+                    return Head::Admitted(admission, bytes);
+                }
             }
         }
-    });
-    match judged.await {
-        Ok(head) => head,
-        Err(Unread::TimedOut) => Head::Refused(Refusal::HeadTimeout),
-        Err(Unread::Gone) => Head::Gone,
-    }
+    };
+    reading.or(timeout).await
 }
 
 /// Why no head was read.
@@ -68,8 +141,8 @@ pub enum Unread {
     Gone,
 }
 
-/// Reads until `judge` has come to something about the bytes so far, or until `deadline`. What is
-/// held of them is charged to `ledger`.
+/// Reads until `judge` has come to something about the bytes so far, or until `deadline`; for heads
+/// that are none of the gate's. What is held of them is charged to `ledger`.
 ///
 /// Not cancel safe: a cancelled read loses what it has read.
 pub async fn read_until<S: AsyncRead + Unpin, T>(
@@ -77,7 +150,7 @@ pub async fn read_until<S: AsyncRead + Unpin, T>(
     deadline: Instant,
     scratch: &Rc<Scratch>,
     ledger: &Rc<Ledger>,
-    mut judge: impl FnMut(&mut Vec<u8>) -> Option<T>,
+    judge: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<T, Unread> {
     let timeout = async {
         Timer::at(deadline).await;
@@ -91,7 +164,7 @@ pub async fn read_until<S: AsyncRead + Unpin, T>(
                 Ok(0) | Err(_) => return Err(Unread::Gone),
                 Ok(_) => charge.set(bytes.capacity()),
             };
-            if let Some(judged) = judge(&mut bytes) {
+            if let Some(judged) = judge(&bytes) {
                 return Ok(judged);
             }
         }

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::HEARTBEAT_STEPS;
+
 /// Watches one peer.
 #[derive(Debug)]
 pub struct Heartbeat {
@@ -61,6 +63,36 @@ impl Heartbeat {
     }
 }
 
+/// The moments at which all heartbeats of a relay ring: thousands of idle connections then wake the
+/// processor a few times a second instead of hundreds of times.
+#[derive(Debug)]
+pub struct Ticks {
+    epoch: Instant,
+    step: Duration,
+}
+
+impl Ticks {
+    /// Ticks from `epoch` on, [`HEARTBEAT_STEPS`] in an `interval`.
+    pub fn new(interval: Duration, epoch: Instant) -> Self {
+        Self { epoch, step: interval / HEARTBEAT_STEPS }
+    }
+
+    /// The first tick that is not before `moment`.
+    pub fn at_or_after(&self, moment: Instant) -> Instant {
+        let since = moment.saturating_duration_since(self.epoch).as_nanos();
+        // 64 bits of nanoseconds are 584 years.
+        let (Ok(since), Ok(step)) = (u64::try_from(since), u64::try_from(self.step.as_nanos()))
+        else {
+            return moment;
+        };
+        let wait = match since.checked_rem(step) {
+            None | Some(0) => 0,
+            Some(past) => step - past,
+        };
+        moment.checked_add(Duration::from_nanos(wait)).unwrap_or(moment)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +144,29 @@ mod tests {
         let (least, most) = (deadlines.iter().min().unwrap(), deadlines.iter().max().unwrap());
         assert!(*least >= INTERVAL.mul_f64(0.9) && *most <= INTERVAL.mul_f64(1.1));
         assert!(*most - *least > INTERVAL / 20, "{least:?} to {most:?}");
+    }
+
+    #[test]
+    fn ticks_are_shared_by_all_deadlines_and_never_early() {
+        let epoch = Instant::now();
+        let ticks = Ticks::new(INTERVAL, epoch);
+        let step = INTERVAL / HEARTBEAT_STEPS;
+        for (after, tick) in [
+            (Duration::ZERO, 0),
+            (Duration::from_nanos(1), 1),
+            (step - Duration::from_nanos(1), 1),
+            (step, 1),
+            (step + Duration::from_nanos(1), 2),
+            (DAY * 4_000, u32::try_from((DAY * 4_000).as_nanos() / step.as_nanos()).unwrap()),
+        ] {
+            assert_eq!(ticks.at_or_after(epoch + after), epoch + step * tick, "{after:?}");
+        }
+    }
+
+    #[test]
+    fn an_interval_too_short_to_be_divided_has_no_ticks() {
+        let epoch = Instant::now();
+        let moment = epoch + Duration::from_nanos(77);
+        assert_eq!(Ticks::new(Duration::from_nanos(1), epoch).at_or_after(moment), moment);
     }
 }

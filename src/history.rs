@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn it_takes_a_few_fixed_kilobytes() {
-        let size = size_of::<History<14>>();
+        let size = size_of::<History<17>>();
         assert!(size <= 5 * 1024, "{size} bytes");
     }
 }

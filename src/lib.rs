@@ -15,6 +15,7 @@
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
 pub mod accept;
+pub mod allow;
 pub mod attempts;
 pub mod budget;
 pub mod close;
@@ -22,6 +23,7 @@ pub mod config;
 pub mod endpoint;
 pub mod envelope;
 pub mod events;
+pub mod forwarded;
 pub mod frames;
 pub mod gate;
 pub mod head;
@@ -30,6 +32,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod history;
 pub mod ids;
+pub mod json;
 pub mod lane;
 pub mod limits;
 pub mod link;
@@ -41,10 +44,14 @@ pub mod outbox;
 pub mod permits;
 pub mod probe;
 pub mod process;
+pub mod proxies;
+pub mod proxy_header;
 pub mod registry;
 pub mod relay;
+pub mod reload;
 pub mod scratch;
 pub mod shutdown;
+pub mod source;
 pub mod status;
 pub mod systemd;
 pub mod transport;

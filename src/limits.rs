@@ -39,6 +39,11 @@ pub const DEFAULT_MEMORY_BUDGET: &str = "64MiB";
 pub const DEFAULT_MAX_PHONES: &str = "16";
 /// Upgraded connections; also bounds the slots, live and in grace.
 pub const DEFAULT_MAX_CONNECTIONS: &str = "4096";
+/// Connections of one source address: a household or a small office behind one address.
+pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
+/// One in so many connection permits is kept for source addresses that hold none: with the defaults
+/// 512 of 4096, which is what 56 addresses with 64 connections each leave to all others.
+pub const STRANGERS_SHARE: usize = 8;
 /// Upgrade attempts a source address.
 pub const DEFAULT_RATE_LIMIT: &str = "10/min";
 /// Attempts a source may make at once before the rate holds it back.
@@ -62,6 +67,12 @@ pub const MAX_SERVER_ID_BYTES: usize = 128;
 /// Where device names and version labels are cut, in bytes, before they are kept or logged.
 pub const MAX_LABEL_BYTES: usize = 128;
 
+/// Largest allow-list in bytes: [`ALLOW_FILE_IDS`] of the longest ids, and as much again for comments.
+/// It is read by the event loop, in a few milliseconds.
+pub const ALLOW_FILE_BYTES: usize = 4 * 1024 * 1024;
+/// Most server-ids in an allow-list: as many as the unit's descriptors serve. About 200 bytes each.
+pub const ALLOW_FILE_IDS: usize = 16 * 1024;
+
 /// What the envelope may add to a message on the binary's leg, in bytes.
 pub const ENVELOPE_ALLOWANCE: usize = 1024;
 /// What one queued message costs besides its bytes: its place in the queue and what the allocator
@@ -70,6 +81,10 @@ pub const MESSAGE_OVERHEAD: usize = 64;
 /// Ids of phones that a binary's connection was told about; a frame for one of these is not
 /// answered again.
 pub const REMEMBERED_NOTICES: usize = 1024;
+
+/// Steps in a heartbeat interval: heartbeats ring only at these, together. With 30 s that is every
+/// 234 ms; a ping may be late by as much.
+pub const HEARTBEAT_STEPS: u32 = 128;
 
 /// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
 /// may have been on its way before the peer vanished.
@@ -92,10 +107,13 @@ pub const TURN_BATCHES: usize = 4;
 /// Messages handled for one connection before the others get their turn: a batch can hold ten
 /// thousand of the smallest, which would take milliseconds.
 pub const TURN_MESSAGES: usize = 512;
-/// The codec's read buffer in bytes, held only while a connection carries data.
+/// The codec's read buffer in bytes, held only while a message is in progress.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// What a codec costs besides its buffer, in bytes.
 pub const CODEC_OVERHEAD: usize = 768;
+/// Codecs kept for connections with something to decode: one a leg in a turn, and a few for
+/// messages that come in pieces.
+pub const SPARE_CODECS: usize = 8;
 
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
 /// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.
@@ -153,7 +171,7 @@ pub const HISTORY_MINUTE: RingSize = RingSize { points: 13, period: Duration::fr
 pub const HISTORY_HOUR: RingSize = RingSize { points: 60, period: Duration::from_secs(60) };
 /// The last day, a point a quarter of an hour.
 pub const HISTORY_DAY: RingSize = RingSize { points: 96, period: Duration::from_secs(15 * 60) };
-/// Refusals of the last hour; 56 bytes a point.
+/// Refusals of the last hour; 68 bytes a point.
 pub const HISTORY_REFUSALS: RingSize = RingSize { points: 13, period: Duration::from_secs(5 * 60) };
 
 /// Where the metrics and the status page are served unless told otherwise: nowhere.

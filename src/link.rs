@@ -134,7 +134,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
-            incoming: Incoming::new(io, leftover, peer.largest_message()),
+            incoming: Incoming::new(io, leftover, peer.largest_message(), &relay.codecs),
             outbox,
             charge: Charge::new(peer.account()),
             peer,
@@ -347,7 +347,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// When something is due next, if nothing happens before.
     fn deadline(&self) -> Option<Instant> {
         let phase = match self.phase {
-            Phase::Open => [Some(self.heartbeat.deadline()), self.message_deadline()],
+            Phase::Open => {
+                let beat = self.relay.ticks.at_or_after(self.heartbeat.deadline());
+                [Some(beat), self.message_deadline()]
+            }
             Phase::Starved => [self.message_deadline(), None],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
@@ -375,8 +378,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         self.timer = None;
-        self.incoming.tidy();
-        self.charge.set(self.incoming.held());
         true
     }
 }

@@ -12,6 +12,7 @@ use smol::LocalExecutor;
 use pyrycode_relay::accept::{Sockets, run_on};
 use pyrycode_relay::config::{Config, Listen, Options, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::status::{self, Style};
 use pyrycode_relay::systemd::{self, Inherited};
@@ -92,7 +93,12 @@ fn run(config: Config) -> Result<(), (u8, String)> {
     // Before the signals are watched: that starts the event loop's helper thread.
     let Inherited { relay, metrics } = systemd::inherited_listeners().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
-    let mut signals = Signals::new([Signal::Term, Signal::Int])
+    let mut watched = vec![Signal::Term, Signal::Int];
+    // Without anything to read anew, the end of a terminal ends the relay that was started in it.
+    if config.allow_server.is_some() || systemd::is_present() {
+        watched.push(Signal::Hup);
+    }
+    let mut signals = Signals::new(watched)
         .map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
     for socket in &metrics {
         let address = address_of(socket).map_err(failed)?;
@@ -104,16 +110,24 @@ fn run(config: Config) -> Result<(), (u8, String)> {
     };
     let stop = Stop::new();
     let executor = LocalExecutor::new();
-    let raised = stop.clone();
+    let reload = Reload::new();
+    let (raised, asked) = (stop.clone(), reload.clone());
     executor
         .spawn(async move {
-            signals.next().await;
-            raised.raise();
-            signals.next().await;
-            std::process::exit(FAILURE.into());
+            let mut stopping = false;
+            loop {
+                match signals.next().await {
+                    Some(Ok(Signal::Hup)) => asked.ask(),
+                    _ if stopping => std::process::exit(FAILURE.into()),
+                    _ => {
+                        stopping = true;
+                        raised.raise();
+                    }
+                }
+            }
         })
         .detach();
-    run_on(&executor, sockets, config, &stop)
+    run_on(&executor, sockets, config, &stop, &reload)
         .map_err(|error| failed(format!("cannot start: {error}")))
 }
 

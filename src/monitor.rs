@@ -54,7 +54,7 @@ async fn serve(
         match accepted.await {
             Ok((stream, _)) => {
                 let Ok(io) = Tcp::prepare(stream) else { continue };
-                let entry = connections.enter();
+                let entry = connections.enter(None, usize::MAX);
                 let serial = entry.serial();
                 let task = executor.spawn(answer(Rc::clone(relay), io, entry));
                 connections.adopt(serial, task);
@@ -90,8 +90,8 @@ pub async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
 /// Answers one request.
 async fn answer(relay: Rc<Relay>, mut io: Tcp, _entry: Entry) {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let judge = |bytes: &mut Vec<u8>| request::judge(bytes);
-    let read = head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, judge).await;
+    let read =
+        head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, request::judge).await;
     let response = match read {
         Ok(Judged::Page { page, head_only }) => response(&relay, page, head_only),
         Ok(Judged::Refused(refusal)) => refusal.response(),

@@ -1,44 +1,93 @@
-//! Permits for upgraded connections: as many as `--max-connections`, each undone by its `Drop`.
+//! Permits for upgraded connections: as many as `--max-connections`, of which one source gets its
+//! share; each undone by its `Drop`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+
+use crate::limits::STRANGERS_SHARE;
+use crate::source::Source;
 
 /// The permits that are left.
 #[derive(Debug)]
 pub struct Permits {
     most: usize,
     taken: Cell<usize>,
+    sources: Option<Sources>,
     /// How often a permit was taken or came back.
     turnover: Cell<u64>,
     drained: RefCell<Option<Waker>>,
     watching: RefCell<Option<Waker>>,
 }
 
+/// What the sources hold.
+#[derive(Debug)]
+struct Sources {
+    /// The most that one may hold.
+    most: usize,
+    held: RefCell<HashMap<Source, usize>>,
+}
+
 /// The right to one upgraded connection.
 #[derive(Debug)]
-pub struct Permit(Rc<Permits>);
+pub struct Permit {
+    permits: Rc<Permits>,
+    source: Source,
+}
+
+/// Why there is no permit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// None is left, or what is left is kept for sources that hold none.
+    All,
+    /// The source holds as many as one may.
+    Source,
+}
 
 impl Permits {
-    /// `most` permits.
-    pub fn new(most: usize) -> Rc<Self> {
+    /// `most` permits. With `most_of_a_source` no source holds more than that, and those that hold
+    /// one already leave one in [`STRANGERS_SHARE`] of all to those that hold none.
+    pub fn new(most: usize, most_of_a_source: Option<usize>) -> Rc<Self> {
         Rc::new(Self {
             most,
             taken: Cell::new(0),
+            sources: most_of_a_source.map(|most| Sources { most, held: RefCell::default() }),
             turnover: Cell::new(0),
             drained: RefCell::new(None),
             watching: RefCell::new(None),
         })
     }
 
-    /// Takes a permit if one is left.
-    pub fn acquire(self: &Rc<Self>) -> Option<Permit> {
-        if self.taken.get() >= self.most {
-            return None;
+    /// Takes a permit for `source` if one is left for it.
+    pub fn acquire(self: &Rc<Self>, source: Source) -> Result<Permit, Shortage> {
+        let left = self.most - self.taken.get();
+        if left == 0 {
+            return Err(Shortage::All);
+        }
+        if let Some(sources) = &self.sources {
+            let mut held = sources.held.borrow_mut();
+            let own = held.get(&source).copied().unwrap_or(0);
+            if own >= sources.most {
+                return Err(Shortage::Source);
+            }
+            if own > 0 && left <= self.most / STRANGERS_SHARE {
+                return Err(Shortage::All);
+            }
+            held.insert(source, own + 1);
         }
         self.taken.set(self.taken.get() + 1);
         self.turn_over();
-        Some(Permit(Rc::clone(self)))
+        Ok(Permit { permits: Rc::clone(self), source })
+    }
+
+    /// How many requests `source` may have in progress: what it could still get permits for, and
+    /// one in any case, so that it can be told that there are none.
+    pub fn room(&self, source: Source) -> usize {
+        let Some(sources) = &self.sources else { return usize::MAX };
+        let own = sources.held.borrow().get(&source).copied().unwrap_or(0);
+        sources.most.saturating_sub(own).max(1)
     }
 
     /// Waits until every permit is back; for one waiter. Cancel safe.
@@ -71,7 +120,18 @@ impl Permits {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let permits = &self.0;
+        let permits = &self.permits;
+        if let Some(sources) = &permits.sources {
+            if let Entry::Occupied(mut held) = sources.held.borrow_mut().entry(self.source) {
+                match held.get() {
+                    1 => drop(held.remove()),
+                    own => {
+                        let left = own - 1;
+                        held.insert(left);
+                    }
+                }
+            }
+        }
         permits.taken.set(permits.taken.get() - 1);
         permits.turn_over();
         if permits.taken.get() == 0 {
@@ -86,13 +146,17 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn source(number: u8) -> Source {
+        Source::V4([192, 0, 2, number])
+    }
+
     #[test]
     fn no_more_permits_than_there_are_and_each_comes_back() {
-        let permits = Permits::new(2);
-        let (one, two) = (permits.acquire().unwrap(), permits.acquire().unwrap());
-        assert!(permits.acquire().is_none());
+        let permits = Permits::new(2, None);
+        let (one, two) = (permits.acquire(source(1)).unwrap(), permits.acquire(source(1)).unwrap());
+        assert!(permits.acquire(source(2)).is_err());
         drop(one);
-        let three = permits.acquire().unwrap();
+        let three = permits.acquire(source(1)).unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(permits.poll_all_back(&mut cx).is_pending());
         drop((two, three));
@@ -101,16 +165,68 @@ mod tests {
 
     #[test]
     fn the_turnover_is_seen_once_for_whatever_happened_since() {
-        let permits = Permits::new(2);
+        let permits = Permits::new(2, None);
         let mut cx = Context::from_waker(Waker::noop());
         let mut seen = 0;
         assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
-        let one = permits.acquire();
-        let two = permits.acquire();
+        let one = permits.acquire(source(1));
+        let two = permits.acquire(source(1));
         assert!(permits.poll_turnover(&mut cx, &mut seen).is_ready());
         assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
         drop((one, two));
         assert!(permits.poll_turnover(&mut cx, &mut seen).is_ready());
         assert!(permits.poll_turnover(&mut cx, &mut seen).is_pending());
+    }
+
+    #[test]
+    fn a_source_holds_no_more_than_its_most_and_gets_back_what_it_returns() {
+        let permits = Permits::new(100, Some(2));
+        let (one, _two) =
+            (permits.acquire(source(1)).unwrap(), permits.acquire(source(1)).unwrap());
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Source);
+        let _other = permits.acquire(source(2)).unwrap();
+        drop(one);
+        let _again = permits.acquire(source(1)).unwrap();
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Source);
+    }
+
+    #[test]
+    fn a_share_stays_for_sources_that_hold_none() {
+        let permits = Permits::new(16, Some(16));
+        let mut held: Vec<_> = (0..14).map(|_| permits.acquire(source(1)).unwrap()).collect();
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::All);
+        held.push(permits.acquire(source(2)).unwrap());
+        assert_eq!(permits.acquire(source(2)).unwrap_err(), Shortage::All);
+        held.push(permits.acquire(source(3)).unwrap());
+        assert_eq!(permits.acquire(source(4)).unwrap_err(), Shortage::All);
+        held.truncate(13);
+        held.push(permits.acquire(source(1)).unwrap());
+    }
+
+    #[test]
+    fn without_a_most_of_a_source_one_may_take_all() {
+        let permits = Permits::new(16, None);
+        let _all: Vec<_> = (0..16).map(|_| permits.acquire(source(1)).unwrap()).collect();
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::All);
+        assert_eq!(permits.room(source(1)), usize::MAX);
+    }
+
+    #[test]
+    fn there_is_room_for_one_request_even_of_a_source_that_holds_its_most() {
+        let permits = Permits::new(100, Some(3));
+        let mut held = Vec::new();
+        for room in [3, 2, 1, 1] {
+            assert_eq!(permits.room(source(1)), room);
+            held.extend(permits.acquire(source(1)));
+        }
+        assert_eq!(permits.room(source(2)), 3);
+    }
+
+    #[test]
+    fn a_source_that_holds_nothing_is_forgotten() {
+        let permits = Permits::new(100, Some(3));
+        let held: Vec<_> = (0..50).map(|number| permits.acquire(source(number))).collect();
+        drop(held);
+        assert!(permits.sources.as_ref().unwrap().held.borrow().is_empty());
     }
 }

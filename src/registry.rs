@@ -5,6 +5,7 @@
 //! right serial is ever removed, so neither a stale timer nor a loser can touch a newer claim.
 
 mod backlog;
+mod revocation;
 mod seat;
 mod slot;
 

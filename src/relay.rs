@@ -1,19 +1,25 @@
 //! What all connections of one relay share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::allow::AllowFile;
 use crate::attempts::Attempts;
 use crate::budget::Ledger;
 use crate::config::Config;
+use crate::events;
+use crate::heartbeat::Ticks;
 use crate::history::{History, Sample};
+use crate::ids::ServerId;
 use crate::metrics::{Direction, Failure, Label as _, Metrics, Refused};
 use crate::permits::Permits;
 use crate::process::wall_clock;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::shutdown::Stop;
+use crate::wire::Codecs;
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
@@ -26,10 +32,20 @@ pub struct Relay {
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
     pub scratch: Rc<Scratch>,
+    /// The codecs that connections decode with.
+    pub codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
     pub attempts: Option<Attempts>,
+    /// When heartbeats ring.
+    pub ticks: Ticks,
+    /// The server-ids that may be claimed, unless all may.
+    allowed: Option<RefCell<AllowFile>>,
+    /// How often a trusted proxy sent a PROXY header or a forwarding field that is none.
+    proxy_faults: Cell<u64>,
+    /// Whether the log has said that loopback has reached a limit.
+    hinted: Cell<bool>,
     /// What has happened, in numbers.
     pub metrics: Rc<Metrics>,
     /// What happened lately; kept up where the metrics are served.
@@ -44,21 +60,26 @@ pub struct Relay {
 
 impl Relay {
     /// A relay without connections.
-    pub fn new(config: Config, stop: Stop) -> Rc<Self> {
+    pub fn new(mut config: Config, stop: Stop) -> Rc<Self> {
         let ledger = Ledger::new(config.memory_budget);
         let metrics = Rc::default();
         let started = Instant::now();
         Rc::new(Self {
             registry: Registry::new(&config, &ledger, &metrics),
-            permits: Permits::new(config.max_connections),
+            permits: Permits::new(config.max_connections, config.max_connections_per_ip),
             attempts: config.rate.map(Attempts::new),
+            ticks: Ticks::new(config.heartbeat_interval, started),
+            allowed: config.allow_server.take().map(RefCell::new),
+            proxy_faults: Cell::new(0),
+            hinted: Cell::new(false),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
             metrics,
             history: RefCell::new(History::new(started)),
-            started,
             started_at: wall_clock(),
+            codecs: Rc::default(),
+            started,
             stop,
         })
     }
@@ -79,6 +100,53 @@ impl Relay {
             worst_turn: metrics.lag.take_worst(),
         };
         self.history.borrow_mut().record(now, sample);
+    }
+
+    /// Counts a trusted proxy's PROXY header or forwarding field that is none.
+    pub fn note_proxy_fault(&self, proxy: IpAddr) {
+        self.proxy_faults.set(self.proxy_faults.get() + 1);
+        events::proxy_fault(proxy, self.proxy_faults.get());
+    }
+
+    /// How often that happened.
+    pub fn proxy_faults(&self) -> u64 {
+        self.proxy_faults.get()
+    }
+
+    /// `address` has reached one of the limits of an address. If that is loopback, the log says
+    /// once what is likely missing.
+    pub fn note_limited(&self, address: IpAddr) {
+        if address.is_loopback() && !self.hinted.replace(true) {
+            events::loopback_limited(address);
+        }
+    }
+
+    /// Whether `server` may be claimed.
+    pub fn allows(&self, server: &ServerId) -> bool {
+        self.allowed.as_ref().is_none_or(|file| file.borrow().list().has(server))
+    }
+
+    /// Says in the log which allow-list holds, if there is one.
+    pub fn announce(&self) {
+        if let Some(file) = &self.allowed {
+            let file = file.borrow();
+            events::allow_list_read(file.path(), file.list().ids(), 0);
+        }
+    }
+
+    /// Reads the allow-list again, if there is one, and closes whom it no longer names. One with a
+    /// mistake in it changes nothing.
+    pub fn reload(&self) {
+        let Some(file) = &self.allowed else { return };
+        let read = file.borrow_mut().reread();
+        let file = file.borrow();
+        match read {
+            Ok(()) => {
+                let revoked = self.registry.revoke(file.list());
+                events::allow_list_read(file.path(), file.list().ids(), revoked);
+            }
+            Err(broken) => events::allow_list_kept(file.path(), &broken),
+        }
     }
 }
 

@@ -17,6 +17,11 @@ use socket2::SockRef;
 
 use crate::limits::STATUS_DELAY;
 
+/// Whether a service manager wants to be told how its service is.
+pub fn is_present() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// The service manager, where it wants to be told how its service is.
 #[derive(Debug)]
 pub struct Manager {
@@ -28,7 +33,9 @@ pub struct Manager {
 impl Manager {
     /// `None` if nobody wants to be told.
     pub fn from_environment() -> Option<Self> {
-        std::env::var_os("NOTIFY_SOCKET")?;
+        if !is_present() {
+            return None;
+        }
         let ping_interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
         let ping_interval = ping_interval.filter(|interval| !interval.is_zero());
         Some(Self { ping_interval, failing: Cell::new(false) })
@@ -60,6 +67,20 @@ impl Manager {
             }
         };
         pings.or(statuses).await
+    }
+
+    /// Says that the service has begun to read its files anew.
+    pub fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            // Units of the kind `notify-reload` want to know since when.
+            Ok(since) => self.tell(&[NotifyState::Reloading, since]),
+            Err(_) => self.tell(&[NotifyState::Reloading]),
+        }
+    }
+
+    /// Says that it has read them.
+    pub fn reloaded(&self) {
+        self.tell(&[NotifyState::Ready]);
     }
 
     /// Says that the service has begun to stop.

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Passes messages through the real Caddy and nginx, set up as docs/raspberry-pi.md says.
+"""Passes messages through the real Caddy and nginx, set up as docs/raspberry-pi.md says: nginx once as
+a proxy of HTTP and once as one of streams, which sends a PROXY header.
 
     tests/proxies.py RELAY
 
 RELAY is the program. Each proxy gets its snippet as it stands in the document; only addresses,
 ports and certificates are its own. One line is printed a check; the first that fails ends it. Needs
-caddy, nginx, openssl and python3.
+caddy, nginx with its stream module, openssl and python3.
 """
 
 import base64
@@ -28,7 +29,15 @@ DOCUMENT = os.path.join(HERE, "..", "docs", "raspberry-pi.md")
 NAME = "relay.example.org"
 UPSTREAM = "127.0.0.1:8080"
 DEADLINE = 30.0
+CERTIFICATE = f"/etc/letsencrypt/live/{NAME}/fullchain.pem"
+KEY = f"/etc/letsencrypt/live/{NAME}/privkey.pem"
+ADDRESSES = (f"127.1.{high}.{low}" for high in range(256) for low in range(1, 255))
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
+
+
+def fresh_address():
+    """An address of the loopback network that no client has had yet."""
+    return next(ADDRESSES)
 
 
 class Failed(Exception):
@@ -38,8 +47,10 @@ class Failed(Exception):
 class Peer:
     """A WebSocket client over TLS: text messages and closes, no more than these checks need."""
 
-    def __init__(self, proxy, path, **headers):
-        raw = socket.create_connection(("127.0.0.1", proxy.port), DEADLINE)
+    def __init__(self, proxy, path, source=None, **headers):
+        # Every client has an address of its own, as it would have in the internet.
+        self.address = source or fresh_address()
+        raw = socket.create_connection(("127.0.0.1", proxy.port), DEADLINE, (self.address, 0))
         raw.settimeout(DEADLINE)
         self.socket = proxy.tls.wrap_socket(raw, server_hostname=NAME)
         self.received = b""
@@ -120,21 +131,24 @@ class Proxy:
 
     def __init__(self, port, authority):
         self.port = port
+        self.relay_log = None
+        # The fields about the client that it hands on as the client has written them.
+        self.passes = ("Forwarded",)
         self.tls = ssl.create_default_context(cafile=authority)
 
-    def binary(self, server):
+    def binary(self, server, **more):
         return Peer(self, "/v1/server", X_Pyrycode_Server=server, X_Pyrycode_Version="9.9.9-test",
-                    User_Agent="test-binary")
+                    User_Agent="test-binary", **more)
 
-    def phone(self, server):
+    def phone(self, server, **more):
         return Peer(self, "/v1/client", X_Pyrycode_Server=server, X_Pyrycode_Token="token",
-                    X_Pyrycode_Device_Name="T\xe9l\xe9phone", User_Agent="test-phone")
+                    X_Pyrycode_Device_Name="T\xe9l\xe9phone", User_Agent="test-phone", **more)
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    for set_up in (caddy, nginx):
+    for set_up in (caddy, nginx, nginx_stream):
         with contextlib.ExitStack() as stack:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="proxies-"))
             # The workers of nginx run as another user.
@@ -142,7 +156,9 @@ def main():
             name = set_up.__name__
             now = "it starts"
             try:
-                proxy = set_up(stack, place, relay(stack, place, sys.argv[1]))
+                options = ["TRUSTED_PROXY"] + ["PROXY_PROTOCOL"] * (set_up is nginx_stream)
+                proxy = set_up(stack, place, relay(stack, place, sys.argv[1], options))
+                proxy.relay_log = os.path.join(place, "relay.log")
                 for check in CHECKS:
                     began = time.monotonic()
                     now = check.__name__.replace("_", " ")
@@ -227,7 +243,34 @@ def a_silent_session_is_kept_by_the_relays_pings(proxy):
     expect(binary.text(), f'{{"conn_id":"{conn_id}","frame":"still here"}}')
 
 
-def two_hundred_clients_share_the_proxys_address(proxy):
+def the_log_has_the_clients_own_address(proxy):
+    # Whatever the client itself says about it.
+    made_up = {"X_Forwarded_For": "198.51.100.9"}
+    binary = proxy.binary("addressed", **made_up)
+    expect_remote(proxy, "server_claimed", "addressed", binary.address)
+    phone = proxy.phone("addressed", **made_up)
+    expect_remote(proxy, "phone_registered", "addressed", phone.address)
+
+
+def what_a_client_says_in_the_other_field_hides_it_at_most(proxy):
+    binary = proxy.binary("hidden", Forwarded="for=198.51.100.9")
+    own = "127.0.0.1" if "Forwarded" in proxy.passes else binary.address
+    expect_remote(proxy, "server_claimed", "hidden", own)
+
+
+def expect_remote(proxy, event, server, address):
+    pattern = rf"event={event} server_id={server} .*remote=(\S+)"
+    expect(until("the event is in the log", lambda: found(pattern, proxy.relay_log)), address)
+
+
+def one_client_is_limited_and_the_others_are_not(proxy):
+    greedy = fresh_address()
+    statuses = [proxy.phone("nobody", source=greedy).status for _ in range(25)]
+    expect((statuses[:20], 429 in statuses[20:]), ([101] * 20, True))
+    expect(proxy.phone("nobody").status, 101)
+
+
+def two_hundred_clients_have_limits_of_their_own(proxy):
     with contextlib.ExitStack() as stack:
         for number in range(100):
             binary, phone, _ = pair(proxy, f"many-{number}")
@@ -245,7 +288,10 @@ CHECKS = (
     a_phone_that_leaves_is_reported,
     a_phone_stays_attached_while_its_binary_is_away,
     a_silent_session_is_kept_by_the_relays_pings,
-    two_hundred_clients_share_the_proxys_address,
+    the_log_has_the_clients_own_address,
+    what_a_client_says_in_the_other_field_hides_it_at_most,
+    one_client_is_limited_and_the_others_are_not,
+    two_hundred_clients_have_limits_of_their_own,
 )
 
 
@@ -264,13 +310,13 @@ def expect(seen, wanted):
         raise Failed(f"{str(seen)[:200]} instead of {str(wanted)[:200]}")
 
 
-def relay(stack, place, program):
-    """Starts the relay as the document says; returns its address."""
+def relay(stack, place, program, options):
+    """Starts the relay with these options as the document has them; returns its address."""
     with open(DOCUMENT) as file:
-        option, value = re.search(r"^    (PYRYCODE_RELAY_RATE_LIMIT)=(.*)$", file.read(), re.M).groups()
+        lines = dict(re.findall(r"^    PYRYCODE_RELAY_([A-Z_]+)=(.*)$", file.read(), re.M))
     log = os.path.join(place, "relay.log")
     start(stack, log, [program, "--listen", "127.0.0.1:0", "--heartbeat-interval", "2s"],
-          {option: value})
+          {f"PYRYCODE_RELAY_{option}": lines[option] for option in options})
     return "127.0.0.1:" + until(
         "the relay listens", lambda: found(r"event=listening address=127\.0\.0\.1:(\d+)", log))
 
@@ -293,25 +339,51 @@ def caddy(stack, place, upstream):
 
 def nginx(stack, place, upstream):
     (port,) = free_ports(1)
+    certificate, key = own_certificate(place)
+    site = snippet("nginx", {
+        UPSTREAM: upstream,
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "    listen [::]:443 ssl;\n": "",
+        CERTIFICATE: certificate,
+        KEY: key,
+    })
+    temporary = "".join(f"    {kind}_temp_path {place}/{kind};\n"
+                        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    return run_nginx(stack, place, port, certificate,
+                     f"http {{\n    access_log off;\n{temporary}{site}}}\n")
+
+
+def nginx_stream(stack, place, upstream):
+    (port,) = free_ports(1)
+    certificate, key = own_certificate(place)
+    proxy = run_nginx(stack, place, port, certificate, snippet("nginx-stream", {
+        UPSTREAM: upstream,
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        CERTIFICATE: certificate,
+        KEY: key,
+    }))
+    # It does not look at them, and nobody else believes them.
+    proxy.passes = ()
+    return proxy
+
+
+def own_certificate(place):
     certificate, key = os.path.join(place, "cert.pem"), os.path.join(place, "key.pem")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
          "-nodes", "-days", "2", "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}",
          "-keyout", key, "-out", certificate],
         check=True, capture_output=True, timeout=DEADLINE)
-    site = snippet("nginx", {
-        UPSTREAM: upstream,
-        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
-        "    listen [::]:443 ssl;\n": "",
-        f"/etc/letsencrypt/live/{NAME}/fullchain.pem": certificate,
-        f"/etc/letsencrypt/live/{NAME}/privkey.pem": key,
-    })
-    temporary = "".join(f"    {kind}_temp_path {place}/{kind};\n"
-                        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    return certificate, key
+
+
+def run_nginx(stack, place, port, certificate, blocks):
+    # Debian's package loads it from /etc/nginx, which is not read here.
+    stream = "/usr/lib/nginx/modules/ngx_stream_module.so"
+    load = f"load_module {stream};\n" if blocks.startswith("stream") else ""
     config = write(place, "nginx.conf",
-                   f"daemon off;\npid {place}/nginx.pid;\nerror_log stderr;\n"
-                   "events {\n    worker_connections 768;\n}\n"
-                   f"http {{\n    access_log off;\n{temporary}{site}}}\n")
+                   f"{load}daemon off;\npid {place}/nginx.pid;\nerror_log stderr;\n"
+                   "events {\n    worker_connections 768;\n}\n" + blocks)
     start(stack, os.path.join(place, "proxy.log"), ["nginx", "-e", "stderr", "-c", config], {})
     proxy = Proxy(port, certificate)
     until("nginx answers", lambda: answers(proxy))

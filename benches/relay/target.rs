@@ -61,6 +61,7 @@ impl Target {
                 let mut command = Command::new(RELAY);
                 command.args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error"]);
                 command.args(["--rate-limit", "off"]).args(options);
+                command.env(PER_IP, "off");
                 command
             }
             Kind::Command(text) => {
@@ -69,6 +70,8 @@ impl Target {
                     text.replace("{options}", &format!("--rate-limit off {}", options.join(" ")));
                 let mut command = Command::new("sh");
                 command.args(["-c", &format!("exec {text}")]);
+                // By its variable, which an earlier version does not mind.
+                command.env(PER_IP, "off");
                 command
             }
             Kind::Floor => {
@@ -143,4 +146,6 @@ impl Drop for Running {
 pub const FLOOR: &str = "floor";
 
 const RELAY: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
+/// Every client comes from one address.
+const PER_IP: &str = "PYRYCODE_RELAY_MAX_CONNECTIONS_PER_IP";
 const PATIENCE: Duration = Duration::from_secs(20);

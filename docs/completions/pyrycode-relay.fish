@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_pyrycode_relay_global_optspecs
-    string join \n listen= grace= reclaim= probe-timeout= heartbeat-interval= heartbeat-timeout= header-timeout= message-timeout= write-timeout= drain-timeout= max-frame-bytes= max-queue-bytes= max-slot-queue-bytes= memory-budget= max-phones= max-connections= rate-limit= rate-burst= metrics-listen= metrics-public log-level= h/help V/version
+    string join \n listen= grace= reclaim= probe-timeout= heartbeat-interval= heartbeat-timeout= header-timeout= message-timeout= write-timeout= drain-timeout= max-frame-bytes= max-queue-bytes= max-slot-queue-bytes= memory-budget= max-phones= max-connections= max-connections-per-ip= rate-limit= rate-burst= trusted-proxy= proxy-protocol allow-server= metrics-listen= metrics-public log-level= h/help V/version
 end
 
 function __fish_pyrycode_relay_needs_command
@@ -41,10 +41,14 @@ complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l max-slot-
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l memory-budget -d 'What may be held for all peers together; above it the phone that holds most is closed' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l max-phones -d 'Phones a server-id' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l max-connections -d 'Upgraded connections, binaries and phones together' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l max-connections-per-ip -d 'Connections of one source address, upgraded or with a request in progress, or "off"' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l rate-limit -d 'Upgrade attempts a source address, as N/min, or "off"' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l rate-burst -d 'Attempts that a source may make at once' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l trusted-proxy -d 'Address or network of a proxy that is trusted to say from where a connection comes; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l allow-server -d 'File with the server-ids that may be claimed, one a line, "#" for comments' -r -F
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l metrics-listen -d 'Where to serve metrics and the status page, or "off"' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l log-level -d 'What is logged: off, error, warn, info, debug or trace [default: info]' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l proxy-protocol -d 'Trusted proxies send a PROXY header, version 1 or 2, before the request'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l metrics-public -d 'Let other machines read the metrics and the status page'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -s V -l version -d 'Print version'

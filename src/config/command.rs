@@ -1,14 +1,17 @@
 //! The definition of the command line: one place for names, defaults, help and parsing.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, FalseyValueParser};
 use clap::{ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
+use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::Listen;
 use crate::limits::{self, MAX_DURATION};
+use crate::proxies::parse_network;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LONG_VERSION: &str = concat!(
@@ -182,10 +185,22 @@ pub struct Options {
     )]
     pub max_connections: usize,
 
+    /// Connections of one source address, upgraded or with a request in progress, or "off"
+    ///
+    /// An IPv6 network of 64 bits counts as one source. One in eight of --max-connections is kept
+    /// for addresses that hold none. Behind a proxy all clients share its address unless
+    /// --trusted-proxy names it. With "off" one address may take all there is.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_MAX_CONNECTIONS_PER_IP", value_name = "COUNT",
+        default_value = limits::DEFAULT_MAX_CONNECTIONS_PER_IP, value_parser = parse_share,
+        help_heading = "Admission"
+    )]
+    pub max_connections_per_ip: Share,
+
     /// Upgrade attempts a source address, as N/min, or "off"
     ///
     /// An IPv6 network of 64 bits counts as one source. Behind a proxy all clients share its
-    /// address: use "off" there.
+    /// address unless --trusted-proxy names it.
     #[arg(
         long, env = "PYRYCODE_RELAY_RATE_LIMIT", value_name = "RATE",
         default_value = limits::DEFAULT_RATE_LIMIT, value_parser = parse_rate,
@@ -201,6 +216,38 @@ pub struct Options {
     )]
     pub rate_burst: u32,
 
+    /// Address or network of a proxy that is trusted to say from where a connection comes;
+    /// repeatable
+    ///
+    /// Of such a peer X-Forwarded-For and Forwarded are believed: the nearest address that is no
+    /// trusted proxy is the one for limits and logs. If both are there and differ, neither is.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',',
+        value_parser = parse_network, help_heading = "Behind a proxy"
+    )]
+    pub trusted_proxy: Vec<IpNet>,
+
+    /// Trusted proxies send a PROXY header, version 1 or 2, before the request
+    ///
+    /// It is required from them then, and refused from anybody else.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_PROXY_PROTOCOL", value_parser = FalseyValueParser::new(),
+        action = ArgAction::SetTrue, help_heading = "Behind a proxy"
+    )]
+    pub proxy_protocol: bool,
+
+    /// File with the server-ids that may be claimed, one a line, "#" for comments
+    ///
+    /// Any other gets 403 on /v1/server, and on /v1/client the answer of one that nobody holds.
+    /// SIGHUP has the file read again: a binary whose server-id is gone is closed, and a file with a
+    /// mistake changes nothing. Without this option any server-id may be claimed.
+    #[arg(
+        long,
+        env = "PYRYCODE_RELAY_ALLOW_SERVER",
+        value_name = "FILE",
+        help_heading = "Admission"
+    )]
+    pub allow_server: Option<PathBuf>,
     /// Where to serve metrics and the status page, or "off"
     ///
     /// "/" is a page for people, "/status.json" the same for programs, "/metrics" for Prometheus.
@@ -279,6 +326,9 @@ pub enum Reclaim {
     Evict,
 }
 
+/// Connections of one source; `None` for no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share(pub Option<usize>);
 /// Where the metrics are served; `None` for nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MetricsListen(pub Option<Listen>);
@@ -370,6 +420,13 @@ fn parse_count(text: &str) -> Result<usize, String> {
 
 fn parse_count_u32(text: &str) -> Result<u32, String> {
     text.parse::<u32>().map_err(|_| "write a whole number".to_owned()).and_then(nonzero)
+}
+
+fn parse_share(text: &str) -> Result<Share, String> {
+    if text == "off" {
+        return Ok(Share(None));
+    }
+    parse_count(text).map(|count| Share(Some(count))).map_err(|error| error + ", or off")
 }
 
 fn parse_rate(text: &str) -> Result<RateLimit, String> {

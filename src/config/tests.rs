@@ -24,6 +24,8 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(config.max_slot_queue_bytes, 1 << 20);
     assert_eq!(config.memory_budget, 64 << 20);
     assert_eq!((config.max_phones, config.max_connections), (16, 4096));
+    assert_eq!(config.max_connections_per_ip, Some(64));
+    assert_eq!((config.proxies, config.allow_server), (Proxies::default(), None));
     assert_eq!(config.rate, Some(Rate { per_minute: 10, burst: 20 }));
 }
 
@@ -67,6 +69,7 @@ fn zero_and_nonsense_are_refused_for_every_option() {
         "--memory-budget",
         "--max-phones",
         "--max-connections",
+        "--max-connections-per-ip",
         "--rate-limit",
         "--rate-burst",
     ];
@@ -74,11 +77,25 @@ fn zero_and_nonsense_are_refused_for_every_option() {
         for bad in ["0", "0s", "0/min", "0KiB", "-1", "", "x", "99999999999999999999", "off "] {
             assert!(parse(&[option, bad]).is_err(), "{option} {bad:?}");
         }
-        if option != "--rate-limit" {
+        if !["--rate-limit", "--max-connections-per-ip"].contains(&option) {
             assert!(parse(&[option, "off"]).is_err(), "{option} off");
         }
     }
     assert_eq!(parse(&["--rate-limit", "off"]).unwrap().rate, None);
+    let unlimited = parse(&["--max-connections-per-ip", "off"]).unwrap();
+    assert_eq!(unlimited.max_connections_per_ip, None);
+}
+
+#[test]
+fn trusted_proxies_are_a_list_and_a_proxy_header_needs_one_to_send_it() {
+    let two = parse(&["--trusted-proxy", "127.0.0.1,::1", "--trusted-proxy", "10.0.0.0/8"]);
+    let proxies = two.unwrap().proxies;
+    for address in ["127.0.0.1", "::1", "10.1.1.1"] {
+        assert!(proxies.trusts(address.parse().unwrap()), "{address}");
+    }
+    let error = parse(&["--proxy-protocol"]).unwrap_err();
+    assert!(error.contains("--trusted-proxy"), "{error}");
+    assert!(parse(&["--proxy-protocol", "--trusted-proxy", "127.0.0.1"]).is_ok());
 }
 
 #[test]

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
-use crate::envelope::{Prefix, is_json};
+use crate::envelope::Prefix;
 use crate::events;
 use crate::frames::Frame;
 use crate::gate::Label;
 use crate::ids::ServerId;
+use crate::json;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::metrics::{AttemptOutcome, Endpoint};
@@ -100,7 +101,7 @@ impl Peer for Phone {
     fn message(&mut self, text: Option<&str>) -> Verdict {
         match text {
             None => Verdict::Close(Close::BadUtf8),
-            Some(text) if !is_json(text) => Verdict::Close(Close::NotJson),
+            Some(text) if !json::is_value(text) => Verdict::Close(Close::NotJson),
             Some(text) => self.forward(self.prefix.wrap(text)),
         }
     }

@@ -87,6 +87,9 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
     };
     // The stop comes first: it ends the holder too, and nobody may take the slot after that.
     let outcome = stop.or(async { Ok(outcome.or(silence).await) }).await?;
+    if !relay.allows(&server) {
+        return Err(Close::NotAllowed);
+    }
     let won = match outcome {
         Some(Outcome::Answered) => None,
         Some(Outcome::HolderGone) => contest.win().ok(),

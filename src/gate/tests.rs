@@ -1,12 +1,28 @@
 use super::*;
 
+/// A caller that may, or that has to wait.
+struct Anybody(Result<(), Duration>);
+
+impl Caller for Anybody {
+    fn introduce(&mut self, _fields: &[Header<'_>]) {}
+
+    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
+        self.0.map_err(Refusal::RateLimited)
+    }
+}
+
+/// A caller that may.
+fn free() -> Anybody {
+    Anybody(Ok(()))
+}
+
 const UPGRADE: &str = "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const SERVER: &str = "X-Pyrycode-Server: box\r\nX-Pyrycode-Version: 1.2\r\nUser-Agent: pyry\r\n";
 const CLIENT: &str = "X-Pyrycode-Server: box\r\nX-Pyrycode-Token: secret\r\nUser-Agent: phone\r\n";
 
 fn judged(head: &str) -> Judgement {
-    judge(head.as_bytes(), |_| Ok(()))
+    judge(head.as_bytes(), &mut free())
 }
 
 fn refusal(head: &str) -> Refusal {
@@ -68,10 +84,10 @@ fn bytes_behind_the_head_are_left_alone() {
     let head = server(SERVER);
     let bytes = [head.as_bytes(), b"\x81\x85rest"].concat();
     assert!(
-        matches!(judge(&bytes, |_| Ok(())), Judgement::Admitted(_, length) if length == head.len())
+        matches!(judge(&bytes, &mut free()), Judgement::Admitted(_, length) if length == head.len())
     );
     for cut in 0..head.len() {
-        assert!(matches!(judge(&head.as_bytes()[..cut], |_| Ok(())), Judgement::Incomplete));
+        assert!(matches!(judge(&head.as_bytes()[..cut], &mut free()), Judgement::Incomplete));
     }
 }
 
@@ -111,7 +127,7 @@ fn server_ids_are_checked_byte_for_byte() {
         let (start, rest) = head.split_at(head.find("X-Pyrycode-Token").unwrap());
         [start.as_bytes(), b"X-Pyrycode-Server: ", id, b"\r\n", rest.as_bytes()].concat()
     };
-    let admitted = |id: &[u8]| matches!(judge(&with(id), |_| Ok(())), Judgement::Admitted(..));
+    let admitted = |id: &[u8]| matches!(judge(&with(id), &mut free()), Judgement::Admitted(..));
     assert!(admitted(b"a") && admitted(b"\"&<>\\/~!") && admitted(&[b'x'; 128]));
     for bad in [&b"a b"[..], b"a\tb", b"\xc3\xa9", b"a\x80", &[b'x'; 129]] {
         assert!(!admitted(bad), "{bad:?}");
@@ -148,10 +164,11 @@ fn paths_match_byte_for_byte_with_queries_ignored_and_absolute_form_accepted() {
 
 #[test]
 fn refusals_come_in_the_order_of_the_contract() {
-    let limited = |head: &str| match judge(head.as_bytes(), |_| Err(Duration::from_millis(1500))) {
-        Judgement::Refused(refusal) => refusal,
-        other => panic!("{other:?}"),
-    };
+    let limited =
+        |head: &str| match judge(head.as_bytes(), &mut Anybody(Err(Duration::from_millis(1500)))) {
+            Judgement::Refused(refusal) => refusal,
+            other => panic!("{other:?}"),
+        };
     // Every head below is also wrong in all ways that come later.
     assert_eq!(limited("PUT /nowhere HTTP/9\r\n\r\n"), Refusal::MalformedHead);
     assert_eq!(limited("PUT /nowhere HTTP/1.1\r\n\r\n"), Refusal::UnknownPath);
@@ -164,7 +181,9 @@ fn refusals_come_in_the_order_of_the_contract() {
     assert_eq!(refusal(&get("/v1/client", CLIENT)), Refusal::UpgradeRequired);
     let keyless = client(CLIENT).replace("dGhlIHNhbXBsZSBub25jZQ==", "no");
     assert_eq!(refusal(&keyless), Refusal::BadKey);
-    assert!(matches!(judge(get("/healthz", "").as_bytes(), |_| panic!()), Judgement::Admitted(..)));
+    let mut waits = Anybody(Err(Duration::from_secs(1)));
+    let health = judge(get("/healthz", "").as_bytes(), &mut waits);
+    assert!(matches!(health, Judgement::Admitted(..)));
 }
 
 #[test]

@@ -79,7 +79,9 @@ labels! {
         RejectRateLimit = "reject_rate_limit",
         /// `426`, or `400` for a bad key: no proper WebSocket upgrade.
         RejectUpgrade = "reject_upgrade",
-        /// `503`: the connection cap, or a probe under way.
+        /// `403`: the server-id is not on the allow-list.
+        Reject403 = "reject_403",
+        /// `503`: a cap on connections, or a probe under way.
         RejectBusy = "reject_busy",
     }
 }
@@ -121,6 +123,12 @@ labels! {
         BadKey = "bad_key",
         /// `503`: as many connections as there may be.
         ConnectionCap = "connection_cap",
+        /// `503`: as many connections as one source may have.
+        SourceCap = "source_cap",
+        /// `403`: the server-id is not on the allow-list.
+        NotAllowed = "not_allowed",
+        /// `400`: a trusted proxy's forwarding field that is none.
+        BadForwarding = "bad_forwarding",
         /// `503`: a probe of that slot is under way.
         ProbeUnderWay = "probe_under_way",
     }
@@ -171,7 +179,7 @@ labels! {
         C1006 = "1006",
         /// Not UTF-8, or not JSON.
         C1007 = "1007",
-        /// A message that was not completed in time.
+        /// A message that was not completed in time, or a server-id that is allowed no more.
         C1008 = "1008",
         /// Message too big.
         C1009 = "1009",

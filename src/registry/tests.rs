@@ -7,6 +7,7 @@ use std::task::Wake;
 use futures_lite::AsyncWrite;
 
 use super::*;
+use crate::allow::AllowList;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
 use crate::frames::Frame;
@@ -1018,4 +1019,30 @@ impl Wake for Wakes {
 fn counting() -> (Arc<Wakes>, Waker) {
     let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
     (Arc::clone(&wakes), Waker::from(wakes))
+}
+
+#[test]
+fn a_revoked_slot_leaves_nothing_whether_it_is_held_probed_or_in_grace() {
+    let registry = registry(&[]);
+    let now = Instant::now();
+    let kept = seated(&registry, "kept", now);
+    let held = seated(&registry, "held", now);
+    let contest = contested(&registry, "held", now);
+    let phone = joined(&registry, "held");
+    let mut parted = seated(&registry, "parted", now);
+    parted.release(Ended::Dropped, now);
+    let waiting = joined(&registry, "parted");
+    let list = AllowList::parse(b"kept\nnever-claimed\n").unwrap();
+    assert_eq!(registry.revoke(&list), 2);
+    assert_eq!(registry.counts(), Counts { binaries: 1, phones: 0, in_grace: 0 });
+    assert_eq!(held.outbox().sealed(), Some((Close::NotAllowed, Manner::Abort)));
+    for phone in [&phone, &waiting] {
+        assert_eq!(phone.outbox().sealed(), Some((Close::NoServer, Manner::Abort)));
+    }
+    assert_eq!(kept.outbox().sealed(), None);
+    assert_eq!(outcome(&contest), Some(Outcome::HolderGone));
+    drop((held, contest, phone, waiting));
+    registry.expire(now + 10 * GRACE);
+    assert_eq!(registry.counts(), Counts { binaries: 1, phones: 0, in_grace: 0 });
+    assert_eq!(registry.revoke(&list), 0);
 }

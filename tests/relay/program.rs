@@ -1,5 +1,6 @@
 //! The program as a process: its command line, its exit codes, its signals, its log.
 
+mod allow;
 mod listening;
 mod log;
 mod monitoring;
@@ -71,6 +72,7 @@ struct Running {
 impl Running {
     fn start(arguments: &[&str]) -> Self {
         let mut all = vec!["--listen", "127.0.0.1:0", "--rate-limit", "off"];
+        all.extend(["--max-connections-per-ip", "off"]);
         all.extend(arguments);
         let stretched = stretched(arguments);
         all.extend(stretched.iter().map(String::as_str));

@@ -85,7 +85,15 @@ impl Program {
     }
 
     fn terminate(&self) {
-        let kill = format!("kill -TERM {}", self.child.id());
+        self.signal("TERM");
+    }
+
+    fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
@@ -341,4 +349,33 @@ fn a_service_manager_that_cannot_be_reached_is_a_warning_once_and_no_more() {
     }
     program.terminate();
     assert!(program.log_line().ends_with(" event=stopping"));
+}
+
+#[test]
+fn a_hangup_is_a_reload_that_systemd_is_told_of_with_or_without_anything_to_read() {
+    let notifications = Notifications::open();
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    assert_eq!(notifications.next(), READY);
+    let address = program.address();
+    for _ in 0..2 {
+        program.hang_up();
+        let begun = notifications.next();
+        let since = begun.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&begun);
+        assert!(since.trim_end().parse::<u64>().unwrap() > 0, "{begun}");
+        assert_eq!(notifications.next(), "READY=1\n");
+    }
+    assert!(is_healthy(connect(address)));
+}
+
+#[test]
+fn without_anything_to_read_anew_the_end_of_a_terminal_ends_the_relay() {
+    // Whoever runs the tests may have set this signal aside.
+    let mut command = Command::new("env");
+    without_systemd(&mut command);
+    command.args(["--default-signal=HUP", PROGRAM, "--listen", "127.0.0.1:0"]);
+    let mut program = Program::start(&mut command);
+    assert!(is_healthy(connect(program.address())));
+    program.hang_up();
+    let (status, _) = program.end();
+    assert!(!status.success());
 }

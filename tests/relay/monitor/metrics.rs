@@ -343,6 +343,51 @@ fn a_probe_under_way_and_too_many_attempts_are_refusals_too() {
 }
 
 #[test]
+fn limits_by_address_and_the_allow_list_move_their_own_reasons() {
+    let list = std::env::temp_dir().join(format!("metrics-allow-{}", std::process::id()));
+    std::fs::write(&list, "allowed\n").unwrap();
+    let listed = list.to_str().unwrap();
+    let forged =
+        binary_head("allowed").replace("\r\n\r\n", "\r\nX-Forwarded-For: nonsense\r\n\r\n");
+    for (option, value, request, status, reason, outcome) in [
+        (
+            "--max-connections-per-ip",
+            "1",
+            phone_head("allowed"),
+            "503",
+            "source_cap",
+            r#"endpoint="client",outcome="reject_busy""#,
+        ),
+        (
+            "--allow-server",
+            listed,
+            binary_head("other"),
+            "403",
+            "not_allowed",
+            r#"endpoint="server",outcome="reject_403""#,
+        ),
+        (
+            "--trusted-proxy",
+            "127.0.0.1",
+            forged,
+            "400",
+            "bad_forwarding",
+            r#"endpoint="server",outcome="reject_headers""#,
+        ),
+    ] {
+        let relay = monitored(&[option, value]);
+        let _holder = (option != "--trusted-proxy").then(|| relay.binary("allowed"));
+        let mut watch = Watch::begin(&relay);
+        let (head, _) = relay.request(&request);
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{option}: {head}");
+        let reason = format!(r#"refused_requests_total{{reason="{reason}"}}"#);
+        let outcome = format!("ws_upgrade_attempts_total{{{outcome}}}");
+        watch.expect(option, &[(&reason, 1.0), (&outcome, 1.0)]);
+    }
+    std::fs::remove_file(&list).unwrap();
+}
+
+#[test]
 fn every_dropped_envelope_moves_its_own_kind() {
     let relay = monitored(&[]);
     let id = fresh_id("dropped");

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{program, program_in_shell, run, text};
 
 /// The options of the contract and their defaults.
-const OPTIONS: [(&str, &str); 20] = [
+const OPTIONS: [(&str, &str); 21] = [
     ("listen", "127.0.0.1:8080"),
     ("grace", "30s"),
     ("reclaim", "keep"),
@@ -25,6 +25,7 @@ const OPTIONS: [(&str, &str); 20] = [
     ("memory-budget", "64MiB"),
     ("max-phones", "16"),
     ("max-connections", "4096"),
+    ("max-connections-per-ip", "64"),
     ("rate-limit", "10/min"),
     ("rate-burst", "20"),
     ("metrics-listen", "off"),
@@ -152,6 +153,9 @@ fn a_bad_value_gets_a_message_that_says_what_to_write() {
         (["--max-frame-bytes", "99999999999999999999"], "256KiB"),
         (["--max-phones", "many"], "whole number"),
         (["--max-phones", "1.5"], "whole number"),
+        (["--max-connections-per-ip", "none"], "off"),
+        (["--trusted-proxy", "localhost"], "127.0.0.1"),
+        (["--trusted-proxy", "0.0.0.0/0"], "everybody"),
         (["--rate-limit", "10"], "10/min"),
         (["--rate-limit", "10/hour"], "10/min"),
         (["--reclaim", "maybe"], "evict"),

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyrycode_relay::config::{Config, Options, command};
+use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{accept, listen};
 use smol::LocalExecutor;
@@ -67,8 +68,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay, on a free loopback port and without a limit of attempts unless `arguments`
-    /// say otherwise.
+    /// Starts a relay, on a free loopback port and without the limits of an address unless
+    /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Self {
         events::install();
         let mut all = vec!["pyrycode-relay"];
@@ -77,6 +78,9 @@ impl Relay {
         }
         if !arguments.contains(&"--rate-limit") {
             all.extend(["--rate-limit", "off"]);
+        }
+        if !arguments.contains(&"--max-connections-per-ip") {
+            all.extend(["--max-connections-per-ip", "off"]);
         }
         all.extend(arguments);
         let stretched = stretched(arguments);
@@ -95,7 +99,7 @@ impl Relay {
         let raised = stop.clone();
         let thread = std::thread::spawn(move || {
             let sockets = accept::Sockets { relay: vec![listener], metrics: monitored };
-            accept::run_on(&LocalExecutor::new(), sockets, config, &raised)
+            accept::run_on(&LocalExecutor::new(), sockets, config, &raised, &Reload::new())
                 .expect("the relay runs");
         });
         Self { address, metrics, stop, thread: Some(thread) }

@@ -1,0 +1,92 @@
+//! Whoever sends a request: from where it comes, with trusted proxies in between, and whether it
+//! may make another attempt.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+use httparse::Header;
+
+use crate::gate::{Caller, Refusal};
+use crate::heads::Entry;
+use crate::metrics::Endpoint;
+use crate::relay::Relay;
+use crate::source::Source;
+
+/// The peer of a connection that has not been upgraded.
+pub struct Visitor {
+    relay: Rc<Relay>,
+    entry: Entry,
+    address: IpAddr,
+    /// `address` is that of a trusted proxy, which may say more.
+    is_proxy: bool,
+    is_malformed: bool,
+    attempted: Option<Endpoint>,
+}
+
+impl Visitor {
+    /// Somebody who has connected from `address`, and the place among the heads in progress.
+    pub fn new(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
+        let is_proxy = relay.config.proxies.trusts(address);
+        Self {
+            relay: Rc::clone(relay),
+            entry,
+            address,
+            is_proxy,
+            is_malformed: false,
+            attempted: None,
+        }
+    }
+
+    /// From where it comes, as far as that is known by now: what limits and logs go by.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The endpoint at which it has made an upgrade attempt, if it has.
+    pub fn attempted(&self) -> Option<Endpoint> {
+        self.attempted
+    }
+
+    /// A PROXY header was read; `from` is the address in it. A proxy that does not tell stands for
+    /// itself: whoever is behind it could write header fields at will.
+    pub fn is_announced(&mut self, from: Option<IpAddr>) {
+        self.is_proxy = from.is_some_and(|address| self.relay.config.proxies.trusts(address));
+        self.address = from.unwrap_or(self.address);
+        if !self.is_proxy {
+            self.identify();
+        }
+    }
+
+    /// Tells the table of heads whose this one is, which may cost the oldest of the same source.
+    fn identify(&self) {
+        let source = Source::of(self.address);
+        self.entry.identify(source, self.relay.permits.room(source));
+    }
+}
+
+impl Caller for Visitor {
+    fn introduce(&mut self, fields: &[Header<'_>]) {
+        if !std::mem::take(&mut self.is_proxy) {
+            return;
+        }
+        match self.relay.config.proxies.behind(self.address, fields) {
+            Ok(address) => self.address = address,
+            Err(_) => self.is_malformed = true,
+        }
+        self.identify();
+    }
+
+    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal> {
+        self.attempted = Some(endpoint);
+        if self.is_malformed {
+            return Err(Refusal::BadForwarding);
+        }
+        match &self.relay.attempts {
+            Some(attempts) => {
+                attempts.admit(self.address, Instant::now()).map_err(Refusal::RateLimited)
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The end of slots whose server-id may not be claimed any more.
+
+use super::Registry;
+use super::slot::Holder;
+use crate::allow::AllowList;
+use crate::close::{Close, Ended};
+use crate::events;
+use crate::outbox::Manner;
+
+impl Registry {
+    /// Takes away the slots of server-ids that are not on `list`, live or in grace: their binaries
+    /// and phones are closed, and nothing that was queued is kept. Returns how many.
+    pub fn revoke(&self, list: &AllowList) -> usize {
+        let revoked: Vec<_> = {
+            let mut map = self.map.borrow_mut();
+            let gone: Vec<_> =
+                map.slots.keys().filter(|server| !list.has(server)).cloned().collect();
+            gone.iter().filter_map(|server| map.slots.remove_entry(server)).collect()
+        };
+        for (server, slot) in &revoked {
+            match &slot.holder {
+                Holder::Live { outbox, .. } => outbox.close(Close::NotAllowed, Manner::Abort),
+                Holder::Grace { serial, deadline, .. } => {
+                    self.map.borrow_mut().releases.remove(&(*deadline, *serial));
+                }
+            }
+            // Whoever waits for it finds that the server-id may not be claimed.
+            if let Some(probe) = &slot.probe {
+                probe.holder_gone();
+            }
+            events::server_revoked(server, slot.phones.len());
+            for (key, phone) in &slot.phones {
+                phone.outbox.close(Close::NoServer, Manner::Abort);
+                let ended = Ended::ByRelay(Close::NoServer);
+                events::phone_unregistered(server, &key.conn_id(server), ended);
+            }
+        }
+        revoked.len()
+    }
+}
