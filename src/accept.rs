@@ -16,7 +16,10 @@ use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
-use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, HEADS_AT_STOP};
+use crate::limits::{
+    ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, HEADS_AT_STOP, MAX_HEADS,
+};
+use crate::monitor;
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
@@ -30,28 +33,58 @@ use crate::transport::Tcp;
 ///
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
-    let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop, &Reload::new())))
+    let sockets = Sockets { relay: listeners, metrics: Vec::new() };
+    run_on(&LocalExecutor::new(), sockets, config, stop, &Reload::new())
 }
 
-/// The same on an executor of the caller's; files are read anew when `reload` is asked for.
-pub async fn serve(
+/// The listening sockets of a relay.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For binaries and phones.
+    pub relay: Vec<std::net::TcpListener>,
+    /// For the metrics and the status page; none if they are off.
+    pub metrics: Vec<std::net::TcpListener>,
+}
+
+/// The same as [`run`] on an executor of the caller's, with metrics if there is a socket for
+/// them; files are read anew when `reload` is asked for.
+pub fn run_on(
     executor: &LocalExecutor<'static>,
-    listeners: Vec<std::net::TcpListener>,
+    sockets: Sockets,
     config: Config,
     stop: &Stop,
     reload: &Reload,
 ) -> io::Result<()> {
-    let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
-    let drain_timeout = config.drain_timeout;
+    let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let relay = Relay::new(config, stop.clone());
-    let heads = Heads::new();
+    let working = executor.run(serve(executor, listeners, &relay, reload));
+    if sockets.metrics.is_empty() {
+        smol::block_on(working);
+    } else {
+        let monitored: Vec<_> =
+            sockets.metrics.into_iter().map(Async::new).collect::<Result<_, _>>()?;
+        // It goes on until everything else has ended.
+        let _monitor = executor.spawn(monitor::run(Rc::clone(&relay), monitored));
+        smol::block_on(monitor::timed(&relay, working));
+    }
+    Ok(())
+}
+
+/// Serves until the stop is raised and the connections are drained.
+async fn serve(
+    executor: &LocalExecutor<'static>,
+    listeners: Vec<Async<std::net::TcpListener>>,
+    relay: &Rc<Relay>,
+    reload: &Reload,
+) {
+    let drain_timeout = relay.config.drain_timeout;
+    let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
     relay.announce();
-    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(&relay), manager.clone()));
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
     let informant =
-        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
+        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
     let accepting = async {
         let mut backoff = Backoff::default();
@@ -61,15 +94,18 @@ pub async fn serve(
                 Ok(accepted) => {
                     backoff.recover();
                     for (stream, remote) in accepted {
-                        admit(executor, &relay, &heads, stream, remote);
+                        admit(executor, relay, &heads, stream, remote);
                     }
                     futures_lite::future::yield_now().await;
                 }
-                Err(error) => backoff.pause(&error).await,
+                Err(error) => {
+                    relay.metrics.accept_errors.bump();
+                    backoff.pause(&error).await;
+                }
             }
         }
     };
-    accepting.or(stop.raised()).await;
+    accepting.or(relay.stop.raised()).await;
 
     info!("stopping");
     if let Some(manager) = manager {
@@ -77,11 +113,10 @@ pub async fn serve(
     }
     drop(listeners);
     let cutter = executor.spawn(cut_heads(Rc::clone(&heads), HEADS_AT_STOP.min(drain_timeout / 2)));
-    drain(&relay, &heads, drain_timeout).await;
+    drain(relay, &heads, drain_timeout).await;
     heads.clear();
     drop(cutter);
     drop((reaper, reloader, informant));
-    Ok(())
 }
 
 /// Reads files anew as often as somebody asks for it.

@@ -11,6 +11,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 
 use crate::ids::ServerId;
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
+use crate::metrics::{AttemptOutcome, Endpoint, Refused};
 
 /// What a judged head came to.
 #[derive(Debug)]
@@ -115,8 +116,8 @@ pub trait Caller {
     /// say from where it comes.
     fn introduce(&mut self, fields: &[Header<'_>]);
 
-    /// Makes another upgrade attempt, if it may.
-    fn attempt(&mut self) -> Result<(), Refusal>;
+    /// Makes another upgrade attempt at this endpoint, if it may.
+    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal>;
 }
 
 /// Judges the head at the start of `bytes`. `caller` is asked, at its place in the order, whether
@@ -179,6 +180,31 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// How it is counted, and as which outcome of an upgrade attempt where it was one.
+    pub fn kind(self) -> (Refused, Option<AttemptOutcome>) {
+        match self {
+            Self::MalformedHead => (Refused::MalformedHead, None),
+            Self::HeadTooLarge => (Refused::HeadTooLarge, None),
+            Self::HeadTimeout => (Refused::HeadTimeout, None),
+            Self::UnknownPath => (Refused::UnknownPath, None),
+            Self::Method { .. } => (Refused::Method, None),
+            Self::RateLimited(_) => (Refused::RateLimit, Some(AttemptOutcome::RejectRateLimit)),
+            Self::HeaderGate => (Refused::HeaderGate, Some(AttemptOutcome::RejectHeaders)),
+            Self::UpgradeRequired => {
+                (Refused::UpgradeRequired, Some(AttemptOutcome::RejectUpgrade))
+            }
+            Self::BadKey => (Refused::BadKey, Some(AttemptOutcome::RejectUpgrade)),
+            Self::ConnectionCap => (Refused::ConnectionCap, Some(AttemptOutcome::RejectBusy)),
+            Self::SourceCap => (Refused::SourceCap, Some(AttemptOutcome::RejectBusy)),
+            Self::NotAllowed => (Refused::NotAllowed, Some(AttemptOutcome::Reject403)),
+            Self::BadForwarding => (Refused::BadForwarding, Some(AttemptOutcome::RejectHeaders)),
+            Self::Stopping => (Refused::Stopping, Some(AttemptOutcome::RejectBusy)),
+            Self::ProbeUnderWay => (Refused::ProbeUnderWay, Some(AttemptOutcome::RejectBusy)),
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -221,23 +247,23 @@ impl Label {
 fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admission, Refusal> {
     let method = request.method.ok_or(Refusal::MalformedHead)?;
     let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
-        "/healthz" => Endpoint::Health,
-        "/v1/server" => Endpoint::Server,
-        "/v1/client" => Endpoint::Client,
+        "/healthz" => None,
+        "/v1/server" => Some(Endpoint::Server),
+        "/v1/client" => Some(Endpoint::Client),
         _ => return Err(Refusal::UnknownPath),
     };
-    let allow = if endpoint == Endpoint::Health { "GET, HEAD" } else { "GET" };
+    let allow = if endpoint.is_none() { "GET, HEAD" } else { "GET" };
     if !allow.split(", ").any(|served| served == method) {
         return Err(Refusal::Method { allow });
     }
     let fields = Fields(request.headers);
     let http_1_1 = request.version == Some(1);
-    if endpoint == Endpoint::Health {
+    let Some(endpoint) = endpoint else {
         fields.check_host(http_1_1)?;
         return Ok(Admission::Health { head_only: method == "HEAD" });
-    }
+    };
 
-    caller.attempt()?;
+    caller.attempt(endpoint)?;
 
     fields.check_host(http_1_1)?;
     fields.check_no_body()?;
@@ -246,7 +272,7 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     fields.required("User-Agent")?;
     let own = match endpoint {
         Endpoint::Server => fields.required("X-Pyrycode-Version")?,
-        _ => fields.required("X-Pyrycode-Token")?,
+        Endpoint::Client => fields.required("X-Pyrycode-Token")?,
     };
 
     let upgrade = http_1_1
@@ -260,19 +286,12 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
 
     let role = match endpoint {
         Endpoint::Server => Role::Binary { version: Label::new(own) },
-        _ => {
+        Endpoint::Client => {
             let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
             Role::Phone { device_name: Label::new(name) }
         }
     };
     Ok(Admission::Upgrade(Upgrade { server, accept, role }))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Endpoint {
-    Health,
-    Server,
-    Client,
 }
 
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its

@@ -9,13 +9,13 @@ use std::task::{Context, Poll, Waker};
 use smol::Task;
 
 use crate::ids::{Serial, Serials};
-use crate::limits::MAX_HEADS;
 use crate::source::Source;
 
 /// Connections that have not been upgraded: those whose head is being read, and refusals that
 /// linger.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heads {
+    most: usize,
     serials: Serials,
     places: RefCell<BTreeMap<Serial, Place>>,
     emptied: RefCell<Option<Waker>>,
@@ -36,9 +36,14 @@ pub struct Entry {
 }
 
 impl Heads {
-    /// An empty table.
-    pub fn new() -> Rc<Self> {
-        Rc::default()
+    /// An empty table for at most `most` connections.
+    pub fn new(most: usize) -> Rc<Self> {
+        Rc::new(Self {
+            most,
+            serials: Serials::default(),
+            places: RefCell::default(),
+            emptied: RefCell::default(),
+        })
     }
 
     /// Makes a place for a new connection of `source`, if that is known already. If the source has
@@ -51,7 +56,7 @@ impl Heads {
             places.insert(serial, Place { source, task: None });
             let displaced = source.and_then(|source| displace(&mut places, source, serial, room));
             match displaced {
-                None if places.len() > MAX_HEADS => places.pop_first().map(|(_, place)| place),
+                None if places.len() > self.most => places.pop_first().map(|(_, place)| place),
                 displaced => displaced,
             }
         };
@@ -141,6 +146,7 @@ impl Drop for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_HEADS;
 
     const ANY: usize = usize::MAX;
 
@@ -155,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_full_table_costs_the_oldest_of_all() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let entries: Vec<_> = (0..MAX_HEADS).map(|_| heads.enter(source(1), ANY)).collect();
         assert!(entries.iter().all(is_there));
         let newcomer = heads.enter(source(2), ANY);
@@ -165,7 +171,7 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_an_empty_table_is_told_when_the_last_one_leaves() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(heads.poll_empty(&mut cx).is_ready());
         let (one, two) = (heads.enter(None, ANY), heads.enter(None, ANY));
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_source_without_room_pays_for_its_newcomer_itself() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let other = heads.enter(source(2), 3);
         let mut own: Vec<_> = (0..3).map(|_| heads.enter(source(1), 3)).collect();
         own.push(heads.enter(source(1), 3));
@@ -196,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_found_later_is_counted_from_then_on() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let entries: Vec<_> = (0..3).map(|_| heads.enter(None, ANY)).collect();
         let identify = |index: usize| entries[index].identify(source(1).unwrap(), 2);
         identify(2);

@@ -13,9 +13,10 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
+    (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "history.rs", "ids.rs"]),
+    (1, &["logging.rs", "metrics.rs", "metrics/label.rs", "monitor/chart.rs", "process.rs"]),
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
-    (1, &["systemd.rs", "transport.rs"]),
+    (1, &["status.rs", "systemd.rs", "transport.rs"]),
     (2, &["allow.rs", "attempts.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
     (2, &["permits.rs", "probe.rs", "proxies.rs"]),
     (
@@ -26,16 +27,19 @@ const RANKS: &[(u32, &[&str])] = &[
             "envelope.rs",
             "head.rs",
             "lane.rs",
+            "monitor/request.rs",
             "wire.rs",
             "wire/follower.rs",
         ],
     ),
     (4, &["listen.rs", "outbox.rs"]),
-    (5, &["registry.rs", "registry/revocation.rs", "registry/seat.rs", "registry/slot.rs"]),
+    (5, &["registry.rs", "registry/backlog.rs", "registry/revocation.rs"]),
+    (5, &["registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
-    (7, &["link.rs", "link/peer.rs", "link/reading.rs"]),
+    (7, &["link.rs", "link/peer.rs", "link/reading.rs", "monitor/snapshot.rs"]),
     (8, &["endpoint/client.rs", "endpoint/server.rs", "endpoint/visitor.rs"]),
-    (9, &["endpoint.rs"]),
+    (8, &["monitor/json.rs", "monitor/metrics_page.rs", "monitor/page.rs"]),
+    (9, &["endpoint.rs", "monitor.rs"]),
     (10, &["accept.rs"]),
     (11, &["lib.rs"]),
     (12, &["main.rs"]),
@@ -95,7 +99,7 @@ fn sources() -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-            } else {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let file = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
                 sources.push((file, std::fs::read_to_string(&path).unwrap()));
             }

@@ -16,6 +16,9 @@ _pyrycode__relay() {
             ",$1")
                 cmd="pyrycode__relay"
                 ;;
+            pyrycode__relay,status)
+                cmd="pyrycode__relay__subcmd__status"
+                ;;
             *)
                 ;;
         esac
@@ -23,7 +26,7 @@ _pyrycode__relay() {
 
     case "${cmd}" in
         pyrycode__relay)
-            opts="-h -V --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --log-level --help --version"
+            opts="-h -V --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --help --version status"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -117,10 +120,28 @@ _pyrycode__relay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --metrics-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pyrycode__subcmd__relay__subcmd__status)
+            opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

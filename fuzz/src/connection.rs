@@ -21,6 +21,8 @@ use pyrycode_relay::endpoint;
 use pyrycode_relay::envelope::{Action, Envelope};
 use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::heads::Heads;
+use pyrycode_relay::limits::MAX_HEADS;
+use pyrycode_relay::metrics::Endpoint;
 use pyrycode_relay::proxy_header::{self, ProxyHeader};
 use pyrycode_relay::registry::Counts;
 use pyrycode_relay::relay::Relay;
@@ -109,7 +111,7 @@ impl World {
     fn new(options: u8) -> Self {
         let relay = Relay::new(config(options), Stop::new());
         let outsider = Account::open(&relay.ledger);
-        Self { heads: Heads::new(), peers: Vec::new(), known: Vec::new(), outsider, relay }
+        Self { heads: Heads::new(MAX_HEADS), peers: Vec::new(), known: Vec::new(), outsider, relay }
     }
 
     fn step(&mut self, operation: u8, script: &mut Script<'_>) {
@@ -346,7 +348,7 @@ struct Anybody;
 impl Caller for Anybody {
     fn introduce(&mut self, _fields: &[Header<'_>]) {}
 
-    fn attempt(&mut self) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use pyrycode_relay::budget::Ledger;
 use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::head::{self, Head, Opening};
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
+use pyrycode_relay::metrics::Endpoint;
 use pyrycode_relay::scratch::Scratch;
 
 use super::pipe::{End, pipe};
@@ -45,7 +46,7 @@ impl Caller for Source {
         self.introduced += 1;
     }
 
-    fn attempt(&mut self) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
         self.attempts += 1;
         match self.limited {
             true => Err(Refusal::RateLimited(Duration::from_millis(1))),

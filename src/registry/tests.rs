@@ -88,7 +88,7 @@ fn a_stop_reaches_holders_attached_phones_and_those_on_their_way_out() {
 fn registry(arguments: &[&str]) -> Rc<Registry> {
     let all = ["pyrycode-relay"].into_iter().chain(arguments.iter().copied());
     let config = Config::from_options(Options::parse_arguments(all).unwrap()).unwrap();
-    Registry::new(&config, &Ledger::new(config.memory_budget))
+    Registry::new(&config, &Ledger::new(config.memory_budget), &Rc::default())
 }
 
 fn id(server: &str) -> ServerId {

@@ -15,6 +15,7 @@ mod examples;
 mod forwarding;
 mod gate;
 mod grace;
+mod monitor;
 mod program;
 mod proxies;
 mod queues;
