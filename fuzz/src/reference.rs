@@ -164,7 +164,10 @@ pub fn frames(mut bytes: &[u8]) -> Vec<Written> {
             127 => {
                 let Some(field) = bytes.get(2..10) else { return frames };
                 let length = field.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-                assert!(length > 0xffff && u32::try_from(length).is_ok(), "the shortest length is used");
+                assert!(
+                    length > 0xffff && u32::try_from(length).is_ok(),
+                    "the shortest length is used"
+                );
                 (length, 10)
             }
             short => (usize::from(short), 2),

@@ -149,7 +149,7 @@ fn a_ping_flood_by_a_peer_that_does_not_read_costs_bounded_memory_and_its_last_p
 
 #[test]
 fn a_flood_of_one_byte_messages_to_a_phone_that_does_not_read_costs_bounded_memory() {
-    let program = Program::start(&["--max-queue-bytes", "2MiB"]);
+    let program = Program::start(&["--max-queue-bytes", "2MiB", "--write-timeout", "1000s"]);
     let mut binary = program.binary();
     let mut phone = program.narrow_phone();
     let conn_id = introduce(&mut phone, &mut binary);
@@ -179,7 +179,7 @@ fn a_flood_of_one_byte_messages_to_a_phone_that_does_not_read_costs_bounded_memo
 
 #[test]
 fn a_flood_of_one_byte_messages_from_a_phone_to_a_binary_that_does_not_read_is_pushed_back() {
-    let program = Program::start(&[]);
+    let program = Program::start(&["--write-timeout", "1000s"]);
     let mut binary = narrow_ws(program.address, &binary_head("box"));
     let mut phone = program.phone();
     let conn_id = introduce(&mut phone, &mut binary);
