@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt as _;
@@ -10,8 +11,9 @@ use log::{error, info, warn};
 use smol::LocalExecutor;
 
 use pyrycode_relay::accept::serve;
-use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::config::{Config, Options, Sources};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::logging::{Format, Repeats};
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{listen, logging, systemd};
@@ -31,7 +33,8 @@ fn main() -> ExitCode {
             return if is_error { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let log_level = options.logging.log_level;
+    let (level, format) = (options.logging.log_level, options.logging.log_format);
+    let sources = options.sources.clone();
     let config = match Config::from_options(options) {
         Ok(config) => config,
         Err(message) => {
@@ -39,8 +42,10 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    start_logging(log_level);
-    match run(config) {
+    let repeats = start_logging(level, format);
+    let outcome = run(config, &sources, &repeats);
+    repeats.tell();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             error!(reason = message.as_str(); "failed");
@@ -49,17 +54,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_logging(level: Option<log::LevelFilter>) {
+fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats> {
     let directives = std::env::var("RUST_LOG").ok();
-    // systemd sets it when standard error is the journal, which has its own time stamps.
-    let timestamps = std::env::var_os("JOURNAL_STREAM").is_none();
-    if let Ok(Some(complaint)) = logging::install(level, directives.as_deref(), timestamps) {
-        warn!(reason = complaint.as_str(); "RUST_LOG is ignored");
+    let installed = logging::install(level, directives.as_deref(), format);
+    for (event, reason) in installed.complaints {
+        warn!(reason = reason.as_str(); "{event}");
     }
+    installed.repeats
 }
 
-fn run(config: Config) -> Result<(), String> {
-    raise_descriptor_limit(config.max_connections);
+fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), String> {
+    let descriptors = raise_descriptor_limit(config.max_connections);
+    announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
     let inherited = systemd::inherited_listeners()?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
@@ -74,16 +80,22 @@ fn run(config: Config) -> Result<(), String> {
     let stop = Stop::new();
     let executor = LocalExecutor::new();
     let reload = Reload::new();
-    let (raised, asked) = (stop.clone(), reload.clone());
+    let held_back = Arc::clone(repeats);
+    executor.spawn(async move { held_back.tell_when_due().await }).detach();
+    let (raised, asked, held_back) = (stop.clone(), reload.clone(), Arc::clone(repeats));
     executor
         .spawn(async move {
             let mut stopping = false;
             loop {
                 match signals.next().await {
                     Some(Ok(Signal::Hup)) => asked.ask(),
-                    _ if stopping => std::process::exit(FAILURE.into()),
+                    _ if stopping => {
+                        held_back.tell();
+                        std::process::exit(FAILURE.into())
+                    }
                     _ => {
                         stopping = true;
+                        held_back.tell();
                         raised.raise();
                     }
                 }
@@ -121,8 +133,30 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, String> {
     listener.local_addr().map_err(|error| error.to_string())
 }
 
+/// Says from where the options come, and which limits hold.
+fn announce(config: &Config, sources: &Sources, descriptors: u64) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        command_line = sources.command_line.join(" "),
+        environment = sources.environment.join(" ");
+        "starting"
+    );
+    let text = |limit: Option<String>| limit.unwrap_or_else(|| "off".to_owned());
+    info!(
+        max_connections = config.max_connections,
+        max_connections_per_ip = text(config.max_connections_per_ip.map(|share| share.to_string())),
+        max_phones = config.max_phones,
+        rate_limit = text(config.rate.map(|rate| rate.to_string())),
+        max_frame_bytes = config.max_frame_bytes,
+        memory_budget = config.memory_budget,
+        descriptors = descriptors;
+        "limits"
+    );
+}
+
 /// Raises the soft descriptor limit to the hard one: 1024, the usual soft limit, is too few.
-fn raise_descriptor_limit(max_connections: usize) {
+/// Returns what it is then.
+fn raise_descriptor_limit(max_connections: usize) -> u64 {
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
     let needed = u64::try_from(max_connections + RESERVED_DESCRIPTORS).unwrap_or(u64::MAX);
     if limit < needed {
@@ -131,4 +165,5 @@ fn raise_descriptor_limit(max_connections: usize) {
             "the descriptor limit does not fit --max-connections: raise it (LimitNOFILE=) or lower that"
         );
     }
+    limit
 }

@@ -21,6 +21,10 @@ complete -c pyrycode-relay -l rate-burst -d 'Attempts that a source may make at 
 complete -c pyrycode-relay -l trusted-proxy -d 'Address or network of a proxy that is trusted to say from where a connection comes; repeatable' -r
 complete -c pyrycode-relay -l allow-server -d 'File with the server-ids that may be claimed, one a line, "#" for comments' -r -F
 complete -c pyrycode-relay -l log-level -d 'What is logged: off, error, warn, info, debug or trace [default: info]' -r
+complete -c pyrycode-relay -l log-format -d 'How it is written: auto, logfmt, json or journal' -r -f -a "auto\t'As fields to the journal where standard error is the journal, else as logfmt'
+logfmt\t'Lines of `key=value` pairs on standard error'
+json\t'Lines of one JSON object on standard error'
+journal\t'As fields to the journal'"
 complete -c pyrycode-relay -l proxy-protocol -d 'Trusted proxies send a PROXY header, version 1 or 2, before the request'
 complete -c pyrycode-relay -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -s V -l version -d 'Print version'

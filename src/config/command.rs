@@ -1,5 +1,6 @@
 //! The definition of the command line: one place for names, defaults, help and parsing.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::Listen;
+use super::sources::{Sources, name_variable};
 use crate::limits::{self, MAX_DURATION};
+use crate::logging::Format;
 use crate::proxies::parse_network;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -244,6 +247,10 @@ pub struct Options {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
     pub logging: Logging,
+
+    /// From where the options come; not an option.
+    #[arg(skip)]
+    pub sources: Sources,
 }
 
 /// What is logged.
@@ -254,6 +261,18 @@ pub struct Logging {
     /// Without it RUST_LOG is heeded. Tokens and message content are not logged at any level.
     #[arg(long, env = "PYRYCODE_RELAY_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging")]
     pub log_level: Option<LevelFilter>,
+
+    /// How it is written
+    ///
+    /// "journal" sends every field as one of the journal's, to be searched for as SERVER_ID=...;
+    /// "logfmt" and "json" write lines to standard error. "auto" is "journal" where standard error
+    /// is the journal and "logfmt" elsewhere.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_LOG_FORMAT", value_name = "FORMAT",
+        default_value = limits::DEFAULT_LOG_FORMAT, hide_possible_values = true,
+        help = "How it is written: auto, logfmt, json or journal", help_heading = "Logging"
+    )]
+    pub log_format: Format,
 }
 
 /// What a reclaim does to the phones that are still attached.
@@ -277,14 +296,23 @@ impl Options {
     /// Parses the process's arguments and environment. On an error, and for help and version,
     /// clap's own error says what to print and which exit code to use.
     pub fn parse_from_process() -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&command().try_get_matches()?)
+        Self::parse(std::env::args_os().collect())
     }
 
     /// Parses `arguments`, the program's name first.
     pub fn parse_arguments<'a>(
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&command().try_get_matches_from(arguments)?)
+        Self::parse(arguments.into_iter().map(OsString::from).collect())
+    }
+
+    fn parse(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut command = command();
+        let matches = command.try_get_matches_from_mut(&arguments);
+        let matches = matches.map_err(|error| name_variable(error, &command, &arguments))?;
+        let mut options = Self::from_arg_matches(&matches)?;
+        options.sources = Sources::of(&command, &matches);
+        Ok(options)
     }
 }
 

@@ -3,6 +3,7 @@
 mod allow;
 mod listening;
 mod log;
+mod logging;
 mod options;
 mod resources;
 mod signals;

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{program, program_in_shell, run, text};
 
 /// The options of the contract and their defaults.
-const OPTIONS: [(&str, &str); 20] = [
+const OPTIONS: [(&str, &str); 21] = [
     ("listen", "127.0.0.1:8080"),
     ("grace", "30s"),
     ("reclaim", "keep"),
@@ -29,6 +29,7 @@ const OPTIONS: [(&str, &str); 20] = [
     ("rate-limit", "10/min"),
     ("rate-burst", "20"),
     ("log-level", "info"),
+    ("log-format", "auto"),
 ];
 
 /// What it prints on standard output while it exits with 0 and says nothing else.
@@ -113,7 +114,7 @@ fn refused(command: Command) -> String {
 fn zero_is_refused_for_every_option_on_the_command_line_and_in_the_environment() {
     for (option, default) in OPTIONS {
         let zero = match option {
-            "listen" | "reclaim" | "log-level" => "0".to_owned(),
+            "listen" | "reclaim" | "log-level" | "log-format" => "0".to_owned(),
             _ => default.replace(|sign: char| sign.is_ascii_digit(), "0"),
         };
         let flag = format!("--{option}");
