@@ -1,6 +1,6 @@
 //! Lines on standard error, which nobody has to read.
 
-use std::io::{self, Write as _};
+use std::io::{self, StderrLock, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -15,7 +15,7 @@ type Make = fn(&Record<'_>, Option<SystemTime>) -> String;
 /// Standard error is shared with whoever started the program, and so is a mode that made its writes
 /// return at once: it would surprise the others. So it is asked before each line whether it takes
 /// one. A pipe that does has a free page, 4 KiB or more, and a line that is longer, or another
-/// writer that takes the page first, can still make a write wait.
+/// process that takes the page first, can still make a write wait.
 pub(super) struct Stderr {
     make: Make,
     timestamps: bool,
@@ -29,7 +29,9 @@ impl Stderr {
 
     /// Writes a line, behind one that tells how many were lost before it, if any were.
     pub(super) fn write(&self, record: &Record<'_>) {
-        if !takes_a_line() {
+        // Held from the question to the write: no other thread of this process takes the room.
+        let mut stderr = io::stderr().lock();
+        if !takes_a_line(&stderr) {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -38,26 +40,25 @@ impl Stderr {
             let count = [("count", lost)];
             let mut note = RecordBuilder::new();
             note.level(Level::Warn).key_values(&count);
-            self.put(&note.args(format_args!("log_lines_lost")).build());
-            if !takes_a_line() {
+            self.put(&mut stderr, &note.args(format_args!("log_lines_lost")).build());
+            if !takes_a_line(&stderr) {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 return;
             }
         }
-        self.put(record);
+        self.put(&mut stderr, record);
     }
 
-    fn put(&self, record: &Record<'_>) {
+    fn put(&self, stderr: &mut StderrLock<'_>, record: &Record<'_>) {
         let line = (self.make)(record, self.timestamps.then(SystemTime::now));
         // There is nowhere to report that standard error is gone.
-        let _ = io::stderr().lock().write_all(line.as_bytes());
+        let _ = stderr.write_all(line.as_bytes());
     }
 }
 
 /// Whether standard error takes a line at once, or has ended and refuses it at once.
-fn takes_a_line() -> bool {
-    let stderr = io::stderr();
-    let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
+fn takes_a_line(stderr: &StderrLock<'_>) -> bool {
+    let mut asked = [PollFd::new(stderr, PollFlags::OUT)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     // What cannot be asked is written to.
     poll(&mut asked, Some(&at_once)).map_or(true, |ready| ready > 0)
