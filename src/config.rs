@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-pub use self::command::{Options, command};
+pub use self::command::{Options, Subcommand, command};
 pub use self::sources::Sources;
 use crate::allow::AllowFile;
 use crate::attempts::Rate;

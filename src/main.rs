@@ -1,6 +1,6 @@
 //! The `pyrycode-relay` program: parse, log, bind, run, exit code.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use log::{error, info, warn};
 use smol::LocalExecutor;
 
 use pyrycode_relay::accept::serve;
-use pyrycode_relay::config::{Config, Options, Sources};
+use pyrycode_relay::board::Board;
+use pyrycode_relay::check::{Report, address};
+use pyrycode_relay::config::{Config, Options, Sources, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::logging::{Format, Repeats};
 use pyrycode_relay::reload::Reload;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
             return if is_error { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    let is_check = options.command == Some(Subcommand::Check);
     let (level, format) = (options.logging.log_level, options.logging.log_format);
     let sources = options.sources.clone();
     let config = match Config::from_options(options) {
@@ -42,6 +45,9 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    if is_check {
+        return check(&config, &sources);
+    }
     let repeats = start_logging(level, format);
     let outcome = run(config, &sources, &repeats);
     repeats.tell();
@@ -52,6 +58,16 @@ fn main() -> ExitCode {
             ExitCode::from(FAILURE)
         }
     }
+}
+
+/// Shows what the relay would do; the exit code tells whether something looks wrong.
+fn check(config: &Config, sources: &Sources) -> ExitCode {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let coloured = std::io::stdout().is_terminal() && !no_colour;
+    let report = Report::new(config, sources, Board::look(), address::look);
+    // The exit code tells it too, to whoever does not read on.
+    let _ = std::io::stdout().write_all(report.text(coloured).as_bytes());
+    if report.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
 }
 
 fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats> {

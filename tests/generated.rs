@@ -69,9 +69,39 @@ fn manual_page() -> String {
         .unwrap();
     page.render_name_section(&mut out).unwrap();
     section(&mut out, "SYNOPSIS");
-    out.extend(b"\\fBpyrycode\\-relay\\fR [\\fIOPTION\\fR]...\n");
+    out.extend(b"\\fBpyrycode\\-relay\\fR [\\fIOPTION\\fR]...\n.br\n");
+    for subcommand in command().get_subcommands() {
+        let usage = subcommand.clone().render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage: ");
+        writeln!(out, "\\fBpyrycode\\-relay\\fR {}", escaped(usage)).unwrap();
+    }
     page.render_description_section(&mut out).unwrap();
     page.render_options_section(&mut out).unwrap();
+
+    for subcommand in command().get_subcommands() {
+        let name = subcommand.get_name();
+        section(&mut out, &format!("PYRYCODE\\-RELAY {}", name.to_uppercase()));
+        let about = subcommand.get_long_about().or(subcommand.get_about()).unwrap().to_string();
+        writeln!(out, "{}.", escaped(about.replace("\n\n", ". ").trim_end_matches('.'))).unwrap();
+        for argument in subcommand.get_arguments() {
+            if command().get_arguments().any(|known| known.get_id() == argument.get_id()) {
+                // The relay's own option, which stands above.
+                continue;
+            }
+            let help = argument.get_long_help().or(argument.get_help()).unwrap().to_string();
+            let tag = match argument.get_long() {
+                Some(long) => format!("--{long}"),
+                None => argument.get_value_names().unwrap()[0].to_string(),
+            };
+            entry(&mut out, &tag, &help.replace("\n\n", ". "));
+        }
+        let exit_codes = subcommand.get_after_help().unwrap().to_string();
+        out.extend(b".PP\nExit status:\n");
+        for line in exit_codes.lines().skip(1) {
+            let (code, meaning) = line.trim().split_once("  ").unwrap();
+            entry(&mut out, code, meaning);
+        }
+    }
 
     let command = command();
     let help = command.get_after_long_help().unwrap().to_string();

@@ -13,7 +13,18 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "ids.rs", "logging.rs"]),
+    (
+        1,
+        &[
+            "board.rs",
+            "budget.rs",
+            "close.rs",
+            "forwarded.rs",
+            "heartbeat.rs",
+            "ids.rs",
+            "logging.rs",
+        ],
+    ),
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
     (1, &["logging/journal.rs", "logging/json.rs", "logging/repeats.rs", "logging/stderr.rs"]),
     (1, &["systemd.rs", "transport.rs"]),
@@ -22,6 +33,7 @@ const RANKS: &[(u32, &[&str])] = &[
     (3, &["config.rs", "config/command.rs", "config/sources.rs", "envelope.rs", "head.rs"]),
     (3, &["lane.rs", "wire.rs"]),
     (4, &["listen.rs", "outbox.rs"]),
+    (5, &["check.rs", "check/address.rs"]),
     (5, &["registry.rs", "registry/revocation.rs", "registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
     (7, &["link.rs", "link/peer.rs", "link/reading.rs"]),

@@ -36,6 +36,13 @@ Exit codes:
   1  could not start (an address in use, no permission), or a second signal
   2  a bad option, or a combination that cannot work";
 
+const CHECK: &str = "check";
+const CHECK_HELP: &str = "\
+Exit codes:
+  0  the relay can run so
+  1  something looks wrong
+  2  a bad option: the relay would not start";
+
 /// A relay for WebSocket messages between phones and a daemon behind NAT.
 #[derive(Parser, Clone, Debug)]
 #[command(
@@ -44,7 +51,9 @@ Exit codes:
     long_version = LONG_VERSION,
     after_help = "Try --help for what each option is for.",
     after_long_help = AFTER_LONG_HELP,
-    max_term_width = 100
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true
 )]
 pub struct Options {
     /// Address to listen on; repeatable
@@ -251,6 +260,21 @@ pub struct Options {
     /// From where the options come; not an option.
     #[arg(skip)]
     pub sources: Sources,
+
+    #[command(subcommand)]
+    #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
+    pub command: Option<Subcommand>,
+}
+
+/// What to do instead of relaying.
+#[derive(clap::Subcommand, Clone, PartialEq, Eq, Debug)]
+pub enum Subcommand {
+    /// Show what the relay would do with its options here, and what looks wrong
+    ///
+    /// Give it the options and the environment of the relay, behind its own name. A relay that runs
+    /// is not disturbed.
+    #[command(after_help = CHECK_HELP, max_term_width = 100)]
+    Check,
 }
 
 /// What is logged.
@@ -308,9 +332,19 @@ impl Options {
 
     fn parse(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut command = command();
-        let matches = command.try_get_matches_from_mut(&arguments);
-        let matches = matches.map_err(|error| name_variable(error, &command, &arguments))?;
+        // It has the options of the relay for its own: its variables are to be looked at once.
+        let check = command.find_subcommand(CHECK).cloned();
+        let check = check.filter(|_| arguments.get(1).is_some_and(|first| first == CHECK));
+        let (is_check, given) = (check.is_some(), &arguments[usize::from(check.is_some())..]);
+        if let Some(check) = check {
+            command = check.bin_name("pyrycode-relay check");
+        }
+        let matches = command.try_get_matches_from_mut(given);
+        let matches = matches.map_err(|error| name_variable(error, &command, given))?;
         let mut options = Self::from_arg_matches(&matches)?;
+        if is_check {
+            options.command = Some(Subcommand::Check);
+        }
         options.sources = Sources::of(&command, &matches);
         Ok(options)
     }
@@ -318,7 +352,9 @@ impl Options {
 
 /// The definition itself, for help texts and whatever is made from them.
 pub fn command() -> Command {
-    Options::command()
+    let command = Options::command();
+    let options: Vec<_> = command.get_arguments().cloned().collect();
+    command.mut_subcommand(CHECK, |check| check.args(options))
 }
 
 fn parse_listen(text: &str) -> Result<Listen, String> {

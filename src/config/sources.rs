@@ -20,8 +20,14 @@ impl Sources {
     pub(super) fn of(command: &Command, matches: &ArgMatches) -> Self {
         let mut sources = Self::default();
         for argument in command.get_arguments() {
-            let Some(long) = argument.get_long() else { continue };
-            match matches.value_source(argument.get_id().as_str()) {
+            let (Some(long), id) = (argument.get_long(), argument.get_id().as_str()) else {
+                continue;
+            };
+            // Neither `--help` nor `--version` has a value.
+            if matches.try_contains_id(id).is_err() {
+                continue;
+            }
+            match matches.value_source(id) {
                 Some(ValueSource::CommandLine) => sources.command_line.push(format!("--{long}")),
                 Some(ValueSource::EnvVariable) => sources.environment.extend(variable(argument)),
                 _ => {}
