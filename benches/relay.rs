@@ -3,6 +3,7 @@
 //!
 //!     cargo bench                          # all profiles
 //!     cargo bench -- frame steady          # some of them
+//!     cargo bench -- soak --minutes 30     # what grows in half an hour
 //!     cargo bench -- --relay '/usr/bin/other-relay --listen 127.0.0.1:{port}'
 
 #![cfg(target_os = "linux")]
@@ -27,6 +28,7 @@ mod relay {
     pub mod process;
     pub mod profiles;
     pub mod sheet;
+    pub mod soak;
     pub mod steady;
     pub mod storm;
     pub mod surge;
@@ -46,6 +48,7 @@ use self::relay::plot::Plot;
 use self::relay::process;
 use self::relay::profiles::Profile;
 use self::relay::sheet::Sheet;
+use self::relay::soak;
 use self::relay::target::Target;
 
 fn main() -> ExitCode {
@@ -66,6 +69,11 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> io::Result<()> {
     // As many clients as the load needs.
     let descriptors = rlimit::increase_nofile_limit(u64::MAX)?;
+    if let Some(time) = arguments.soak {
+        let report = soak::run(time)?;
+        println!("machine: {}\n{report}", machine());
+        return Ok(());
+    }
     let mut targets = vec![Target::relay(), Target::floor()];
     for (place, command) in arguments.relays.iter().enumerate() {
         targets.push(Target::command(format!("other-{}", place + 1), command.clone()));

@@ -16,7 +16,10 @@ use crate::close::Close;
 use crate::config::Config;
 use crate::endpoint;
 use crate::heads::Heads;
-use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::limits::{
+    ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, HEADS_AT_STOP, MAX_HEADS,
+};
+use crate::monitor;
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
@@ -30,55 +33,90 @@ use crate::transport::Tcp;
 ///
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
-    let executor = Rc::new(LocalExecutor::new());
-    smol::block_on(executor.run(serve(&executor, listeners, config, stop, &Reload::new())))
+    let sockets = Sockets { relay: listeners, metrics: Vec::new() };
+    run_on(&LocalExecutor::new(), sockets, config, stop, &Reload::new())
 }
 
-/// The same on an executor of the caller's; files are read anew when `reload` is asked for.
-pub async fn serve(
+/// The listening sockets of a relay.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For binaries and phones.
+    pub relay: Vec<std::net::TcpListener>,
+    /// For the metrics and the status page; none if they are off.
+    pub metrics: Vec<std::net::TcpListener>,
+}
+
+/// The same as [`run`] on an executor of the caller's, with metrics if there is a socket for
+/// them; files are read anew when `reload` is asked for.
+pub fn run_on(
     executor: &LocalExecutor<'static>,
-    listeners: Vec<std::net::TcpListener>,
+    sockets: Sockets,
     config: Config,
     stop: &Stop,
     reload: &Reload,
 ) -> io::Result<()> {
-    let listeners: Vec<_> = listeners.into_iter().map(Async::new).collect::<Result<_, _>>()?;
-    let drain_timeout = config.drain_timeout;
+    let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
     let relay = Relay::new(config, stop.clone());
-    let heads = Heads::new();
+    let working = executor.run(serve(executor, listeners, &relay, reload));
+    if sockets.metrics.is_empty() {
+        smol::block_on(working);
+    } else {
+        let monitored: Vec<_> =
+            sockets.metrics.into_iter().map(Async::new).collect::<Result<_, _>>()?;
+        // It goes on until everything else has ended.
+        let _monitor = executor.spawn(monitor::run(Rc::clone(&relay), monitored));
+        smol::block_on(monitor::timed(&relay, working));
+    }
+    Ok(())
+}
+
+/// Serves until the stop is raised and the connections are drained.
+async fn serve(
+    executor: &LocalExecutor<'static>,
+    listeners: Vec<Async<std::net::TcpListener>>,
+    relay: &Rc<Relay>,
+    reload: &Reload,
+) {
+    let drain_timeout = relay.config.drain_timeout;
+    let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let manager = Manager::from_environment().map(Rc::new);
     relay.announce();
-    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(&relay), manager.clone()));
+    let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
     let informant =
-        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(&relay))));
+        manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
     let accepting = async {
         let mut backoff = Backoff::default();
+        let mut turn = 0;
         loop {
-            match poll_fn(|cx| poll_accept(cx, &listeners)).await {
+            match poll_fn(|cx| poll_accept(cx, &listeners, &mut turn)).await {
                 Ok(accepted) => {
                     backoff.recover();
                     for (stream, remote) in accepted {
-                        admit(executor, &relay, &heads, stream, remote);
+                        admit(executor, relay, &heads, stream, remote);
                     }
                     futures_lite::future::yield_now().await;
                 }
-                Err(error) => backoff.pause(&error).await,
+                Err(error) => {
+                    relay.metrics.accept_errors.bump();
+                    backoff.pause(&error).await;
+                }
             }
         }
     };
-    accepting.or(stop.raised()).await;
+    accepting.or(relay.stop.raised()).await;
 
     info!("stopping");
     if let Some(manager) = manager {
         manager.stopping();
     }
     drop(listeners);
+    let cutter = executor.spawn(cut_heads(Rc::clone(&heads), HEADS_AT_STOP.min(drain_timeout / 2)));
+    drain(relay, &heads, drain_timeout).await;
     heads.clear();
-    drain(&relay, drain_timeout).await;
+    drop(cutter);
     drop((reaper, reloader, informant));
-    Ok(())
 }
 
 /// Reads files anew as often as somebody asks for it.
@@ -124,13 +162,27 @@ fn admit(
     heads.adopt(serial, task);
 }
 
-/// Accepts what is there, up to a batch, from the first listener that has something.
+/// Accepts what is there, up to a batch, from one listener after the other. Each batch begins with
+/// another one, counted by `turn`, so that none is kept waiting by a flood on one before it.
 ///
 /// Readiness is asked for first: this is polled at every turn of the event loop, and an accept in
 /// vain would cost a system call each time.
 fn poll_accept(
     cx: &mut Context<'_>,
     listeners: &[Async<std::net::TcpListener>],
+    turn: &mut usize,
+) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
+    let (ahead, first) = listeners.split_at(*turn % listeners.len().max(1));
+    let accepted = poll_each(cx, first.iter().chain(ahead));
+    if accepted.is_ready() {
+        *turn = turn.wrapping_add(1);
+    }
+    accepted
+}
+
+fn poll_each<'a>(
+    cx: &mut Context<'_>,
+    listeners: impl Iterator<Item = &'a Async<std::net::TcpListener>>,
 ) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
     let mut accepted = Vec::new();
     for listener in listeners {
@@ -211,23 +263,32 @@ async fn reap(registry: Rc<Registry>) {
     }
 }
 
-/// Closes every connection and waits for the peers. What is queued for them is written first for
-/// half of the time; then their close frames go out ahead of it.
-async fn drain(relay: &Relay, timeout: Duration) {
+/// Closes the request heads that are still in progress after a while.
+async fn cut_heads(heads: Rc<Heads>, moment: Duration) {
+    Timer::after(moment).await;
+    heads.clear();
+}
+
+/// Closes every connection and waits for the peers, and for the requests that are being answered.
+/// What is queued for the peers is written first for half of the time; then their close frames go
+/// out ahead of it.
+async fn drain(relay: &Relay, heads: &Heads, timeout: Duration) {
     let started = Instant::now();
     let outboxes = relay.registry.close_all();
-    if !drained_by(relay, started + timeout / 2).await {
+    if !drained_by(relay, heads, started + timeout / 2).await {
         // Who was just being upgraded when the stop came is told now.
         for outbox in outboxes.into_iter().chain(relay.registry.close_all()) {
             outbox.close(Close::ShuttingDown, Manner::Abort);
         }
-        drained_by(relay, started + timeout).await;
+        drained_by(relay, heads, started + timeout).await;
     }
     info!(milliseconds = started.elapsed().as_millis(); "stopped");
 }
 
-async fn drained_by(relay: &Relay, deadline: Instant) -> bool {
+async fn drained_by(relay: &Relay, heads: &Heads, deadline: Instant) -> bool {
     let drained = async {
+        // Heads first: none of them is upgraded any more, but one may just have been.
+        poll_fn(|cx| heads.poll_empty(cx)).await;
         poll_fn(|cx| relay.permits.poll_all_back(cx)).await;
         true
     };
@@ -236,4 +297,42 @@ async fn drained_by(relay: &Relay, deadline: Instant) -> bool {
         false
     };
     drained.or(expired).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::config::Listen;
+    use crate::listen;
+
+    #[test]
+    fn no_listener_is_the_first_of_every_batch() {
+        let open = || {
+            let listener = listen::open(Listen::At("127.0.0.1:0".parse().unwrap())).unwrap();
+            (listener.local_addr().unwrap(), Async::new(listener).unwrap())
+        };
+        let ((one, first), (other, second)) = (open(), open());
+        let listeners = [first, second];
+        let mut turn = 0;
+        let mut orders = HashSet::new();
+        // Which of them are ready at one time is for the event loop to say: often enough both are.
+        for _ in 0..1000 {
+            let _visitors = [one, other].map(|address| TcpStream::connect(address).unwrap());
+            let mut accepted = 0;
+            while accepted < 2 {
+                let batch = poll_fn(|cx| poll_accept(cx, &listeners, &mut turn));
+                let batch = smol::block_on(batch).unwrap();
+                let order = batch.iter().map(|(stream, _)| stream.local_addr().unwrap());
+                orders.insert(order.collect::<Vec<_>>());
+                accepted += batch.len();
+            }
+            if orders.contains(&vec![one, other]) && orders.contains(&vec![other, one]) {
+                return;
+            }
+        }
+        panic!("they always came in the same order");
+    }
 }

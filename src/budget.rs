@@ -47,6 +47,11 @@ impl Ledger {
         }
     }
 
+    /// The limit in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes held in all, those of condemned accounts left out.
     pub fn total(&self) -> usize {
         self.total.get()
@@ -125,6 +130,11 @@ impl Charge {
     /// The account that pays.
     pub fn account(&self) -> &Rc<Account> {
         &self.account
+    }
+
+    /// What is charged.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Sets the charge to `bytes`; true if the ledger is over its limit through a growth.

@@ -128,8 +128,11 @@ impl Report {
             }
             self.row(std::mem::take(&mut label), listen, remark);
         }
-        let is_public = is_public(config);
-        if is_public {
+        match config.metrics_listen {
+            Some(listen) => self.row("metrics", listen, "not looked at"),
+            None => self.row("metrics", "off", ""),
+        }
+        if is_public(config) {
             self.notes.push(
                 "other machines can connect without TLS, and read tokens on the way: put something \
                  that speaks TLS before it"

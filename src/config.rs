@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-pub use self::command::{Options, Subcommand, command};
+pub use self::command::{Options, StatusOptions, Subcommand, command};
 pub use self::sources::Sources;
 use crate::allow::AllowFile;
 use crate::attempts::Rate;
@@ -59,6 +59,10 @@ pub struct Config {
     pub rate: Option<Rate>,
     /// The server-ids that may be claimed; `None` for any.
     pub allow_server: Option<AllowFile>,
+    /// Where to serve the metrics and the status page, if at all.
+    pub metrics_listen: Option<Listen>,
+    /// Whether they may be served to other machines.
+    pub metrics_public: bool,
 }
 
 /// An address to listen on.
@@ -106,9 +110,25 @@ impl Config {
                 .0
                 .map(|per_minute| Rate { per_minute, burst: options.rate_burst }),
             allow_server: options.allow_server.as_deref().map(read_allow_file).transpose()?,
+            metrics_listen: options.metrics_listen.0,
+            metrics_public: options.metrics_public,
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Refuses an address for the metrics that other machines can reach, unless they may.
+    pub fn check_metrics(&self, listen: Listen) -> Result<(), String> {
+        let port = match listen {
+            _ if self.metrics_public => return Ok(()),
+            Listen::At(address) if address.ip().to_canonical().is_loopback() => return Ok(()),
+            Listen::At(address) => address.port(),
+            Listen::Everywhere(port) => port,
+        };
+        Err(format!(
+            "the metrics at {listen} could be read from other machines, by anybody: use \
+             127.0.0.1:{port}, or allow it with --metrics-public"
+        ))
     }
 
     /// Largest message of a binary, its envelope included, in bytes.
@@ -117,6 +137,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        if let Some(listen) = self.metrics_listen {
+            self.check_metrics(listen)?;
+        }
         if self.proxies.send_header_from_nobody() {
             return Err(
                 "--proxy-protocol needs a --trusted-proxy that sends the PROXY header".into()

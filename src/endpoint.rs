@@ -19,6 +19,7 @@ use crate::head::{self, Announcement, Head, Opening};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
+use crate::metrics::Endpoint;
 use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
@@ -53,7 +54,7 @@ async fn receive<S: Transport + 'static>(
                 return None;
             }
             Announcement::TimedOut => {
-                return refuse(&relay, io, Refusal::HeadTimeout, remote).await;
+                return refuse(&relay, io, None, Refusal::HeadTimeout, remote).await;
             }
             Announcement::Gone => return None,
         }
@@ -67,7 +68,7 @@ async fn receive<S: Transport + 'static>(
             if refusal == Refusal::BadForwarding {
                 relay.note_proxy_fault(remote);
             }
-            return refuse(&relay, io, refusal, remote).await;
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
         }
         Head::Gone => return None,
     };
@@ -82,7 +83,10 @@ async fn receive<S: Transport + 'static>(
     };
     if matches!(upgrade.role, Role::Binary { .. }) && !relay.allows(&upgrade.server) {
         events::server_not_allowed(&upgrade.server, remote);
-        return refuse(&relay, io, Refusal::NotAllowed, remote).await;
+        return refuse(&relay, io, visitor.attempted(), Refusal::NotAllowed, remote).await;
+    }
+    if relay.stop.is_raised() {
+        return refuse(&relay, io, visitor.attempted(), Refusal::Stopping, remote).await;
     }
     let permit = match relay.permits.acquire(Source::of(remote)) {
         Ok(permit) => permit,
@@ -91,7 +95,7 @@ async fn receive<S: Transport + 'static>(
                 Shortage::All => Refusal::ConnectionCap,
                 Shortage::Source => Refusal::SourceCap,
             };
-            return refuse(&relay, io, refusal, remote).await;
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
         }
     };
     let Upgrade { server, accept, role } = upgrade;
@@ -105,7 +109,7 @@ async fn receive<S: Transport + 'static>(
         Err(refusal) => {
             // A refusal lingers, and is no upgraded connection.
             drop(permit);
-            return refuse(&relay, io, refusal, remote).await;
+            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
         }
     };
     // The head is done; from here the permit counts the connection.
@@ -130,10 +134,16 @@ enum Leg {
 async fn refuse<S: Transport>(
     relay: &Relay,
     mut io: S,
+    attempted: Option<Endpoint>,
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<Session> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
+    let (refused, outcome) = refusal.kind();
+    relay.metrics.refused.bump(refused);
+    if let (Some(endpoint), Some(outcome)) = (attempted, outcome) {
+        relay.metrics.attempted(endpoint, outcome);
+    }
     if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
         relay.note_limited(remote);
     }

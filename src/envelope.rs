@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::frames::Frame;
 use crate::json::Fields;
+use crate::metrics::Dropped;
 
 /// What every envelope with this phone's frames begins with, escaped once and kept.
 #[derive(Debug)]
@@ -64,6 +65,19 @@ pub enum Malformed {
     Empty,
     /// A binary message that is not UTF-8.
     NotText,
+}
+
+impl Malformed {
+    /// How it is counted.
+    pub fn kind(self) -> Dropped {
+        match self {
+            Self::NotAnObject => Dropped::NotAnObject,
+            Self::ConnId => Dropped::ConnId,
+            Self::CloseCode => Dropped::CloseCode,
+            Self::Empty => Dropped::Empty,
+            Self::NotText => Dropped::NotText,
+        }
+    }
 }
 
 impl fmt::Display for Malformed {
@@ -258,6 +272,8 @@ mod tests {
     fn malformed_envelopes_are_told_apart() {
         for (text, expected) in [
             ("", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\u{1}\":2}", Malformed::NotAnObject),
+            ("{\"conn_id\":\"c\",\"frame\":1,\"a\n\":2}", Malformed::NotAnObject),
             ("[]", Malformed::NotAnObject),
             ("\"x\"", Malformed::NotAnObject),
             (r#"{"conn_id":"c","frame":1}x"#, Malformed::NotAnObject),

@@ -11,6 +11,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 
 use crate::ids::ServerId;
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
+use crate::metrics::{AttemptOutcome, Endpoint, Refused};
 
 /// What a judged head came to.
 #[derive(Debug)]
@@ -102,6 +103,9 @@ pub enum Refusal {
     ConnectionCap,
     /// `503`: the source address holds as many connections as one may.
     SourceCap,
+    /// `503`: the relay stops. Told before the upgrade: after it the older daemon would dial again
+    /// without any delay.
+    Stopping,
     /// `503`: a probe of that slot is under way.
     ProbeUnderWay,
 }
@@ -112,8 +116,8 @@ pub trait Caller {
     /// say from where it comes.
     fn introduce(&mut self, fields: &[Header<'_>]);
 
-    /// Makes another upgrade attempt, if it may.
-    fn attempt(&mut self) -> Result<(), Refusal>;
+    /// Makes another upgrade attempt at this endpoint, if it may.
+    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal>;
 }
 
 /// Judges the head at the start of `bytes`. `caller` is asked, at its place in the order, whether
@@ -167,12 +171,37 @@ impl Refusal {
                 Some("Upgrade: websocket\r\nSec-WebSocket-Version: 13".to_owned()),
             ),
             Self::NotAllowed => ("403 Forbidden", None),
-            Self::ConnectionCap | Self::SourceCap | Self::ProbeUnderWay => {
+            Self::ConnectionCap | Self::SourceCap | Self::Stopping | Self::ProbeUnderWay => {
                 ("503 Service Unavailable", Some(retry_after(RETRY_AFTER_BUSY)))
             }
         };
         let fields = fields.map(|fields| fields + "\r\n").unwrap_or_default();
         format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n")
+    }
+}
+
+impl Refusal {
+    /// How it is counted, and as which outcome of an upgrade attempt where it was one.
+    pub fn kind(self) -> (Refused, Option<AttemptOutcome>) {
+        match self {
+            Self::MalformedHead => (Refused::MalformedHead, None),
+            Self::HeadTooLarge => (Refused::HeadTooLarge, None),
+            Self::HeadTimeout => (Refused::HeadTimeout, None),
+            Self::UnknownPath => (Refused::UnknownPath, None),
+            Self::Method { .. } => (Refused::Method, None),
+            Self::RateLimited(_) => (Refused::RateLimit, Some(AttemptOutcome::RejectRateLimit)),
+            Self::HeaderGate => (Refused::HeaderGate, Some(AttemptOutcome::RejectHeaders)),
+            Self::UpgradeRequired => {
+                (Refused::UpgradeRequired, Some(AttemptOutcome::RejectUpgrade))
+            }
+            Self::BadKey => (Refused::BadKey, Some(AttemptOutcome::RejectUpgrade)),
+            Self::ConnectionCap => (Refused::ConnectionCap, Some(AttemptOutcome::RejectBusy)),
+            Self::SourceCap => (Refused::SourceCap, Some(AttemptOutcome::RejectBusy)),
+            Self::NotAllowed => (Refused::NotAllowed, Some(AttemptOutcome::Reject403)),
+            Self::BadForwarding => (Refused::BadForwarding, Some(AttemptOutcome::RejectHeaders)),
+            Self::Stopping => (Refused::Stopping, Some(AttemptOutcome::RejectBusy)),
+            Self::ProbeUnderWay => (Refused::ProbeUnderWay, Some(AttemptOutcome::RejectBusy)),
+        }
     }
 }
 
@@ -192,6 +221,7 @@ impl fmt::Display for Refusal {
             Self::NotAllowed => "server-id not allowed",
             Self::ConnectionCap => "connection cap",
             Self::SourceCap => "connection cap of the address",
+            Self::Stopping => "shutting down",
             Self::ProbeUnderWay => "probe under way",
         })
     }
@@ -217,23 +247,23 @@ impl Label {
 fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admission, Refusal> {
     let method = request.method.ok_or(Refusal::MalformedHead)?;
     let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
-        "/healthz" => Endpoint::Health,
-        "/v1/server" => Endpoint::Server,
-        "/v1/client" => Endpoint::Client,
+        "/healthz" => None,
+        "/v1/server" => Some(Endpoint::Server),
+        "/v1/client" => Some(Endpoint::Client),
         _ => return Err(Refusal::UnknownPath),
     };
-    let allow = if endpoint == Endpoint::Health { "GET, HEAD" } else { "GET" };
+    let allow = if endpoint.is_none() { "GET, HEAD" } else { "GET" };
     if !allow.split(", ").any(|served| served == method) {
         return Err(Refusal::Method { allow });
     }
     let fields = Fields(request.headers);
     let http_1_1 = request.version == Some(1);
-    if endpoint == Endpoint::Health {
+    let Some(endpoint) = endpoint else {
         fields.check_host(http_1_1)?;
         return Ok(Admission::Health { head_only: method == "HEAD" });
-    }
+    };
 
-    caller.attempt()?;
+    caller.attempt(endpoint)?;
 
     fields.check_host(http_1_1)?;
     fields.check_no_body()?;
@@ -242,7 +272,7 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     fields.required("User-Agent")?;
     let own = match endpoint {
         Endpoint::Server => fields.required("X-Pyrycode-Version")?,
-        _ => fields.required("X-Pyrycode-Token")?,
+        Endpoint::Client => fields.required("X-Pyrycode-Token")?,
     };
 
     let upgrade = http_1_1
@@ -256,19 +286,12 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
 
     let role = match endpoint {
         Endpoint::Server => Role::Binary { version: Label::new(own) },
-        _ => {
+        Endpoint::Client => {
             let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
             Role::Phone { device_name: Label::new(name) }
         }
     };
     Ok(Admission::Upgrade(Upgrade { server, accept, role }))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Endpoint {
-    Health,
-    Server,
-    Client,
 }
 
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its

@@ -132,6 +132,46 @@ pub async fn read<S: AsyncRead + Unpin>(
     reading.or(timeout).await
 }
 
+/// Why no head was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unread {
+    /// It was not complete at the deadline.
+    TimedOut,
+    /// The peer went away.
+    Gone,
+}
+
+/// Reads until `judge` has come to something about the bytes so far, or until `deadline`; for heads
+/// that are none of the gate's. What is held of them is charged to `ledger`.
+///
+/// Not cancel safe: a cancelled read loses what it has read.
+pub async fn read_until<S: AsyncRead + Unpin, T>(
+    io: &mut S,
+    deadline: Instant,
+    scratch: &Rc<Scratch>,
+    ledger: &Rc<Ledger>,
+    judge: impl Fn(&[u8]) -> Option<T>,
+) -> Result<T, Unread> {
+    let timeout = async {
+        Timer::at(deadline).await;
+        Err(Unread::TimedOut)
+    };
+    let reading = async {
+        let mut charge = Charge::new(Account::open(ledger));
+        let mut bytes = Vec::new();
+        loop {
+            match fill(io, scratch, &mut bytes).await {
+                Ok(0) | Err(_) => return Err(Unread::Gone),
+                Ok(_) => charge.set(bytes.capacity()),
+            };
+            if let Some(judged) = judge(&bytes) {
+                return Ok(judged);
+            }
+        }
+    };
+    reading.or(timeout).await
+}
+
 /// Writes a whole reply within `timeout`.
 pub async fn reply<S: AsyncWrite + Unpin>(
     io: &mut S,

@@ -4,19 +4,21 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use smol::Task;
 
 use crate::ids::{Serial, Serials};
-use crate::limits::MAX_HEADS;
 use crate::source::Source;
 
 /// Connections that have not been upgraded: those whose head is being read, and refusals that
 /// linger.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Heads {
+    most: usize,
     serials: Serials,
     places: RefCell<BTreeMap<Serial, Place>>,
+    emptied: RefCell<Option<Waker>>,
 }
 
 #[derive(Debug)]
@@ -34,9 +36,14 @@ pub struct Entry {
 }
 
 impl Heads {
-    /// An empty table.
-    pub fn new() -> Rc<Self> {
-        Rc::default()
+    /// An empty table for at most `most` connections.
+    pub fn new(most: usize) -> Rc<Self> {
+        Rc::new(Self {
+            most,
+            serials: Serials::default(),
+            places: RefCell::default(),
+            emptied: RefCell::default(),
+        })
     }
 
     /// Makes a place for a new connection of `source`, if that is known already. If the source has
@@ -49,7 +56,7 @@ impl Heads {
             places.insert(serial, Place { source, task: None });
             let displaced = source.and_then(|source| displace(&mut places, source, serial, room));
             match displaced {
-                None if places.len() > MAX_HEADS => places.pop_first().map(|(_, place)| place),
+                None if places.len() > self.most => places.pop_first().map(|(_, place)| place),
                 displaced => displaced,
             }
         };
@@ -70,6 +77,24 @@ impl Heads {
     pub fn clear(&self) {
         let places = std::mem::take(&mut *self.places.borrow_mut());
         drop(places);
+        self.tell_if_empty();
+    }
+
+    /// Waits until the table is empty; for one waiter. Cancel safe.
+    pub fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.places.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        *self.emptied.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn tell_if_empty(&self) {
+        if self.places.borrow().is_empty() {
+            if let Some(waker) = self.emptied.take() {
+                waker.wake();
+            }
+        }
     }
 }
 
@@ -114,12 +139,14 @@ impl Drop for Entry {
             // The connection goes on, or is ending by itself.
             task.detach();
         }
+        self.table.tell_if_empty();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::MAX_HEADS;
 
     const ANY: usize = usize::MAX;
 
@@ -134,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_full_table_costs_the_oldest_of_all() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let entries: Vec<_> = (0..MAX_HEADS).map(|_| heads.enter(source(1), ANY)).collect();
         assert!(entries.iter().all(is_there));
         let newcomer = heads.enter(source(2), ANY);
@@ -143,8 +170,23 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_for_an_empty_table_is_told_when_the_last_one_leaves() {
+        let heads = Heads::new(MAX_HEADS);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(heads.poll_empty(&mut cx).is_ready());
+        let (one, two) = (heads.enter(None, ANY), heads.enter(None, ANY));
+        drop(one);
+        assert!(heads.poll_empty(&mut cx).is_pending());
+        drop(two);
+        assert!(heads.poll_empty(&mut cx).is_ready());
+        let _left = heads.enter(None, ANY);
+        heads.clear();
+        assert!(heads.poll_empty(&mut cx).is_ready());
+    }
+
+    #[test]
     fn a_source_without_room_pays_for_its_newcomer_itself() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let other = heads.enter(source(2), 3);
         let mut own: Vec<_> = (0..3).map(|_| heads.enter(source(1), 3)).collect();
         own.push(heads.enter(source(1), 3));
@@ -160,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_source_that_is_found_later_is_counted_from_then_on() {
-        let heads = Heads::new();
+        let heads = Heads::new(MAX_HEADS);
         let entries: Vec<_> = (0..3).map(|_| heads.enter(None, ANY)).collect();
         let identify = |index: usize| entries[index].identify(source(1).unwrap(), 2);
         identify(2);

@@ -49,6 +49,25 @@ pub struct Source {
     blocked: RefCell<Option<Waker>>,
 }
 
+/// What left a lane with its last byte.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Completed {
+    /// Messages.
+    pub messages: usize,
+    /// Those among them that were forwarded, which the relay's own notices are not.
+    pub forwarded: usize,
+    /// Bytes of these.
+    pub forwarded_bytes: usize,
+}
+
+impl std::ops::AddAssign for Completed {
+    fn add_assign(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.forwarded += more.forwarded;
+        self.forwarded_bytes += more.forwarded_bytes;
+    }
+}
+
 impl Source {
     /// A source that has sent nothing yet.
     pub fn new(account: Rc<Account>) -> Rc<Self> {
@@ -175,6 +194,16 @@ impl Lane {
         self.state.borrow().entries.is_empty()
     }
 
+    /// Bytes held, [`MESSAGE_OVERHEAD`] a message included.
+    pub fn held(&self) -> usize {
+        self.state.borrow().held
+    }
+
+    /// Messages of phones that are queued; notices are none.
+    pub fn messages(&self) -> usize {
+        self.state.borrow().entries.iter().filter(|entry| entry.source.is_some()).count()
+    }
+
     /// Whether more than half of the bound is held.
     pub fn is_over_half(&self) -> bool {
         self.state.borrow().held > self.limit / 2
@@ -219,10 +248,10 @@ impl Lane {
         look(Pending { entries: &state.entries, begun: state.begun, at: 0 })
     }
 
-    /// The socket accepted `bytes` more of what is queued; returns the messages completed.
-    pub fn advance(&self, mut bytes: usize) -> usize {
+    /// The socket accepted `bytes` more of what is queued; returns what was completed.
+    pub fn advance(&self, mut bytes: usize) -> Completed {
         let mut state = self.state.borrow_mut();
-        let mut completed = 0;
+        let mut completed = Completed::default();
         while bytes > 0 {
             let begun = state.begun;
             let front = state.entries.front().expect("bug: more was accepted than was queued");
@@ -232,9 +261,13 @@ impl Lane {
                 break;
             }
             bytes -= left;
-            completed += 1;
+            completed.messages += 1;
             state.begun = 0;
             if let Some(entry) = state.entries.pop_front() {
+                if entry.notice.is_none() {
+                    completed.forwarded += 1;
+                    completed.forwarded_bytes += entry.bytes.len();
+                }
                 self.release(&mut state.held, &entry);
                 if let Some(source) = &entry.source {
                     source.delivered.set(true);
@@ -371,7 +404,7 @@ mod tests {
         }
         assert!(lane.push(message(0)).is_err());
         assert_eq!(ledger.total(), 1000);
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(ledger.total(), 900);
         drop(lane);
         assert_eq!(ledger.total(), 0);
@@ -390,7 +423,7 @@ mod tests {
         flood.wake_when_free(&waker);
         lane.offer(message(COST_100), &calm).unwrap();
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         lane.offer(message(COST_100), &flood).unwrap();
         assert_eq!((flood.share(), calm.share()), (500, 100));
@@ -410,12 +443,12 @@ mod tests {
             source.wake_when_free(&waker);
             counts.push(count);
         }
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(counts[0].0.load(Ordering::Relaxed), 1, "the first in line is woken");
         assert_eq!(counts[1].0.load(Ordering::Relaxed), 0, "the second is not");
         assert!(lane.offer(message(COST_100), &sources[3]).is_err(), "nobody jumps the queue");
         lane.offer(message(COST_100), &sources[2]).unwrap();
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         lane.offer(message(COST_100), &sources[3]).unwrap();
     }
 
@@ -430,7 +463,7 @@ mod tests {
         assert!(lane.offer(message(COST_100), &sources[3]).is_err());
         let (woken, waker) = counting();
         sources[3].wake_when_free(&waker);
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
         lane.leave(&sources[2]);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
@@ -447,7 +480,7 @@ mod tests {
         lane.advance(10);
         lane.drop_messages_of(&gone);
         assert_eq!((gone.share(), stays.share()), (100, 100));
-        assert_eq!(lane.advance(26 + 36), 2);
+        assert_eq!(lane.advance(26 + 36).messages, 2);
         assert!(lane.is_empty() && gone.is_delivered() && stays.is_delivered());
     }
 
@@ -456,11 +489,11 @@ mod tests {
         let (lane, ledger) = lane();
         let source = Source::new(Account::open(&ledger));
         lane.offer(message(COST_100), &source).unwrap();
-        assert_eq!(lane.advance(35), 0);
+        assert_eq!(lane.advance(35).messages, 0);
         assert!(!source.is_delivered());
         assert_eq!(lane.rewind().len(), 1);
         assert_eq!(lane.unfinished(), 0, "the next connection sends it whole");
-        assert_eq!(lane.advance(36), 1);
+        assert_eq!(lane.advance(36).messages, 1);
         assert!(source.is_delivered());
     }
 
@@ -472,5 +505,7 @@ mod tests {
         lane.push_notice(message(200), key);
         assert_eq!(lane.queued_notices(), [key]);
         assert!(lane.is_over_half());
+        let all = Completed { messages: 2, forwarded: 1, forwarded_bytes: message(900).len() };
+        assert_eq!(lane.advance(message(900).len() + message(200).len()), all);
     }
 }

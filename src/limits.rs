@@ -119,10 +119,13 @@ pub const TURN_BATCHES: usize = 4;
 /// Messages handled for one connection before the others get their turn: a batch can hold ten
 /// thousand of the smallest, which would take milliseconds.
 pub const TURN_MESSAGES: usize = 512;
-/// The codec's read buffer in bytes, held only while a connection carries data.
+/// The codec's read buffer in bytes, held only while a message is in progress.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// What a codec costs besides its buffer, in bytes.
 pub const CODEC_OVERHEAD: usize = 768;
+/// Codecs kept for connections with something to decode: one a leg in a turn, and a few for
+/// messages that come in pieces.
+pub const SPARE_CODECS: usize = 8;
 
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
 /// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.
@@ -138,6 +141,10 @@ pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
 
+/// At a stop: how long request heads in progress may take to be complete and be answered, at most
+/// half of the drain timeout. Several round trips; one that is silent must not delay the stop.
+pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
+
 /// From a change of the connections to the status that systemd is told: one line for a burst of
 /// changes, and time for an upgrade to become a member.
 pub const STATUS_DELAY: Duration = Duration::from_secs(2);
@@ -147,3 +154,59 @@ pub const RATE_TABLE_HALF: usize = 8 * 1024;
 
 /// What a `503` tells a client to wait; a probe takes up to 10 s, and a cap clears at any time.
 pub const RETRY_AFTER_BUSY: Duration = Duration::from_secs(5);
+
+/// Bounds of the buckets in which turns of the event loop are counted: a turn usually takes
+/// microseconds, and one of 100 ms is felt by a person.
+pub const LAG_BUCKETS: [Duration; 12] = [
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+];
+
+/// A ring of the history: how many points, of which length.
+#[derive(Clone, Copy, Debug)]
+pub struct RingSize {
+    /// Points in the ring, the one in progress included.
+    pub points: usize,
+    /// What one point stands for.
+    pub period: Duration,
+}
+
+/// The last minute, for rates; 20 bytes a point, here and below.
+pub const HISTORY_MINUTE: RingSize = RingSize { points: 13, period: Duration::from_secs(5) };
+/// The last hour, a point a minute.
+pub const HISTORY_HOUR: RingSize = RingSize { points: 60, period: Duration::from_secs(60) };
+/// The last day, a point a quarter of an hour.
+pub const HISTORY_DAY: RingSize = RingSize { points: 96, period: Duration::from_secs(15 * 60) };
+/// Refusals of the last hour; 68 bytes a point.
+pub const HISTORY_REFUSALS: RingSize = RingSize { points: 13, period: Duration::from_secs(5 * 60) };
+
+/// Where the metrics and the status page are served unless told otherwise: nowhere.
+pub const DEFAULT_METRICS_LISTEN: &str = "off";
+/// Connections to the metrics listener at one time; the oldest is closed for a newcomer. A page
+/// takes milliseconds, and a few scrapers and browsers are what is expected.
+pub const MAX_MONITOR_CONNECTIONS: usize = 16;
+
+/// A turn of the event loop from which on the status page calls it a problem: a daemon gives up on
+/// a write after 5 s. (A busy machine makes a turn of a second now and then.)
+pub const LAG_PROBLEM: Duration = Duration::from_secs(5);
+/// Part of the memory budget, or of the descriptors, in percent from which on the status page
+/// calls it a problem.
+pub const USE_PROBLEM: u64 = 90;
+
+/// Where `pyrycode-relay status` looks first unless told otherwise: the address that the
+/// documentation uses for the metrics.
+pub const STATUS_METRICS: &str = "127.0.0.1:9464";
+/// How long it waits for a connection, and for each read and write.
+pub const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest answer that it reads, in bytes.
+pub const STATUS_MAX_ANSWER: u64 = 1024 * 1024;

@@ -15,12 +15,13 @@ use std::time::Instant;
 use async_io::Timer;
 use log::debug;
 
-use self::peer::Rejected;
 pub use self::peer::{Peer, Verdict};
+use self::peer::{Rejected, count_end};
 use crate::budget::Charge;
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::limits::LINGER_TIME;
+use crate::metrics::{Direction, Endpoint};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
@@ -35,11 +36,12 @@ pub type Session = Pin<Box<dyn Future<Output = ()>>>;
 pub fn send_off<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
+    endpoint: Endpoint,
     close: Close,
 ) -> Session {
     let outbox = Outbox::new(None);
     outbox.close(close, Manner::Abort);
-    Box::pin(Link::new(relay, upgraded, outbox, Rejected { relay: Rc::clone(relay) }))
+    Box::pin(Link::new(relay, upgraded, outbox, Rejected { endpoint, relay: Rc::clone(relay) }))
 }
 
 /// What a connection carried.
@@ -132,7 +134,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
-            incoming: Incoming::new(io, leftover, peer.largest_message()),
+            incoming: Incoming::new(io, leftover, peer.largest_message(), &relay.codecs),
             outbox,
             charge: Charge::new(peer.account()),
             peer,
@@ -224,6 +226,11 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn decide(&mut self, ended: Ended, now: Instant) {
         self.phase = Phase::Closing { ended, deadline: None };
+        self.conclude(ended, now);
+    }
+
+    fn conclude(&mut self, ended: Ended, now: Instant) {
+        count_end(&self.relay.metrics, self.peer.endpoint(), ended);
         self.peer.ended(ended, now);
     }
 
@@ -231,7 +238,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     fn cut(&mut self, ended: Ended, now: Instant) {
         match self.phase {
             Phase::Open | Phase::Held | Phase::Starved => {
-                self.peer.ended(ended, now);
+                self.conclude(ended, now);
                 self.phase = Phase::Over(ended);
             }
             Phase::Closing { ended, .. } | Phase::Lingering { ended, .. } => {
@@ -253,7 +260,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let flushed = self.outbox.poll_flush(cx, self.incoming.io(), &mut scratch);
         drop(scratch);
         self.tally.bytes_out += flushed.bytes as u64;
-        self.tally.messages_out += flushed.messages as u64;
+        let completed = flushed.completed;
+        self.tally.messages_out += completed.messages as u64;
+        if completed.forwarded > 0 {
+            let direction = match self.peer.endpoint() {
+                Endpoint::Server => Direction::PhoneToBinary,
+                Endpoint::Client => Direction::BinaryToPhone,
+            };
+            let (messages, bytes) = (completed.forwarded, completed.forwarded_bytes);
+            self.relay.metrics.forwarded(direction, messages, bytes);
+        }
         if flushed.bytes > 0 {
             self.blocked = None;
         }
@@ -362,8 +378,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         self.timer = None;
-        self.incoming.tidy();
-        self.charge.set(self.incoming.held());
         true
     }
 }

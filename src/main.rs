@@ -10,15 +10,17 @@ use futures_lite::StreamExt as _;
 use log::{error, info, warn};
 use smol::LocalExecutor;
 
-use pyrycode_relay::accept::serve;
+use pyrycode_relay::accept::{Sockets, run_on};
 use pyrycode_relay::board::Board;
 use pyrycode_relay::check::{Report, address};
-use pyrycode_relay::config::{Config, Options, Sources, Subcommand};
+use pyrycode_relay::config::{Config, Listen, Options, Sources, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::logging::{Format, Repeats};
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
-use pyrycode_relay::{listen, logging, systemd};
+use pyrycode_relay::status::{self, Style};
+use pyrycode_relay::systemd::{self, Inherited};
+use pyrycode_relay::{listen, logging};
 
 /// Exit code: could not start, or told twice to stop.
 const FAILURE: u8 = 1;
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
             return if is_error { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(Subcommand::Status(asked)) = &options.command {
+        return show_status(asked);
+    }
     let is_check = options.command == Some(Subcommand::Check);
     let (level, format) = (options.logging.log_level, options.logging.log_format);
     let sources = options.sources.clone();
@@ -53,9 +58,32 @@ fn main() -> ExitCode {
     repeats.tell();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
+        Err((code, message)) => {
             error!(reason = message.as_str(); "failed");
-            ExitCode::from(FAILURE)
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn show_status(asked: &StatusOptions) -> ExitCode {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = match asked.json {
+        true => Style::Json,
+        false => Style::Table { colour: std::io::stdout().is_terminal() && !no_colour },
+    };
+    match status::ask(asked.url.as_deref(), style) {
+        Ok(report) => {
+            // The exit code tells it too, to whoever does not read on.
+            let _ = std::io::stdout().write_all(report.text.as_bytes());
+            if report.healthy { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
+        }
+        Err(failure) => {
+            let (code, message) = match failure {
+                status::Failure::Usage(message) => (USAGE, message),
+                status::Failure::Unreachable(message) => (FAILURE, message),
+            };
+            let _ = writeln!(std::io::stderr(), "error: {message}");
+            ExitCode::from(code)
         }
     }
 }
@@ -79,20 +107,29 @@ fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats
     installed.repeats
 }
 
-fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), String> {
+/// Runs the relay; the error is the exit code and a sentence.
+fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), (u8, String)> {
+    let failed = |message| (FAILURE, message);
     let descriptors = raise_descriptor_limit(config.max_connections);
     announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
-    let inherited = systemd::inherited_listeners()?;
+    let Inherited { relay, metrics } = systemd::inherited_listeners().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut watched = vec![Signal::Term, Signal::Int];
     // Without anything to read anew, the end of a terminal ends the relay that was started in it.
     if config.allow_server.is_some() || systemd::is_present() {
         watched.push(Signal::Hup);
     }
-    let mut signals =
-        Signals::new(watched).map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let listeners = open_listeners(&config, inherited)?;
+    let mut signals = Signals::new(watched)
+        .map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    for socket in &metrics {
+        let address = address_of(socket).map_err(failed)?;
+        config.check_metrics(Listen::At(address)).map_err(|message| (USAGE, message))?;
+    }
+    let sockets = Sockets {
+        relay: open_listeners(&config, relay).map_err(failed)?,
+        metrics: open_metrics(&config, metrics).map_err(failed)?,
+    };
     let stop = Stop::new();
     let executor = LocalExecutor::new();
     let reload = Reload::new();
@@ -118,8 +155,8 @@ fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), 
             }
         })
         .detach();
-    smol::block_on(executor.run(serve(&executor, listeners, config, &stop, &reload)))
-        .map_err(|error| format!("cannot start: {error}"))
+    run_on(&executor, sockets, config, &stop, &reload)
+        .map_err(|error| failed(format!("cannot start: {error}")))
 }
 
 /// The sockets that systemd handed over, or else those that the options name.
@@ -143,6 +180,22 @@ fn open_listeners(
             Ok(listener)
         })
         .collect()
+}
+
+/// The same for the metrics, which may have none.
+fn open_metrics(config: &Config, inherited: Vec<TcpListener>) -> Result<Vec<TcpListener>, String> {
+    let (sockets, inherited) = match config.metrics_listen {
+        Some(listen) if inherited.is_empty() => {
+            let socket = listen::open(listen)
+                .map_err(|error| format!("cannot serve metrics at {listen}: {error}"))?;
+            (vec![socket], false)
+        }
+        _ => (inherited, true),
+    };
+    for socket in &sockets {
+        info!(address:% = address_of(socket)?, inherited = inherited; "serving_metrics");
+    }
+    Ok(sockets)
 }
 
 fn address_of(listener: &TcpListener) -> Result<SocketAddr, String> {

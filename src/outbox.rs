@@ -19,7 +19,7 @@ use futures_lite::AsyncWrite;
 use crate::budget::{Account, Charge};
 use crate::close::Close;
 use crate::frames::Frame;
-use crate::lane::Lane;
+use crate::lane::{Completed, Lane};
 use crate::limits::{GATHER_BELOW, TURN_BATCHES};
 use crate::probe::Probe;
 
@@ -68,7 +68,7 @@ pub struct Flushed {
     /// Bytes that the socket accepted.
     pub bytes: usize,
     /// Messages whose last byte the socket accepted.
-    pub messages: usize,
+    pub completed: Completed,
     /// Where it stopped.
     pub end: FlushEnd,
 }
@@ -196,6 +196,13 @@ impl Outbox {
         self.state.borrow().rest.as_ref().map(|charge| Rc::clone(charge.account()))
     }
 
+    /// Bytes of messages that wait to be written.
+    pub fn queued(&self) -> usize {
+        let state = self.state.borrow();
+        let rest = state.rest.as_ref().map_or(0, Charge::bytes);
+        state.lane.as_ref().map_or(0, |lane| lane.held()) + rest
+    }
+
     /// The close that this outbox is sealed with, and how.
     pub fn sealed(&self) -> Option<(Close, Manner)> {
         self.state.borrow().sealed
@@ -211,7 +218,7 @@ impl Outbox {
     ) -> Flushed {
         let mut state = self.state.borrow_mut();
         state.register(cx.waker());
-        let (mut bytes, mut messages) = (0, 0);
+        let (mut bytes, mut completed) = (0, Completed::default());
         let mut batches = 0;
         let end = loop {
             if state.closed {
@@ -230,11 +237,11 @@ impl Outbox {
                 Some(Poll::Ready(Err(error))) => break FlushEnd::Failed(error),
                 Some(Poll::Ready(Ok(accepted))) => {
                     bytes += accepted;
-                    messages += state.advance(accepted);
+                    state.advance(accepted, &mut completed);
                 }
             }
         };
-        Flushed { bytes, messages, end }
+        Flushed { bytes, completed, end }
     }
 
     fn control(&self, add: impl FnOnce(&mut State)) {
@@ -347,14 +354,13 @@ impl State {
         })
     }
 
-    /// Accounts for `accepted` bytes in the order in which a batch is made up; returns the
-    /// messages that were completed.
-    fn advance(&mut self, mut accepted: usize) -> usize {
-        let mut messages = 0;
+    /// Accounts for `accepted` bytes in the order in which a batch is made up, and adds to
+    /// `completed` what they completed.
+    fn advance(&mut self, mut accepted: usize, completed: &mut Completed) {
         if let Some(lane) = &self.lane {
             let first = lane.unfinished().min(accepted);
             if first > 0 {
-                messages += lane.advance(first);
+                *completed += lane.advance(first);
                 accepted -= first;
             }
         }
@@ -368,9 +374,8 @@ impl State {
             self.closed = self.close_staged;
         }
         if let (Some(lane), true) = (&self.lane, accepted > 0) {
-            messages += lane.advance(accepted);
+            *completed += lane.advance(accepted);
         }
-        messages
     }
 }
 

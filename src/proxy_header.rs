@@ -43,6 +43,10 @@ fn text(bytes: &[u8]) -> ProxyHeader {
         return if may_go_on { ProxyHeader::Incomplete } else { ProxyHeader::Malformed };
     };
     let length = end + 1;
+    // The parser takes a bare line feed behind what it does not read: an `UNKNOWN` line's rest.
+    if !bytes[..length].ends_with(b"\r\n") {
+        return ProxyHeader::Malformed;
+    }
     let Ok(header) = v1::Header::try_from(&bytes[..length]) else { return ProxyHeader::Malformed };
     if header.header.len() != length {
         return ProxyHeader::Malformed;
@@ -166,6 +170,7 @@ mod tests {
             text("PROXY TCP4 192.0.2.1\r\n"),
             text("PROXY TCP4 192.0.2.1 192.0.2.99 4711\r\n"),
             text("PROXY TCP4 192.0.2.1 192.0.2.99 4711 443\n"),
+            text("PROXY UNKNOWN 1 2\n"),
             text("PROXY TCP4 192.0.2.1 192.0.2.99 4711 443 1\r\n"),
             text("PROXY TCP4 192.0.2.1 192.0.2.99 4711 65536\r\n"),
             text("PROXY TCP4 192.0.2.1 192.0.2.99 04711 443\r\n"),

@@ -4,6 +4,7 @@
 //! returns owned values. Seats undo themselves when they are dropped, and only what carries the
 //! right serial is ever removed, so neither a stale timer nor a loser can touch a newer claim.
 
+mod backlog;
 mod revocation;
 mod seat;
 mod slot;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+pub use self::backlog::Backlog;
 pub use self::seat::{Contest, Delivery, Forwarded, PhoneSeat, ServerSeat};
 use self::slot::{Holder, Retired, Slot};
 use crate::budget::{Account, Ledger};
@@ -22,6 +24,7 @@ use crate::config::Config;
 use crate::events;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
 use crate::lane::{Lane, Source};
+use crate::metrics::Metrics;
 use crate::outbox::{Manner, Outbox};
 use crate::probe::Probe;
 
@@ -30,6 +33,7 @@ use crate::probe::Probe;
 pub struct Registry {
     rules: Rules,
     ledger: Rc<Ledger>,
+    metrics: Rc<Metrics>,
     serials: Serials,
     map: RefCell<Map>,
 }
@@ -99,7 +103,7 @@ pub struct Counts {
 
 impl Registry {
     /// An empty registry by the rules of `config`.
-    pub fn new(config: &Config, ledger: &Rc<Ledger>) -> Rc<Self> {
+    pub fn new(config: &Config, ledger: &Rc<Ledger>, metrics: &Rc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             rules: Rules {
                 grace: config.grace,
@@ -110,6 +114,7 @@ impl Registry {
                 max_slot_queue: config.max_slot_queue_bytes,
             },
             ledger: Rc::clone(ledger),
+            metrics: Rc::clone(metrics),
             serials: Serials::default(),
             map: RefCell::default(),
         })
@@ -176,7 +181,8 @@ impl Registry {
         }
     }
 
-    /// Releases the slots whose grace window has passed at `now` and closes their phones.
+    /// Releases the slots whose grace window has passed at `now` and closes their phones. One that
+    /// a newcomer is about to take is left to it, for another window.
     pub fn expire(&self, now: Instant) {
         loop {
             let (server, slot) = {
@@ -185,10 +191,20 @@ impl Registry {
                     Some(((deadline, _), _)) if *deadline <= now => {}
                     _ => return,
                 }
-                let Some((_, server)) = map.releases.pop_first() else { return };
+                let Some(((_, serial), server)) = map.releases.pop_first() else { return };
+                if let Some(Slot {
+                    probe: Some(_), holder: Holder::Grace { deadline, .. }, ..
+                }) = map.slots.get_mut(&server)
+                {
+                    *deadline = now + self.rules.grace;
+                    let deadline = *deadline;
+                    map.releases.insert((deadline, serial), server);
+                    continue;
+                }
                 let Some(slot) = map.slots.remove(&server) else { continue };
                 (server, slot)
             };
+            self.metrics.grace_expiries.bump();
             events::server_expired(&server, slot.phones.len());
             for (key, phone) in slot.phones {
                 phone.outbox.close(Close::NoServer, Manner::Abort);
@@ -244,6 +260,9 @@ impl Registry {
             }
             let retired = map.sacrifice(&victim);
             drop(map);
+            if retired.is_some() {
+                self.metrics.budget_evictions.bump();
+            }
             report(retired);
         }
     }
@@ -265,8 +284,12 @@ impl Registry {
         }
         let slot = map.slots.get_mut(server).expect("bug: the slot was there a line ago");
         slot.probe = None;
-        if let Holder::Grace { deadline, serial, .. } = &slot.holder {
-            map.releases.remove(&(*deadline, *serial));
+        match &slot.holder {
+            Holder::Grace { deadline, serial, .. } => {
+                map.releases.remove(&(*deadline, *serial));
+                self.metrics.reclaims.bump();
+            }
+            Holder::Live { .. } => self.metrics.takeovers.bump(),
         }
         let (outbox, retired) = slot.take(serial, self.rules.evict);
         (serial, outbox, retired)

@@ -11,11 +11,15 @@ use crate::budget::Ledger;
 use crate::config::Config;
 use crate::events;
 use crate::heartbeat::Ticks;
+use crate::history::{History, Sample};
 use crate::ids::ServerId;
+use crate::metrics::{Direction, Failure, Label as _, Metrics, Refused};
 use crate::permits::Permits;
+use crate::process::wall_clock;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::shutdown::Stop;
+use crate::wire::Codecs;
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct Relay {
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
     pub scratch: Rc<Scratch>,
+    /// The codecs that connections decode with.
+    pub codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
@@ -36,12 +42,16 @@ pub struct Relay {
     pub ticks: Ticks,
     /// The server-ids that may be claimed, unless all may.
     allowed: Option<RefCell<AllowFile>>,
-    /// How often a trusted proxy sent a PROXY header or a forwarding field that is none.
-    proxy_faults: Cell<u64>,
     /// Whether the log has said that loopback has reached a limit.
     hinted: Cell<bool>,
+    /// What has happened, in numbers.
+    pub metrics: Rc<Metrics>,
+    /// What happened lately; kept up where the metrics are served.
+    pub history: RefCell<History<REFUSALS>>,
     /// When the relay began to listen.
     pub started: Instant,
+    /// The same by the wall clock, in seconds since 1970.
+    pub started_at: f64,
     /// Raised when the relay is to stop.
     pub stop: Stop,
 }
@@ -50,32 +60,49 @@ impl Relay {
     /// A relay without connections.
     pub fn new(mut config: Config, stop: Stop) -> Rc<Self> {
         let ledger = Ledger::new(config.memory_budget);
+        let metrics = Rc::default();
         let started = Instant::now();
         Rc::new(Self {
-            registry: Registry::new(&config, &ledger),
+            registry: Registry::new(&config, &ledger, &metrics),
             permits: Permits::new(config.max_connections, config.max_connections_per_ip),
             attempts: config.rate.map(Attempts::new),
             ticks: Ticks::new(config.heartbeat_interval, started),
             allowed: config.allow_server.take().map(RefCell::new),
-            proxy_faults: Cell::new(0),
             hinted: Cell::new(false),
             config: Rc::new(config),
             ledger,
             scratch: Rc::default(),
+            metrics,
+            history: RefCell::new(History::new(started)),
+            started_at: wall_clock(),
+            codecs: Rc::default(),
             started,
             stop,
         })
     }
 
-    /// Counts a trusted proxy's PROXY header or forwarding field that is none.
-    pub fn note_proxy_fault(&self, proxy: IpAddr) {
-        self.proxy_faults.set(self.proxy_faults.get() + 1);
-        events::proxy_fault(proxy, self.proxy_faults.get());
+    /// Brings the history up to `now`.
+    pub fn record(&self, now: Instant) {
+        let metrics = &self.metrics;
+        let counts = self.registry.counts();
+        let sample = Sample {
+            messages: Direction::ALL.iter().map(|way| metrics.frames.count(*way)).sum(),
+            refusals: std::array::from_fn(|kind| match Refused::ALL.get(kind) {
+                Some(refused) => metrics.refused.count(*refused),
+                None => metrics.failures.count(LATE_REFUSALS[kind - Refused::COUNT]),
+            }),
+            binaries: counts.binaries,
+            phones: counts.phones,
+            accept_errors: metrics.accept_errors.count(),
+            worst_turn: metrics.lag.take_worst(),
+        };
+        self.history.borrow_mut().record(now, sample);
     }
 
-    /// How often that happened.
-    pub fn proxy_faults(&self) -> u64 {
-        self.proxy_faults.get()
+    /// Counts a trusted proxy's PROXY header or forwarding field that is none.
+    pub fn note_proxy_fault(&self, proxy: IpAddr) {
+        self.metrics.proxy_faults.bump();
+        events::proxy_fault(proxy, self.metrics.proxy_faults.count());
     }
 
     /// `address` has reached one of the limits of an address. If that is loopback, the log says
@@ -114,3 +141,15 @@ impl Relay {
         }
     }
 }
+
+/// The kinds of refusals that the history has: before the upgrade, then behind it.
+pub fn refusal_kinds() -> impl Iterator<Item = &'static str> {
+    let late = LATE_REFUSALS.iter().map(|failure| failure.as_str());
+    Refused::ALL.iter().map(|refused| refused.as_str()).chain(late)
+}
+
+/// How many kinds that are.
+pub const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
+
+/// Peers that are told behind the upgrade that they cannot register.
+const LATE_REFUSALS: [Failure; 3] = [Failure::NoServer, Failure::ServerInUse, Failure::PhonesAtCap];

@@ -23,6 +23,11 @@ impl Stop {
         self.sender.close();
     }
 
+    /// Whether it has been raised.
+    pub fn is_raised(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     /// Waits until it is raised. Cancel safe.
     pub async fn raised(&self) {
         // Nothing is ever sent: the channel's closing is the signal.

@@ -101,24 +101,42 @@ impl Manager {
     }
 }
 
-/// The listening sockets that systemd opened for this process, in the order of the unit; empty if
-/// it opened none. The error is a sentence for the operator.
+/// The listening sockets that systemd opened for this process, in the order of the units.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// For binaries and phones: all that have no other purpose by their name.
+    pub relay: Vec<TcpListener>,
+    /// For metrics and the status page: those named `metrics` (`FileDescriptorName=`).
+    pub metrics: Vec<TcpListener>,
+}
+
+/// What systemd opened for this process; empty if it opened nothing. The error is a sentence for
+/// the operator.
 ///
 /// To be called once and before the first thread starts: the variables are taken out of the
 /// environment.
-pub fn inherited_listeners() -> Result<Vec<TcpListener>, String> {
+pub fn inherited_listeners() -> Result<Inherited, String> {
+    // Read first: what follows may take it out of the environment. It counts only where the
+    // sockets are this process's, which is checked there.
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
     let mut inherited = ListenFd::from_env();
-    (0..inherited.len())
-        .map(|index| {
-            let listener = inherited.take_tcp_listener(index).and_then(|listener| {
-                let listener = listener.ok_or(io::ErrorKind::NotFound)?;
-                if SockRef::from(&listener).is_listener()? {
-                    Ok(listener)
-                } else {
-                    Err(io::Error::other("it is not listening; the socket unit needs Accept=no"))
-                }
-            });
-            listener.map_err(|error| format!("cannot use inherited socket {index}: {error}"))
-        })
-        .collect()
+    let mut sockets = Inherited::default();
+    for index in 0..inherited.len() {
+        let listener = inherited.take_tcp_listener(index).and_then(|listener| {
+            let listener = listener.ok_or(io::ErrorKind::NotFound)?;
+            if SockRef::from(&listener).is_listener()? {
+                Ok(listener)
+            } else {
+                Err(io::Error::other("it is not listening; the socket unit needs Accept=no"))
+            }
+        });
+        let listener =
+            listener.map_err(|error| format!("cannot use inherited socket {index}: {error}"))?;
+        match names.next() {
+            Some("metrics") => sockets.metrics.push(listener),
+            _ => sockets.relay.push(listener),
+        }
+    }
+    Ok(sockets)
 }

@@ -1,12 +1,16 @@
 //! Between the socket and the codec: a stream adapter that knows where frames end.
 //!
 //! It hands bytes up to the codec only to the end of the frame in progress, so that at a frame
-//! boundary the codec holds nothing and can be taken apart: an idle connection has no codec at
-//! all. On the way it sees every byte, knows since when a message is begun, and how much memory the
-//! codec holds for it. What the codec would write by itself (pongs, close replies) is discarded:
+//! boundary the codec holds nothing and serves the next connection that has something to decode:
+//! between messages a connection has no codec at all. On the way it sees every byte, knows since
+//! when a message is begun, and how much memory the codec holds for it. What the codec would write by itself (pongs, close replies) is discarded:
 //! ours go through the outbox, in their order and with their bounds.
 
+mod follower;
+
+use std::cell::RefCell;
 use std::io;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -17,28 +21,62 @@ use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error, Message};
 use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
+use self::follower::Follower;
 use crate::close::Close;
-use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD};
+use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD, SPARE_CODECS};
 use crate::scratch::{Lent, Scratch};
 
 /// The reading half of one WebSocket, and the socket itself.
 #[derive(Debug)]
 pub struct Incoming<S> {
-    state: State<S>,
+    io: S,
+    state: State,
+    codecs: Rc<Codecs>,
     largest_message: usize,
-    /// The codec has decoded data since the last [`Self::tidy`]; then it is kept for more.
-    carries_data: bool,
+    /// The codec has seen the end of the connection and is of no use to another.
+    spent: bool,
     /// Input is thrown away instead of decoded.
     deaf: bool,
 }
 
-/// The socket, with or without a codec around it.
+/// The input, with or without a codec around it.
 #[derive(Debug)]
-enum State<S> {
-    Bare(Wire<S>),
-    Coded(Box<WebSocketStream<Wire<S>>>),
-    /// Only while one of the above is made into the other.
-    Between,
+enum State {
+    Bare(Feed),
+    Coded(Box<Codec>),
+}
+
+type Codec = WebSocketStream<Feed>;
+
+/// Codecs that wait for the next connection with something to decode. At the boundary of a frame a
+/// codec knows nothing of a connection, so that a few serve them all.
+#[derive(Default, Debug)]
+pub struct Codecs(RefCell<Vec<(usize, Box<Codec>)>>);
+
+impl Codecs {
+    /// A codec for messages of up to `largest_message` bytes.
+    fn take(&self, largest_message: usize, cx: &mut Context<'_>) -> Box<Codec> {
+        let mut spare = self.0.borrow_mut();
+        if let Some(at) = spare.iter().position(|(largest, _)| *largest == largest_message) {
+            return spare.swap_remove(at).1;
+        }
+        let config = Some(websocket_config(largest_message));
+        let made = pin!(WebSocketStream::from_raw_socket(Feed::default(), Role::Server, config));
+        match made.poll(cx) {
+            Poll::Ready(codec) => Box::new(codec),
+            Poll::Pending => {
+                unreachable!("bug: a codec without a handshake has nothing to wait for")
+            }
+        }
+    }
+
+    /// Keeps a codec for the next who asks, within bounds.
+    fn keep(&self, largest_message: usize, codec: Box<Codec>) {
+        let mut spare = self.0.borrow_mut();
+        if spare.len() < SPARE_CODECS {
+            spare.push((largest_message, codec));
+        }
+    }
 }
 
 /// What the input came to.
@@ -55,20 +93,20 @@ pub enum Decoded {
 impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Takes over a socket after the handshake. `leftover` arrived behind the request head;
     /// messages may have `largest_message` bytes.
-    pub fn new(io: S, leftover: Vec<u8>, largest_message: usize) -> Self {
-        let wire =
-            Wire { io, lent: None, kept: leftover, at: 0, end: 0, follower: Follower::default() };
-        Self { state: State::Bare(wire), largest_message, carries_data: false, deaf: false }
+    pub fn new(io: S, leftover: Vec<u8>, largest_message: usize, codecs: &Rc<Codecs>) -> Self {
+        let state = State::Bare(Feed { kept: leftover, ..Feed::default() });
+        let codecs = Rc::clone(codecs);
+        Self { io, state, codecs, largest_message, spent: false, deaf: false }
     }
 
     /// The socket, to write to.
     pub fn io(&mut self) -> &mut S {
-        &mut self.wire().io
+        &mut self.io
     }
 
     /// Whether there is input that has not been decoded.
-    pub fn has_input(&mut self) -> bool {
-        !self.wire().unread().is_empty()
+    pub fn has_input(&self) -> bool {
+        !self.feed().unread().is_empty()
     }
 
     /// Reads from the socket into the lent buffer; there must be no undecoded input. 0 is the end
@@ -78,13 +116,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         cx: &mut Context<'_>,
         scratch: &Rc<Scratch>,
     ) -> Poll<io::Result<usize>> {
-        let wire = self.wire();
-        debug_assert!(wire.unread().is_empty(), "input is decoded before more is read");
-        wire.kept = Vec::new();
-        (wire.at, wire.end) = (0, 0);
-        let buffer = wire.lent.get_or_insert_with(|| scratch.lend());
-        Pin::new(&mut wire.io).poll_read(cx, buffer).map_ok(|read| {
-            wire.end = read;
+        let feed = match &mut self.state {
+            State::Bare(feed) => feed,
+            State::Coded(codec) => codec.get_mut(),
+        };
+        debug_assert!(feed.unread().is_empty(), "input is decoded before more is read");
+        feed.kept = Vec::new();
+        (feed.at, feed.end) = (0, 0);
+        let buffer = feed.lent.get_or_insert_with(|| scratch.lend());
+        Pin::new(&mut self.io).poll_read(cx, buffer).map_ok(|read| {
+            feed.end = read;
             read
         })
     }
@@ -92,22 +133,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.
     pub fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
         if self.deaf {
-            self.wire().skip_unread();
+            self.feed_mut().skip_unread();
         }
         if !self.has_input() {
             return Decoded::NeedInput;
         }
-        self.wire().follower.now = Some(now);
+        self.feed_mut().follower.now = Some(now);
         let codec = self.codec(cx);
-        let polled = Pin::new(codec).poll_next(cx);
-        match polled {
+        match Pin::new(codec).poll_next(cx) {
             Poll::Pending => Decoded::NeedInput,
             Poll::Ready(Some(Ok(message))) => {
-                self.carries_data |= message.is_text() || message.is_binary();
+                self.spent = message.is_close();
                 Decoded::Message(message)
             }
-            Poll::Ready(Some(Err(error))) => Decoded::Violation(violation(&error)),
-            Poll::Ready(None) => Decoded::Violation(Close::Protocol),
+            Poll::Ready(other) => {
+                self.spent = true;
+                Decoded::Violation(match other {
+                    Some(Err(error)) => violation(&error),
+                    _ => Close::Protocol,
+                })
+            }
         }
     }
 
@@ -115,12 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// know 1014, which was registered after RFC 6455, and takes it for a violation.
     pub fn close_code(&self, decoded: u16) -> u16 {
         const BAD_GATEWAY: u16 = 1014;
-        let follower = match &self.state {
-            State::Bare(wire) => &wire.follower,
-            State::Coded(codec) => &codec.get_ref().follower,
-            State::Between => return decoded,
-        };
-        match u16::from_be_bytes(follower.control) {
+        match u16::from_be_bytes(self.feed().follower.control) {
             BAD_GATEWAY => BAD_GATEWAY,
             _ => decoded,
         }
@@ -128,91 +168,80 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub fn discard(&mut self) {
-        self.deaf = true;
-        self.wire().follower = Follower::default();
+        (self.deaf, self.spent) = (true, true);
+        self.feed_mut().follower = Follower::default();
         self.drop_codec();
     }
 
-    /// Ends a turn of reading: the shared buffer goes back, and what was not decoded is kept. A
-    /// codec that has grown, or that has seen control frames alone, is taken apart.
+    /// Ends a turn of reading: the shared buffer goes back, what was not decoded is kept, and the
+    /// codec goes back unless a message is in progress.
     pub fn rest(&mut self) {
-        let wire = self.wire();
-        if wire.lent.is_some() {
-            wire.kept = wire.unread().to_vec();
-            (wire.lent, wire.at, wire.end) = (None, 0, 0);
-        } else if wire.at > 0 {
-            wire.kept.drain(..wire.at);
-            wire.kept.shrink_to_fit();
-            wire.at = 0;
+        let feed = self.feed_mut();
+        if feed.lent.is_some() {
+            feed.kept = feed.unread().to_vec();
+            (feed.lent, feed.at, feed.end) = (None, 0, 0);
+        } else if feed.at > 0 {
+            feed.kept.drain(..feed.at);
+            feed.kept.shrink_to_fit();
+            feed.at = 0;
         }
-        if wire.follower.largest_frame > CODEC_BUFFER || !self.carries_data {
-            self.drop_codec();
-        }
-    }
-
-    /// Takes the codec apart if no data came since the last call.
-    pub fn tidy(&mut self) {
-        if !std::mem::take(&mut self.carries_data) {
+        if feed.follower.is_at_boundary() {
             self.drop_codec();
         }
     }
 
     /// Since when a message is begun and not complete; interleaved control frames do not count.
     pub fn begun(&self) -> Option<Instant> {
-        match &self.state {
-            State::Bare(wire) => wire.follower.begun,
-            State::Coded(codec) => codec.get_ref().follower.begun,
-            State::Between => None,
-        }
+        self.feed().follower.begun
     }
 
     /// Memory held for input, in bytes: the codec, what it has reserved for the message in
     /// progress, and undecoded input.
     pub fn held(&self) -> usize {
-        let (wire, codec) = match &self.state {
-            State::Bare(wire) => (wire, 0),
-            State::Coded(codec) => (codec.get_ref(), CODEC_BUFFER + CODEC_OVERHEAD),
-            State::Between => return 0,
+        let codec = match &self.state {
+            State::Bare(_) => 0,
+            State::Coded(_) => CODEC_BUFFER + CODEC_OVERHEAD,
         };
-        let message = wire.follower.message + wire.follower.frame.min(self.largest_message);
-        codec + message.saturating_sub(CODEC_BUFFER) + wire.kept.len()
+        let feed = self.feed();
+        let message = feed.follower.message + feed.follower.frame.min(self.largest_message);
+        codec + message.saturating_sub(CODEC_BUFFER) + feed.kept.len()
     }
 
-    fn wire(&mut self) -> &mut Wire<S> {
-        match &mut self.state {
-            State::Bare(wire) => wire,
-            State::Coded(codec) => codec.get_mut(),
-            State::Between => unreachable!("bug: the codec is only between states inside a method"),
+    fn feed(&self) -> &Feed {
+        match &self.state {
+            State::Bare(feed) => feed,
+            State::Coded(codec) => codec.get_ref(),
         }
     }
 
-    fn codec(&mut self, cx: &mut Context<'_>) -> &mut WebSocketStream<Wire<S>> {
-        self.state = match std::mem::replace(&mut self.state, State::Between) {
-            State::Bare(wire) => {
-                let config = Some(websocket_config(self.largest_message));
-                let made = pin!(WebSocketStream::from_raw_socket(wire, Role::Server, config));
-                let Poll::Ready(codec) = made.poll(cx) else {
-                    unreachable!("bug: a codec without a handshake has nothing to wait for")
-                };
-                State::Coded(Box::new(codec))
-            }
-            coded => coded,
-        };
+    fn feed_mut(&mut self) -> &mut Feed {
+        match &mut self.state {
+            State::Bare(feed) => feed,
+            State::Coded(codec) => codec.get_mut(),
+        }
+    }
+
+    fn codec(&mut self, cx: &mut Context<'_>) -> &mut Codec {
+        if let State::Bare(feed) = &mut self.state {
+            let mut codec = self.codecs.take(self.largest_message, cx);
+            *codec.get_mut() = mem::take(feed);
+            self.state = State::Coded(codec);
+        }
         match &mut self.state {
             State::Coded(codec) => codec,
-            _ => unreachable!("bug: it was made a line ago"),
+            State::Bare(_) => unreachable!("bug: it was made a line ago"),
         }
     }
 
+    /// Takes the codec from around the input. One that has grown is not kept for others.
     fn drop_codec(&mut self) {
-        if !self.wire().follower.is_at_boundary() {
-            return;
+        let feed = mem::take(self.feed_mut());
+        let has_grown = feed.follower.largest_frame > CODEC_BUFFER;
+        let state = mem::replace(&mut self.state, State::Bare(feed));
+        self.feed_mut().follower.largest_frame = 0;
+        if let (State::Coded(codec), false, false) = (state, has_grown, self.spent) {
+            self.codecs.keep(self.largest_message, codec);
         }
-        self.wire().follower.largest_frame = 0;
-        self.state = match std::mem::replace(&mut self.state, State::Between) {
-            State::Coded(codec) => State::Bare(codec.into_inner()),
-            bare => bare,
-        };
     }
 }
 
@@ -235,10 +264,9 @@ fn violation(error: &Error) -> Close {
     }
 }
 
-/// The stream that the codec sees.
-#[derive(Debug)]
-struct Wire<S> {
-    io: S,
+/// The stream that the codec sees: input that has been read already.
+#[derive(Default, Debug)]
+struct Feed {
     lent: Option<Lent>,
     kept: Vec<u8>,
     at: usize,
@@ -246,7 +274,7 @@ struct Wire<S> {
     follower: Follower,
 }
 
-impl<S> Wire<S> {
+impl Feed {
     fn unread(&self) -> &[u8] {
         match &self.lent {
             Some(lent) => &lent[self.at..self.end],
@@ -259,31 +287,31 @@ impl<S> Wire<S> {
     }
 }
 
-impl<S: Unpin> AsyncRead for Wire<S> {
+impl AsyncRead for Feed {
     fn poll_read(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let wire = self.get_mut();
+        let feed = self.get_mut();
         // Not by `unread()`: the follower is borrowed beside it.
-        let unread = match &wire.lent {
-            Some(lent) => &lent[wire.at..wire.end],
-            None => &wire.kept[wire.at..],
+        let unread = match &feed.lent {
+            Some(lent) => &lent[feed.at..feed.end],
+            None => &feed.kept[feed.at..],
         };
         if unread.is_empty() {
             // The link reads the socket itself, and waits for it there.
             return Poll::Pending;
         }
         let offered = &unread[..unread.len().min(buffer.len())];
-        let taken = wire.follower.follow(offered);
+        let taken = feed.follower.follow(offered);
         buffer[..taken].copy_from_slice(&offered[..taken]);
-        wire.at += taken;
+        feed.at += taken;
         Poll::Ready(Ok(taken))
     }
 }
 
-impl<S: Unpin> AsyncWrite for Wire<S> {
+impl AsyncWrite for Feed {
     fn poll_write(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
@@ -298,108 +326,6 @@ impl<S: Unpin> AsyncWrite for Wire<S> {
 
     fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-/// Follows the frames of a peer by their headers (RFC 6455 section 5.2). It judges nothing: that
-/// is the codec's part.
-#[derive(Debug, Default)]
-struct Follower {
-    header: [u8; 14],
-    header_length: usize,
-    /// Payload bytes of the frame in progress that are still to come.
-    remaining: u64,
-    in_payload: bool,
-    /// Payload length of the frame in progress.
-    frame: usize,
-    /// Payload bytes of the completed fragments of the message in progress.
-    message: usize,
-    fragmented: bool,
-    largest_frame: usize,
-    begun: Option<Instant>,
-    now: Option<Instant>,
-    /// The first two payload bytes of a control frame, unmasked.
-    control: [u8; 2],
-}
-
-impl Follower {
-    fn is_at_boundary(&self) -> bool {
-        self.header_length == 0 && !self.in_payload && !self.fragmented
-    }
-
-    /// How many of `bytes` belong to the frame in progress, or to the one that begins with them.
-    fn follow(&mut self, bytes: &[u8]) -> usize {
-        let mut taken = 0;
-        while !self.in_payload {
-            let Some(byte) = bytes.get(taken) else { return taken };
-            if self.is_at_boundary() {
-                self.begun = self.now;
-            }
-            self.header[self.header_length] = *byte;
-            self.header_length += 1;
-            taken += 1;
-            if self.header_length == header_length(self.header) {
-                self.remaining = payload_length(self.header);
-                self.frame = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-                self.in_payload = true;
-                self.largest_frame = self.largest_frame.max(self.frame);
-            }
-        }
-        let left = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-        let payload = left.min(bytes.len() - taken);
-        self.note_control(&bytes[taken..taken + payload]);
-        self.remaining -= payload as u64;
-        taken += payload;
-        if self.remaining == 0 {
-            self.finish_frame();
-        }
-        taken
-    }
-
-    /// Keeps the beginning of a control frame's payload: a close code, if it is a close frame.
-    fn note_control(&mut self, payload: &[u8]) {
-        let done = self.frame - usize::try_from(self.remaining).unwrap_or(self.frame);
-        if self.header[0] & 0x08 == 0 || done >= self.control.len() {
-            return;
-        }
-        let mask = &self.header[self.header_length.saturating_sub(4)..self.header_length];
-        let noted = self.control[done..].iter_mut().zip(&mask[done..]).zip(payload);
-        for ((kept, mask), byte) in noted {
-            *kept = byte ^ mask;
-        }
-    }
-
-    fn finish_frame(&mut self) {
-        let [first, ..] = self.header;
-        let (is_final, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
-        if !is_control {
-            self.fragmented = !is_final;
-            self.message = if is_final { 0 } else { self.message.saturating_add(self.frame) };
-        }
-        (self.header_length, self.in_payload, self.frame) = (0, false, 0);
-        if self.is_at_boundary() {
-            self.begun = None;
-        }
-    }
-}
-
-/// Length of the header that begins with these bytes, as far as they tell: 2 to 14.
-fn header_length(header: [u8; 14]) -> usize {
-    let [_, second, ..] = header;
-    let extended = match second & 0x7f {
-        126 => 2,
-        127 => 8,
-        _ => 0,
-    };
-    2 + extended + if second & 0x80 == 0 { 0 } else { 4 }
-}
-
-fn payload_length(header: [u8; 14]) -> u64 {
-    let [_, second, a, b, c, d, e, f, g, h, ..] = header;
-    match second & 0x7f {
-        126 => u64::from(u16::from_be_bytes([a, b])),
-        127 => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
-        short => u64::from(short),
     }
 }
 

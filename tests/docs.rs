@@ -116,3 +116,135 @@ fn the_changelog_of_the_package_begins_with_the_programs_version() {
     let expected = concat!("pyrycode-relay (", env!("CARGO_PKG_VERSION"), "-1) ");
     assert!(changelog.starts_with(expected), "{expected}");
 }
+
+#[test]
+fn every_promise_of_the_threat_model_is_held_by_tests_that_exist() {
+    let page = include_str!("../docs/threat-model.md");
+    let rows: Vec<_> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise |"))
+        .map(|line| line.trim_matches('|').split('|').collect::<Vec<_>>())
+        .collect();
+    assert!(rows.len() > 20, "the page has its tables");
+    for row in rows {
+        let [promise, held_by] = row[..] else { panic!("{row:?} has two cells") };
+        let tests: Vec<_> = held_by.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "nothing holds:{promise}");
+        for test in tests {
+            assert!(is_a_test(test), "{test} is no test");
+        }
+    }
+}
+
+/// Whether there is a test of this name, `module::name`, be it of the relay over sockets, of a file
+/// of the sources or of a program beside them.
+fn is_a_test(path: &str) -> bool {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some((module, name)) = path.rsplit_once("::") else { return false };
+    let module = module.replace("::", "/");
+    let files = ["tests/relay/{}.rs", "tests/{}.rs", "src/{}.rs", "src/{}/tests.rs"];
+    files.iter().any(|file| {
+        let source = std::fs::read_to_string(root.join(file.replace("{}", &module)));
+        let lines: Vec<_> = source.iter().flat_map(|text| text.lines().map(str::trim)).collect();
+        let begins = format!("fn {name}(");
+        lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&begins))
+    })
+}
+
+#[test]
+fn a_test_that_does_not_exist_is_noticed() {
+    assert!(is_a_test("docs::a_test_that_does_not_exist_is_noticed"));
+    assert!(is_a_test("heads::a_full_table_costs_the_oldest_of_all"));
+    assert!(is_a_test("registry::tests::claims::the_loser_of_a_claim_owns_nothing"));
+    for wrong in ["docs::is_a_test", "heads::enter", "heads::a_full_table", "nowhere::x", "docs"] {
+        assert!(!is_a_test(wrong), "{wrong}");
+    }
+}
+
+const METRICS: &str = include_str!("../docs/monitoring/metrics.md");
+
+/// Every metric of the list with its type and its labels, as they stand there.
+fn listed_metrics() -> Vec<(&'static str, &'static str, &'static str)> {
+    let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `"));
+    let listed: Vec<_> = rows
+        .map(|row| {
+            let mut cells = row.split(" | ");
+            let name = cells.next().unwrap().trim_end_matches('`');
+            (name, cells.next().unwrap(), cells.next().unwrap())
+        })
+        .collect();
+    assert!(listed.len() > 20, "the list is there");
+    listed
+}
+
+/// What is wrong with a query: metrics that do not exist, and values that a label cannot have.
+fn unknown_in(query: &str) -> Vec<String> {
+    let listed = listed_metrics();
+    let is_word = |sign: char| sign.is_ascii_alphanumeric() || sign == '_';
+    let known = |word: &str| {
+        let series = ["_bucket", "_count", "_sum"].iter().filter_map(|end| word.strip_suffix(end));
+        listed.iter().any(|(name, _, _)| *name == word)
+            || series.into_iter().any(|base| {
+                listed.iter().any(|(name, kind, _)| *name == base && *kind == "histogram")
+            })
+    };
+    let words = query.split(|sign| !is_word(sign));
+    let named = words.filter(|word| word.starts_with("pyrycode_") || word.starts_with("process_"));
+    let mut unknown: Vec<_> =
+        named.filter(|word| !known(word)).map(|word| word.to_owned()).collect();
+    // Matchers such as code="1013"; those of the scrape itself are not the relay's.
+    for (at, _) in query.match_indices("=\"") {
+        let label = query[..at].rsplit(|sign| !is_word(sign)).next().unwrap();
+        let value = query[at + 2..].split('"').next().unwrap();
+        let may_have = |(_, _, labels): &(&str, &str, &str)| {
+            labels.split("; ").any(|entry| {
+                let values = entry.strip_prefix(&format!("`{label}`: "));
+                values.is_some_and(|values| values.split(", ").any(|known| known == value))
+            })
+        };
+        if !["job", "instance"].contains(&label) && !listed.iter().any(may_have) {
+            unknown.push(format!("{label}={value}"));
+        }
+    }
+    unknown
+}
+
+#[test]
+fn the_dashboard_asks_only_for_metrics_that_exist() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../docs/monitoring/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut queries: Vec<_> =
+        targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect();
+    for variable in dashboard["templating"]["list"].as_array().unwrap() {
+        queries.extend(variable["definition"].as_str().map(str::to_owned));
+    }
+    assert!(queries.len() > 20, "the dashboard has its queries");
+    for query in &queries {
+        assert_eq!(unknown_in(query), Vec::<String>::new(), "{query}");
+    }
+    let all = queries.join(" ");
+    for (name, _, _) in listed_metrics() {
+        assert!(all.contains(name), "{name} is on no panel");
+    }
+    assert_eq!(unknown_in("rate(pyrycode_relay_x[5m])"), ["pyrycode_relay_x"]);
+    assert_eq!(unknown_in("pyrycode_relay_closes_total{code=\"7\"}"), ["code=7"]);
+}
+
+#[test]
+fn every_alert_asks_for_metrics_that_exist_has_a_test_and_is_explained() {
+    let rules = include_str!("../docs/monitoring/alerts.yml");
+    let tests = include_str!("../docs/monitoring/alerts-test.yml");
+    let page = include_str!("../docs/monitoring/README.md");
+    assert_eq!(unknown_in(rules), Vec::<String>::new());
+    let alerts: Vec<_> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 10, "the rules are there");
+    for alert in &alerts {
+        assert!(tests.contains(&format!("- alertname: {alert}\n")), "{alert} has no test");
+        assert!(page.contains(&format!("\n### {alert}\n")), "{alert} is not explained");
+    }
+    let explained = page.lines().filter(|line| line.starts_with("### "));
+    assert_eq!(explained.count(), alerts.len(), "the page explains what does not exist");
+}

@@ -2,8 +2,8 @@
 //! never import each other and there is no circle; `main.rs` imports through the library alone.
 //!
 //! A file in a directory that has its parent's rank is a part of the parent's module, as every
-//! `tests.rs` is; the parts of one module may use each other. With a lower rank than its parent it
-//! is a file like any other.
+//! `tests.rs` is and every file below `tests/`; the parts of one module may use each other. With a
+//! lower rank than its parent it is a file like any other.
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 #![allow(clippy::panic, reason = "in a test a panic is the report")]
@@ -13,32 +13,37 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
-    (
-        1,
-        &[
-            "board.rs",
-            "budget.rs",
-            "close.rs",
-            "forwarded.rs",
-            "heartbeat.rs",
-            "ids.rs",
-            "logging.rs",
-        ],
-    ),
+    (1, &["board.rs", "logging/journal.rs", "logging/json.rs", "logging/repeats.rs"]),
+    (1, &["logging/stderr.rs"]),
+    (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "history.rs", "ids.rs"]),
+    (1, &["logging.rs", "metrics.rs", "metrics/label.rs", "monitor/chart.rs", "process.rs"]),
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
-    (1, &["logging/journal.rs", "logging/json.rs", "logging/repeats.rs", "logging/stderr.rs"]),
-    (1, &["systemd.rs", "transport.rs"]),
+    (1, &["status.rs", "systemd.rs", "transport.rs"]),
     (2, &["allow.rs", "attempts.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
     (2, &["permits.rs", "probe.rs", "proxies.rs"]),
-    (3, &["config.rs", "config/command.rs", "config/sources.rs", "envelope.rs", "head.rs"]),
-    (3, &["lane.rs", "wire.rs"]),
+    (
+        3,
+        &[
+            "config.rs",
+            "config/command.rs",
+            "config/sources.rs",
+            "envelope.rs",
+            "head.rs",
+            "lane.rs",
+            "monitor/request.rs",
+            "wire.rs",
+            "wire/follower.rs",
+        ],
+    ),
     (4, &["listen.rs", "outbox.rs"]),
     (5, &["check.rs", "check/address.rs"]),
-    (5, &["registry.rs", "registry/revocation.rs", "registry/seat.rs", "registry/slot.rs"]),
+    (5, &["registry.rs", "registry/backlog.rs", "registry/revocation.rs"]),
+    (5, &["registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),
-    (7, &["link.rs", "link/peer.rs", "link/reading.rs"]),
+    (7, &["link.rs", "link/peer.rs", "link/reading.rs", "monitor/snapshot.rs"]),
     (8, &["endpoint/client.rs", "endpoint/server.rs", "endpoint/visitor.rs"]),
-    (9, &["endpoint.rs"]),
+    (8, &["monitor/json.rs", "monitor/metrics_page.rs", "monitor/page.rs"]),
+    (9, &["endpoint.rs", "monitor.rs"]),
     (10, &["accept.rs"]),
     (11, &["lib.rs"]),
     (12, &["main.rs"]),
@@ -98,7 +103,7 @@ fn sources() -> Vec<(String, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-            } else {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let file = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
                 sources.push((file, std::fs::read_to_string(&path).unwrap()));
             }
@@ -141,9 +146,10 @@ fn violations(sources: &[(&str, &str)], table: &Table<'_>) -> Vec<String> {
     wrong
 }
 
-/// The rank of a file; its unit tests have the rank of what they test.
+/// The rank of a file; its unit tests, in one file or several, have the rank of what they test.
 fn rank_of(file: &str, table: &Table<'_>) -> Option<u32> {
-    match file.strip_suffix("/tests.rs") {
+    let tested = file.strip_suffix("/tests.rs").or_else(|| Some(file.split_once("/tests/")?.0));
+    match tested {
         Some(tested) => table.get(format!("{tested}.rs").as_str()).copied(),
         None => table.get(file).copied(),
     }
@@ -489,6 +495,9 @@ mod tests {
         assert_eq!(check("left/tests.rs", "use crate::right::A;").len(), 1);
         assert_eq!(check("left/tests.rs", "use super::super::pair::A;").len(), 1);
         assert_eq!(check("nowhere/tests.rs", "").len(), 1);
+        assert!(check("left/tests/one.rs", "use super::*; use super::super::A;").is_empty());
+        assert_eq!(check("left/tests/one.rs", "use crate::right::A;").len(), 1);
+        assert_eq!(check("nowhere/tests/one.rs", "").len(), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -10,6 +11,8 @@ use super::profiles::{PROFILES, Profile};
 /// What to measure.
 pub struct Arguments {
     pub profiles: Vec<&'static Profile>,
+    /// Instead of the profiles: a soak of this length.
+    pub soak: Option<Duration>,
     pub relays: Vec<String>,
     pub quick: bool,
     pub pin: bool,
@@ -21,15 +24,19 @@ pub struct Arguments {
 impl Arguments {
     pub fn from_process() -> io::Result<Self> {
         let line = Line::parse();
+        let is_soak = line.profiles == [SOAK];
         let names: Vec<_> = PROFILES.iter().map(|profile| profile.name).collect();
-        if let Some(unknown) = line.profiles.iter().find(|name| !names.contains(&name.as_str())) {
-            let message = format!("no profile {unknown:?}; there are {}", names.join(", "));
+        let unknown = line.profiles.iter().find(|name| !names.contains(&name.as_str()));
+        if let Some(unknown) = unknown.filter(|_| !is_soak) {
+            let names = names.join(", ");
+            let message = format!("no profile {unknown:?}; there are {names}, and {SOAK} alone");
             return Err(io::Error::other(message));
         }
         let is_meant = |profile: &&Profile| {
             line.profiles.is_empty() || line.profiles.iter().any(|name| name == profile.name)
         };
         Ok(Self {
+            soak: is_soak.then(|| Duration::from_secs_f64(line.minutes * 60.0)),
             profiles: PROFILES.iter().filter(is_meant).collect(),
             // Cargo passes --bench from `cargo bench` and nothing from `cargo test --benches`.
             quick: line.quick || !line.bench,
@@ -59,6 +66,9 @@ struct Line {
     /// long as nothing else wants these cores
     #[arg(long)]
     pin: bool,
+    /// Length of the soak
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0)]
+    minutes: f64,
     /// Rounds of each profile
     #[arg(long, value_name = "COUNT")]
     rounds: Option<usize>,
@@ -77,5 +87,8 @@ fn about_profiles() -> String {
     for profile in PROFILES {
         text += &format!("  {:<8} {}\n", profile.name, profile.about);
     }
+    text += &format!("  {SOAK:<8} alone: mixed load with churn for as long as --minutes says\n");
     text
 }
+
+const SOAK: &str = "soak";

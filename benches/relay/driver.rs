@@ -137,6 +137,11 @@ impl Driver {
             .map_or(0, |connection| connection.unsent.len() - connection.sent)
     }
 
+    /// Ends a connection at once; no event tells of it.
+    pub fn hang_up(&mut self, number: usize) {
+        self.connections[number] = None;
+    }
+
     /// Stops reading a connection.
     pub fn stall(&mut self, number: usize) {
         if let Some(connection) = &mut self.connections[number] {

@@ -19,6 +19,9 @@ _pyrycode__relay() {
             pyrycode__relay,check)
                 cmd="pyrycode__relay__subcmd__check"
                 ;;
+            pyrycode__relay,status)
+                cmd="pyrycode__relay__subcmd__status"
+                ;;
             *)
                 ;;
         esac
@@ -26,7 +29,7 @@ _pyrycode__relay() {
 
     case "${cmd}" in
         pyrycode__relay)
-            opts="-h -V --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --log-level --log-format --help --version check"
+            opts="-h -V --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help --version status check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -120,6 +123,10 @@ _pyrycode__relay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --metrics-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -136,7 +143,7 @@ _pyrycode__relay() {
             return 0
             ;;
         pyrycode__subcmd__relay__subcmd__check)
-            opts="-h --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --log-level --log-format --help"
+            opts="-h --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -230,6 +237,10 @@ _pyrycode__relay() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --metrics-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -238,6 +249,20 @@ _pyrycode__relay() {
                     COMPREPLY=($(compgen -W "auto logfmt json journal" -- "${cur}"))
                     return 0
                     ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pyrycode__subcmd__relay__subcmd__status)
+            opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::{BoolishValueParser, FalseyValueParser};
 use clap::{ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use ipnet::IpNet;
 use log::LevelFilter;
@@ -42,6 +42,12 @@ Exit codes:
   0  the relay can run so
   1  something looks wrong
   2  a bad option: the relay would not start";
+
+const STATUS_HELP: &str = "\
+Exit codes:
+  0  it is healthy
+  1  it is not, or it does not answer
+  2  a bad option";
 
 /// A relay for WebSocket messages between phones and a daemon behind NAT.
 #[derive(Parser, Clone, Debug)]
@@ -252,6 +258,26 @@ pub struct Options {
         help_heading = "Admission"
     )]
     pub allow_server: Option<PathBuf>,
+    /// Where to serve metrics and the status page, or "off"
+    ///
+    /// "/" is a page for people, "/status.json" the same for programs, "/metrics" for Prometheus.
+    /// A loopback address unless --metrics-public is given. A socket that systemd hands over under
+    /// the name "metrics" takes its place.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_METRICS_LISTEN", value_name = "ADDR",
+        default_value = limits::DEFAULT_METRICS_LISTEN, value_parser = parse_metrics_listen,
+        help_heading = "Monitoring"
+    )]
+    pub metrics_listen: MetricsListen,
+
+    /// Let other machines read the metrics and the status page
+    ///
+    /// Whoever reaches the address can read them. They hold no server-ids and no addresses.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_METRICS_PUBLIC", value_parser = BoolishValueParser::new(),
+        action = ArgAction::SetTrue, default_value = "false", help_heading = "Monitoring"
+    )]
+    pub metrics_public: bool,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
@@ -275,6 +301,31 @@ pub enum Subcommand {
     /// is not disturbed.
     #[command(after_help = CHECK_HELP, max_term_width = 100)]
     Check,
+
+    /// Show how a running relay is, and tell it by the exit code
+    Status(StatusOptions),
+}
+
+/// What `pyrycode-relay status` is asked.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+#[command(
+    about = "Show how a running relay is, and tell it by the exit code",
+    after_help = STATUS_HELP,
+    max_term_width = 100
+)]
+pub struct StatusOptions {
+    /// Where the relay serves its status, as http://127.0.0.1:9464
+    ///
+    /// Without it: the address of PYRYCODE_RELAY_METRICS_LISTEN if that is set, else
+    /// 127.0.0.1:9464, and where nobody listens there, the health page at the first address of
+    /// PYRYCODE_RELAY_LISTEN or at 127.0.0.1:8080. At a URL without a status page the health page is
+    /// asked.
+    #[arg(value_name = "URL")]
+    pub url: Option<String>,
+
+    /// Print JSON, as the relay sent it
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What is logged.
@@ -311,6 +362,9 @@ pub enum Reclaim {
 /// Connections of one source; `None` for no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Share(pub Option<usize>);
+/// Where the metrics are served; `None` for nowhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MetricsListen(pub Option<Listen>);
 
 /// Upgrade attempts a minute; `None` for no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -379,6 +433,13 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
             "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080".to_owned()
         }
     })
+}
+
+fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
+    match text {
+        "" | "off" => Ok(MetricsListen(None)),
+        _ => parse_listen(text).map(|listen| MetricsListen(Some(listen))),
+    }
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -14,6 +14,7 @@ use crate::ids::ServerId;
 use crate::json;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
+use crate::metrics::{AttemptOutcome, Endpoint};
 use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
 use crate::transport::Transport;
@@ -25,14 +26,20 @@ pub fn open<S: Transport + 'static>(
     server: &ServerId,
     device_name: &Label,
 ) -> Session {
+    let count = |outcome| relay.metrics.attempted(Endpoint::Client, outcome);
     let seat = match relay.registry.join(server) {
         Join::Seated(seat) => seat,
         Join::NoServer => {
+            count(AttemptOutcome::Reject404);
             events::phone_register_no_server(server, upgraded.remote);
-            return send_off(relay, upgraded, Close::NoServer);
+            return send_off(relay, upgraded, Endpoint::Client, Close::NoServer);
         }
-        Join::TooMany => return send_off(relay, upgraded, Close::TooManyPhones),
+        Join::TooMany => {
+            count(AttemptOutcome::Reject429);
+            return send_off(relay, upgraded, Endpoint::Client, Close::TooManyPhones);
+        }
     };
+    count(AttemptOutcome::Accept);
     let conn_id = seat.conn_id();
     events::phone_registered(server, &conn_id, device_name.as_str(), upgraded.remote);
     let outbox = Rc::clone(seat.outbox());
@@ -75,6 +82,10 @@ impl Phone {
 }
 
 impl Peer for Phone {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::Client
+    }
+
     fn conn_id(&self) -> String {
         self.seat.conn_id()
     }

@@ -15,6 +15,7 @@ use crate::events;
 use crate::gate::{Label, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
+use crate::metrics::{AttemptOutcome, Dropped, Endpoint};
 use crate::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
 use crate::relay::Relay;
@@ -37,6 +38,7 @@ pub fn claim(
 ) -> Result<Pledge, Refusal> {
     match relay.registry.claim(server, Instant::now()) {
         Claim::Seated(seat) => {
+            relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Accept);
             events::server_claimed(server, version.as_str(), remote);
             Ok(Pledge::Seated(seat))
         }
@@ -58,10 +60,11 @@ pub async fn open<S: Transport + 'static>(
         Pledge::Seated(seat) => seat,
         Pledge::Contested(contest) => match await_probe(relay, contest, remote).await {
             Ok(seat) => {
+                relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Accept);
                 events::server_claimed(seat.server(), version.as_str(), remote);
                 seat
             }
-            Err(close) => return send_off(relay, upgraded, close),
+            Err(close) => return send_off(relay, upgraded, Endpoint::Server, close),
         },
     };
     let outbox = Rc::clone(seat.outbox());
@@ -99,6 +102,7 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
         }
     };
     won.ok_or_else(|| {
+        relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Reject409);
         events::server_id_conflict(&server, remote);
         Close::AlreadyClaimed
     })
@@ -114,13 +118,18 @@ struct Binary {
 }
 
 impl Binary {
-    fn drop_envelope(&mut self, kind: &dyn std::fmt::Display) {
+    fn drop_envelope(&mut self, kind: &dyn std::fmt::Display, counted: Dropped) {
         self.dropped += 1;
+        self.relay.metrics.dropped.bump(counted);
         events::envelope_dropped(self.seat.server(), kind, self.dropped);
     }
 }
 
 impl Peer for Binary {
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::Server
+    }
+
     fn conn_id(&self) -> String {
         binary_conn_id(self.seat.server(), self.suffix)
     }
@@ -137,8 +146,10 @@ impl Peer for Binary {
         let parsed = text.ok_or(Malformed::NotText).and_then(Envelope::parse);
         match parsed.map(|envelope| self.seat.deliver(&envelope)) {
             Ok(Delivery::Done | Delivery::NotHolder) => {}
-            Ok(Delivery::UnknownPhone) => self.drop_envelope(&"no such phone"),
-            Err(malformed) => self.drop_envelope(&malformed),
+            Ok(Delivery::UnknownPhone) => {
+                self.drop_envelope(&"no such phone", Dropped::UnknownPhone);
+            }
+            Err(malformed) => self.drop_envelope(&malformed, malformed.kind()),
         }
         Verdict::Continue
     }

@@ -9,6 +9,7 @@ use httparse::Header;
 
 use crate::gate::{Caller, Refusal};
 use crate::heads::Entry;
+use crate::metrics::Endpoint;
 use crate::relay::Relay;
 use crate::source::Source;
 
@@ -20,18 +21,31 @@ pub struct Visitor {
     /// `address` is that of a trusted proxy, which may say more.
     is_proxy: bool,
     is_malformed: bool,
+    attempted: Option<Endpoint>,
 }
 
 impl Visitor {
     /// Somebody who has connected from `address`, and the place among the heads in progress.
     pub fn new(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
         let is_proxy = relay.config.proxies.trusts(address);
-        Self { relay: Rc::clone(relay), entry, address, is_proxy, is_malformed: false }
+        Self {
+            relay: Rc::clone(relay),
+            entry,
+            address,
+            is_proxy,
+            is_malformed: false,
+            attempted: None,
+        }
     }
 
     /// From where it comes, as far as that is known by now: what limits and logs go by.
     pub fn address(&self) -> IpAddr {
         self.address
+    }
+
+    /// The endpoint at which it has made an upgrade attempt, if it has.
+    pub fn attempted(&self) -> Option<Endpoint> {
+        self.attempted
     }
 
     /// A PROXY header was read; `from` is the address in it. A proxy that does not tell stands for
@@ -63,7 +77,8 @@ impl Caller for Visitor {
         self.identify();
     }
 
-    fn attempt(&mut self) -> Result<(), Refusal> {
+    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal> {
+        self.attempted = Some(endpoint);
         if self.is_malformed {
             return Err(Refusal::BadForwarding);
         }

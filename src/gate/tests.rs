@@ -6,7 +6,7 @@ struct Anybody(Result<(), Duration>);
 impl Caller for Anybody {
     fn introduce(&mut self, _fields: &[Header<'_>]) {}
 
-    fn attempt(&mut self) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
         self.0.map_err(Refusal::RateLimited)
     }
 }

@@ -6,10 +6,14 @@ use std::time::Instant;
 
 use crate::budget::Account;
 use crate::close::{Close, Ended};
+use crate::metrics::{Endpoint, Metrics, Side};
 use crate::relay::Relay;
 
 /// What one leg does with its connection.
 pub trait Peer {
+    /// Which leg it is.
+    fn endpoint(&self) -> Endpoint;
+
     /// The connection id, for the log.
     fn conn_id(&self) -> String;
 
@@ -43,10 +47,15 @@ pub enum Verdict {
 /// A peer that is only being sent off.
 #[derive(Debug)]
 pub(super) struct Rejected {
+    pub(super) endpoint: Endpoint,
     pub(super) relay: Rc<Relay>,
 }
 
 impl Peer for Rejected {
+    fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     fn conn_id(&self) -> String {
         String::from("-")
     }
@@ -68,4 +77,21 @@ impl Peer for Rejected {
     }
 
     fn ended(&mut self, _ended: Ended, _now: Instant) {}
+}
+
+/// Counts the end of a connection by who decided on it and the code that went, or would have gone,
+/// with it (RFC 6455 section 7.1.5: `1005` for an empty close frame, `1006` for none).
+pub(super) fn count_end(metrics: &Metrics, endpoint: Endpoint, ended: Ended) {
+    let peer = match endpoint {
+        Endpoint::Server => Side::Binary,
+        Endpoint::Client => Side::Phone,
+    };
+    let (side, code) = match ended {
+        Ended::ByRelay(Close::Directive(code)) => (Side::Binary, Some(code)),
+        Ended::ByRelay(close) => (Side::Relay, close.code()),
+        Ended::ByPeer(code) => (peer, code),
+        Ended::Dropped | Ended::Unreachable => (peer, Some(1006)),
+        Ended::WriteTimeout => (Side::Relay, Some(1006)),
+    };
+    metrics.closed(endpoint, side, code.unwrap_or(1005));
 }

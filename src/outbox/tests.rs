@@ -127,7 +127,7 @@ fn drain(outbox: &Outbox, socket: &mut Socket) -> usize {
     let mut messages = 0;
     loop {
         let flushed = flush(outbox, socket);
-        messages += flushed.messages;
+        messages += flushed.completed.messages;
         match flushed.end {
             FlushEnd::Idle | FlushEnd::Closed => return messages,
             FlushEnd::Blocked | FlushEnd::More => {}
@@ -168,11 +168,11 @@ fn messages_go_out_in_order_and_count_with_their_last_byte() {
     assert_eq!(ledger.total(), 5 + 5 + 7 + 3 * MESSAGE_OVERHEAD);
     let mut socket = Socket::planned([4, 0, 1, 6]);
     let flushed = flush(&outbox, &mut socket);
-    assert_eq!((flushed.bytes, flushed.messages), (4, 0));
+    assert_eq!((flushed.bytes, flushed.completed.messages), (4, 0));
     assert!(matches!(flushed.end, FlushEnd::Blocked));
     assert_eq!(ledger.total(), 5 + 5 + 7 + 3 * MESSAGE_OVERHEAD, "begun is not gone");
     let flushed = flush(&outbox, &mut socket);
-    assert_eq!((flushed.bytes, flushed.messages), (5 + 5 + 7 - 4, 3));
+    assert_eq!((flushed.bytes, flushed.completed.messages), (5 + 5 + 7 - 4, 3));
     assert!(matches!(flushed.end, FlushEnd::Idle));
     assert_eq!(socket.frames(), [data("one"), data("two"), data("three")]);
     assert_eq!(ledger.total(), 0);
@@ -183,7 +183,10 @@ fn nothing_to_write_is_not_written() {
     let mut socket = Socket::default();
     for outbox in [outbox().0, Outbox::new(None)] {
         let flushed = flush(&outbox, &mut socket);
-        assert!(matches!(flushed, Flushed { bytes: 0, messages: 0, end: FlushEnd::Idle }));
+        assert!(matches!(
+            flushed,
+            Flushed { bytes: 0, completed: Completed { messages: 0, .. }, end: FlushEnd::Idle }
+        ));
     }
     assert!(socket.offered.is_empty());
 }
@@ -196,7 +199,7 @@ fn small_messages_leave_in_one_write() {
     }
     outbox.ping();
     let mut socket = Socket::default();
-    assert_eq!(flush(&outbox, &mut socket).messages, 100);
+    assert_eq!(flush(&outbox, &mut socket).completed.messages, 100);
     assert_eq!(socket.offered, [2 + 100 * 7]);
 }
 
@@ -403,7 +406,7 @@ fn a_detached_queue_is_sent_whole_by_the_next_connection() {
         lane.offer(Frame::text(&[text.as_bytes()]), &source).unwrap();
     }
     let mut dead = Socket::planned([10 + 5, 0]);
-    assert_eq!(flush(&old, &mut dead).messages, 1);
+    assert_eq!(flush(&old, &mut dead).completed.messages, 1);
     old.detach();
     let new = Outbox::new(Some(Rc::clone(&lane)));
     let mut socket = Socket::planned([1, 0, 3]);
@@ -468,7 +471,7 @@ fn every_split_of_a_batch_gives_the_same_bytes_and_the_same_count() {
             let mut socket = Socket::planned([first, 0, second, 0]);
             let mut messages = 0;
             for _ in 0..2 {
-                messages += flush(&outbox, &mut socket).messages;
+                messages += flush(&outbox, &mut socket).completed.messages;
                 let (whole, _) = frames(&socket.taken);
                 let texts = whole.iter().filter(|(opcode, _)| *opcode == TEXT).count();
                 assert_eq!(messages, texts, "split {first} {second}");
@@ -713,7 +716,7 @@ proptest! {
                 Step::Ping => outbox.ping(),
                 Step::Flush(plan) => {
                     socket.plan = plan.into_iter().chain([0; TURN_BATCHES]).collect();
-                    messages += flush_with(&outbox, &mut socket, Waker::noop(), scratch).messages;
+                    messages += flush_with(&outbox, &mut socket, Waker::noop(), scratch).completed.messages;
                 }
             }
             let (whole, _) = frames(&socket.taken);
@@ -726,7 +729,7 @@ proptest! {
         socket.plan.clear();
         loop {
             let flushed = flush_with(&outbox, &mut socket, Waker::noop(), scratch);
-            messages += flushed.messages;
+            messages += flushed.completed.messages;
             if matches!(flushed.end, FlushEnd::Idle | FlushEnd::Closed) {
                 break;
             }

@@ -229,10 +229,12 @@ impl Contest {
         let seated = {
             let mut map = self.registry.map.borrow_mut();
             let free = match map.slots.get(&self.server).map(|slot| &slot.holder) {
-                None | Some(Holder::Grace { .. }) => true,
+                Some(Holder::Grace { .. }) => true,
                 Some(Holder::Live { serial, .. }) => {
                     *serial == self.holder && self.probe.outcome().is_none()
                 }
+                // A slot is not released while it is contested.
+                None => false,
             };
             if !free {
                 return Err(Lost);

@@ -225,6 +225,19 @@ impl Slot {
         Some((serial, outbox, retired))
     }
 
+    /// Bytes that are queued for the binary.
+    pub(super) fn queued(&self) -> usize {
+        self.lane.held()
+    }
+
+    /// Messages that are kept in the grace window; none while there is a binary.
+    pub(super) fn kept(&self) -> usize {
+        match self.holder {
+            Holder::Grace { .. } => self.lane.messages(),
+            Holder::Live { .. } => 0,
+        }
+    }
+
     /// Drops what a phone that has left still has queued.
     pub(super) fn forget_departed(&mut self, source: &Rc<Source>) {
         self.lane.drop_messages_of(source);

@@ -87,8 +87,13 @@ impl Peer {
     }
 
     fn with_leftover(leftover: &[u8]) -> Self {
+        Self::sharing(&Rc::default(), leftover)
+    }
+
+    /// A peer that decodes with these codecs.
+    fn sharing(codecs: &Rc<Codecs>, leftover: &[u8]) -> Self {
         Self {
-            incoming: Incoming::new(Socket::default(), leftover.to_vec(), LARGEST),
+            incoming: Incoming::new(Socket::default(), leftover.to_vec(), LARGEST, codecs),
             scratch: Rc::default(),
             start: Instant::now(),
         }
@@ -277,48 +282,63 @@ fn an_idle_connection_holds_nothing() {
     assert_eq!(peer.incoming.held(), 0);
     assert!(!peer.has_codec());
     peer.incoming.rest();
-    peer.incoming.tidy();
     assert_eq!(peer.incoming.held(), 0);
 }
 
 #[test]
-fn a_codec_that_has_grown_is_taken_apart_at_the_next_boundary() {
-    let mut peer = Peer::new();
-    let bytes = text(&"x".repeat(64 * 1024 - 100));
-    assert_eq!(peer.turn(&bytes).len(), 1);
-    assert_eq!(peer.incoming.held(), 0);
-    assert!(!peer.has_codec());
+fn a_codec_goes_back_at_the_next_boundary_unless_it_has_grown() {
+    let codecs = Rc::default();
+    let mut peer = Peer::sharing(&codecs, &[]);
+    for bytes in [text("small"), frame(true, PING, &[b'p'; 125]), frame(true, PONG, b"")] {
+        assert_eq!(peer.turn(&bytes).len(), 1);
+        assert_eq!((peer.has_codec(), peer.incoming.held(), spare(&codecs)), (false, 0, 1));
+    }
+    let large = text(&"x".repeat(64 * 1024 - 100));
+    assert_eq!(peer.turn(&large).len(), 1);
+    assert_eq!((peer.has_codec(), peer.incoming.held(), spare(&codecs)), (false, 0, 0));
     // Not while the next message is begun, but right behind it.
     let next = text("next");
-    assert_eq!(peer.turn(&[&bytes, &next[..7]].concat()).len(), 1);
+    assert_eq!(peer.turn(&[&large, &next[..7]].concat()).len(), 1);
     assert!(peer.has_codec() && peer.incoming.held() >= CODEC);
     assert_eq!(peer.turn(&next[7..]), [Got::Text("next".to_owned())]);
-    assert_eq!((peer.has_codec(), peer.incoming.held()), (false, 0));
+    assert_eq!((peer.has_codec(), peer.incoming.held(), spare(&codecs)), (false, 0, 0));
 }
 
 #[test]
-fn a_codec_that_carries_small_messages_stays_until_they_stop() {
-    let mut peer = Peer::new();
-    for _ in 0..3 {
-        peer.turn(&text("small"));
-        assert!(peer.has_codec());
-        assert_eq!(peer.incoming.held(), CODEC);
+fn a_codec_that_has_seen_an_end_serves_nobody_else() {
+    for end in [frame(true, CLOSE, &1000_u16.to_be_bytes()), frame(true, TEXT, b"\xff")] {
+        let codecs = Rc::default();
+        Peer::sharing(&codecs, &[]).turn(&text("before"));
+        assert_eq!(spare(&codecs), 1);
+        assert_eq!(Peer::sharing(&codecs, &[]).turn(&end).len(), 1);
+        assert_eq!(spare(&codecs), 0);
+        let mut another = Peer::sharing(&codecs, &[]);
+        assert_eq!(another.turn(&text("sound")), [Got::Text("sound".to_owned())]);
     }
-    peer.incoming.tidy();
-    assert!(peer.has_codec(), "there was data since the last time");
-    peer.turn(&frame(true, PING, b"no data"));
-    peer.incoming.tidy();
-    assert_eq!((peer.has_codec(), peer.incoming.held()), (false, 0));
-    assert_eq!(peer.turn(&text("again")), [Got::Text("again".to_owned())]);
 }
 
 #[test]
-fn control_frames_alone_leave_no_codec_behind() {
-    let mut peer = Peer::new();
-    for opcode in [PING, PONG] {
-        assert_eq!(peer.turn(&frame(true, opcode, &[b'p'; 125])).len(), 1);
-        assert_eq!((peer.has_codec(), peer.incoming.held()), (false, 0));
+fn no_more_codecs_are_kept_than_the_bound() {
+    let codecs = Rc::default();
+    let mut peers: Vec<_> = (0..SPARE_CODECS + 3).map(|_| Peer::sharing(&codecs, &[])).collect();
+    let (first, rest) = (&text("in pieces")[..5], &text("in pieces")[5..]);
+    for peer in &mut peers {
+        assert_eq!(peer.turn(first), []);
     }
+    for peer in &mut peers {
+        assert_eq!(peer.turn(rest), [Got::Text("in pieces".to_owned())]);
+    }
+    assert_eq!(spare(&codecs), SPARE_CODECS);
+}
+
+#[test]
+fn legs_with_other_limits_have_codecs_of_their_own() {
+    let codecs = Rc::default();
+    Peer::sharing(&codecs, &[]).turn(&text("large ones may follow"));
+    let mut strict = Peer::sharing(&codecs, &[]);
+    strict.incoming.largest_message = 4;
+    assert_eq!(strict.turn(&text("12345")), [Got::Violation(Close::TooBig)]);
+    assert_eq!(spare(&codecs), 1);
 }
 
 #[test]
@@ -328,8 +348,6 @@ fn a_codec_that_a_message_or_a_frame_is_in_is_never_taken_apart() {
     let mut got = Vec::new();
     for byte in bytes.chunks(1) {
         got.extend(peer.turn(byte));
-        peer.incoming.tidy();
-        peer.incoming.tidy();
     }
     assert_eq!(got, expected);
 }
@@ -500,7 +518,7 @@ fn undecoded_input_is_kept_and_counted_over_a_rest() {
             peer.incoming.rest();
         }
         left -= message.len();
-        assert_eq!(peer.incoming.held(), CODEC + left, "behind message {number}");
+        assert_eq!(peer.incoming.held(), left, "behind message {number}");
         assert_eq!(peer.incoming.has_input(), left > 0);
     }
     assert_eq!(peer.decode(), None);
@@ -559,6 +577,10 @@ fn the_end_and_the_errors_of_the_socket_are_handed_on() {
     }
 }
 
+fn spare(codecs: &Codecs) -> usize {
+    codecs.0.borrow().len()
+}
+
 /// A message with the sizes of its fragments, and whether a ping goes in front of each.
 fn message() -> impl Strategy<Value = (String, Vec<usize>, bool)> {
     let length = prop_oneof![4 => 0_usize..300, 1 => 4_000_usize..5_000, 1 => 60_000_usize..70_000];
@@ -574,7 +596,6 @@ proptest! {
     fn any_messages_in_any_chunks_decode_the_same(
         messages in prop::collection::vec(message(), 1..6),
         sizes in prop::collection::vec(prop_oneof![1_usize..40, 1_usize..BATCH], 1..10),
-        tidies in any::<bool>(),
     ) {
         let (mut bytes, mut expected) = (Vec::new(), Vec::new());
         for (text, cuts, pings) in &messages {
@@ -591,24 +612,30 @@ proptest! {
             bytes.extend(frame(true, if cuts.is_empty() { TEXT } else { CONTINUATION }, rest));
             expected.push(Got::Text(text.clone()));
         }
-        let mut peer = Peer::new();
-        let mut got = Vec::new();
+        // Two connections by turns with the same codecs, one of them a chunk behind.
+        let codecs = Rc::default();
+        let mut peers = [(); 2].map(|()| (Peer::sharing(&codecs, &[]), Vec::new()));
+        let mut chunks = Vec::new();
         let mut rest = &bytes[..];
         for size in sizes.iter().cycle() {
             if rest.is_empty() {
                 break;
             }
             let (chunk, behind) = rest.split_at((*size).min(rest.len()));
-            got.extend(peer.turn(chunk));
-            if tidies {
-                peer.incoming.tidy();
-            }
+            chunks.push(chunk);
             rest = behind;
         }
-        prop_assert!(got == expected);
-        prop_assert_eq!(peer.incoming.begun(), None);
-        peer.incoming.tidy();
-        peer.incoming.tidy();
-        prop_assert_eq!(peer.incoming.held(), 0);
+        for turn in 0..=chunks.len() {
+            for (lag, (peer, got)) in peers.iter_mut().enumerate() {
+                if let Some(chunk) = turn.checked_sub(lag).and_then(|turn| chunks.get(turn)) {
+                    got.extend(peer.turn(chunk));
+                }
+            }
+        }
+        for (peer, got) in peers {
+            prop_assert!(got == expected);
+            prop_assert_eq!(peer.incoming.begun(), None);
+            prop_assert_eq!(peer.incoming.held(), 0);
+        }
     }
 }

@@ -5,6 +5,7 @@ mod check;
 mod listening;
 mod log;
 mod logging;
+mod monitoring;
 mod options;
 mod resources;
 mod signals;

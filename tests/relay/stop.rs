@@ -5,7 +5,9 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use crate::rig::ws;
-use crate::rig::{Relay, connect, envelope, events, fresh_id, millis, notice, phone_head};
+use crate::rig::{
+    Relay, binary_head, connect, envelope, events, fresh_id, millis, notice, phone_head,
+};
 use crate::timeouts::{large_message, milliseconds, narrow_phone};
 
 #[test]
@@ -147,7 +149,7 @@ fn connections_are_refused_after_the_stop() {
 }
 
 #[test]
-fn request_heads_in_progress_are_closed_by_a_stop_at_once() {
+fn request_heads_that_do_not_go_on_are_closed_a_moment_after_the_stop() {
     let relay = Relay::start(&[
         "--drain-timeout",
         "100s",
@@ -187,6 +189,40 @@ fn request_heads_in_progress_are_closed_by_a_stop_at_once() {
     deaf.reset();
     drop(binary);
     relay.join();
+}
+
+#[test]
+fn a_request_on_its_way_at_a_stop_is_answered_and_not_upgraded_any_more() {
+    let relay = Relay::start(&["--drain-timeout", "100s"]);
+    let id = fresh_id("late");
+    let mut binary = relay.binary(&id);
+    let health = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n".to_owned();
+    let heads = [phone_head(&id), binary_head(&fresh_id("late")), binary_head(&id), health];
+    let mut begun: Vec<_> = heads
+        .iter()
+        .map(|head| {
+            let mut stream = connect(relay.address);
+            stream.write_all(&head.as_bytes()[..12]).unwrap();
+            stream
+        })
+        .collect();
+    binary.sync();
+    relay.raise_stop();
+    assert_eq!(binary.read().opcode, ws::CLOSE);
+    for (stream, head) in begun.iter_mut().zip(&heads) {
+        stream.write_all(&head.as_bytes()[12..]).unwrap();
+    }
+    for (stream, status) in begun.iter_mut().zip(["503", "503", "503", "200"]) {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(answer.contains("\r\nRetry-After: "), status == "503", "{answer}");
+    }
+    drop(binary);
+    // Nothing is left to wait for.
+    let raised = Instant::now();
+    relay.join();
+    assert!(raised.elapsed() < milliseconds(50_000));
 }
 
 #[test]

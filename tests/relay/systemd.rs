@@ -142,7 +142,14 @@ fn activated(socket: impl Into<OwnedFd>) -> Command {
 }
 
 fn without_systemd(command: &mut Command) {
-    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"] {
+    for variable in [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    ] {
         command.env_remove(variable);
     }
 }
@@ -252,6 +259,68 @@ fn an_inherited_socket_that_is_not_tcp_is_refused_in_words() {
     let (status, log) = Program::start(&mut activated(socket)).end();
     assert_eq!(status.code(), Some(1));
     assert!(log.contains("cannot use inherited socket 0: fd 3 is not a valid tcp socket"), "{log}");
+}
+
+/// The program with a second socket behind the first, and names for the two.
+fn activated_twice(first: TcpListener, second: TcpListener, names: &str) -> Command {
+    let hand_over = r#"LISTEN_FDS=2 LISTEN_PID=$$ exec "$0" "$@" 3<&0 4<&1 </dev/null >/dev/null"#;
+    let mut command = Command::new("sh");
+    without_systemd(&mut command);
+    command.args(["-c", hand_over, PROGRAM, "--rate-limit", "off"]).env("LISTEN_FDNAMES", names);
+    command.stdin(Stdio::from(OwnedFd::from(first))).stdout(Stdio::from(OwnedFd::from(second)));
+    command
+}
+
+fn serves_metrics(address: SocketAddr) -> bool {
+    crate::rig::request(address, "GET /metrics HTTP/1.1\r\n\r\n").0.starts_with("HTTP/1.1 200 ")
+}
+
+#[test]
+fn the_inherited_socket_named_metrics_serves_the_metrics_and_is_no_listener_of_the_relay() {
+    for names in ["metrics:relay", "relay:metrics"] {
+        let sockets = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = [0, 1].map(|index: usize| sockets[index].local_addr().unwrap());
+        let [first, second] = sockets;
+        let _program = Program::start(&mut activated_twice(first, second, names));
+        let (metrics, relay) = match names.starts_with("metrics") {
+            true => (addresses[0], addresses[1]),
+            false => (addresses[1], addresses[0]),
+        };
+        assert!(serves_metrics(metrics) && is_healthy(connect(relay)), "{names}");
+        assert!(!is_healthy(connect(metrics)) && !serves_metrics(relay), "{names}");
+    }
+}
+
+#[test]
+fn with_an_inherited_socket_for_metrics_alone_the_relay_listens_as_the_options_say() {
+    let metrics = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = metrics.local_addr().unwrap();
+    let mut command = activated(metrics);
+    command.env("LISTEN_FDNAMES", "metrics").args(["--listen", "127.0.0.1:0"]);
+    let mut program = Program::start(&mut command);
+    assert!(is_healthy(connect(program.address())));
+    let line = program.log_line();
+    assert!(
+        line.contains(&format!(" event=serving_metrics address={address} inherited=true")),
+        "{line}"
+    );
+    assert!(serves_metrics(address));
+}
+
+#[test]
+fn an_inherited_socket_for_metrics_that_others_can_reach_needs_leave() {
+    let metrics = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = metrics.local_addr().unwrap().port();
+    let mut command = activated(metrics.try_clone().unwrap());
+    command.env("LISTEN_FDNAMES", "metrics").args(["--listen", "127.0.0.1:0"]);
+    let (status, log) = Program::start(&mut command).end();
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("--metrics-public"), "{log}");
+    let mut command = activated(metrics);
+    command.env("LISTEN_FDNAMES", "metrics").args(["--listen", "127.0.0.1:0", "--metrics-public"]);
+    let mut program = Program::start(&mut command);
+    program.address();
+    assert!(serves_metrics(SocketAddr::from(([127, 0, 0, 1], port))));
 }
 
 #[test]

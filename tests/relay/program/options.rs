@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{program, program_in_shell, run, text};
 
 /// The options of the contract and their defaults.
-const OPTIONS: [(&str, &str); 21] = [
+const OPTIONS: [(&str, &str); 22] = [
     ("listen", "127.0.0.1:8080"),
     ("grace", "30s"),
     ("reclaim", "keep"),
@@ -28,6 +28,7 @@ const OPTIONS: [(&str, &str); 21] = [
     ("max-connections-per-ip", "64"),
     ("rate-limit", "10/min"),
     ("rate-burst", "20"),
+    ("metrics-listen", "off"),
     ("log-level", "info"),
     ("log-format", "auto"),
 ];
@@ -68,7 +69,16 @@ fn the_long_help_groups_the_options_shows_their_defaults_and_ends_with_the_exit_
         let variable = format!("PYRYCODE_RELAY_{}", option.to_uppercase().replace('-', "_"));
         assert!(entry.contains(&variable), "--{option}: {entry}");
     }
-    for group in ["Listening:", "Claims:", "Timeouts:", "Memory:", "Admission:", "Logging:"] {
+    for group in [
+        "Listening:",
+        "Claims:",
+        "Timeouts:",
+        "Memory:",
+        "Admission:",
+        "Monitoring:",
+        "Logging:",
+        "Commands:",
+    ] {
         assert!(help.lines().any(|line| line == group), "no {group}");
     }
     assert!(help.contains("--insecure-listen"), "{help}");
@@ -114,7 +124,7 @@ fn refused(command: Command) -> String {
 fn zero_is_refused_for_every_option_on_the_command_line_and_in_the_environment() {
     for (option, default) in OPTIONS {
         let zero = match option {
-            "listen" | "reclaim" | "log-level" | "log-format" => "0".to_owned(),
+            "listen" | "metrics-listen" | "reclaim" | "log-level" | "log-format" => "0".to_owned(),
             _ => default.replace(|sign: char| sign.is_ascii_digit(), "0"),
         };
         let flag = format!("--{option}");

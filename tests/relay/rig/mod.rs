@@ -14,8 +14,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pyrycode_relay::config::{Config, Options, command};
+use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::{accept, listen};
+use smol::LocalExecutor;
 use socket2::{Domain, Socket, Type};
 
 pub use self::ws::Ws;
@@ -59,6 +61,8 @@ pub fn fresh_id(name: &str) -> String {
 /// A relay on a thread of its own; dropping it stops it and waits for its end.
 pub struct Relay {
     pub address: SocketAddr,
+    /// Where it serves its metrics, with `--metrics-listen`.
+    pub metrics: Option<SocketAddr>,
     stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
@@ -85,12 +89,20 @@ impl Relay {
         let config = Config::from_options(options).expect("the test's options fit together");
         let listener = listen::open(config.listen[0]).expect("a loopback port is free");
         let address = listener.local_addr().unwrap();
+        let monitored: Vec<_> = config
+            .metrics_listen
+            .map(|at| listen::open(at).expect("a loopback port is free"))
+            .into_iter()
+            .collect();
+        let metrics = monitored.first().map(|listener| listener.local_addr().unwrap());
         let stop = Stop::new();
         let raised = stop.clone();
         let thread = std::thread::spawn(move || {
-            accept::run(vec![listener], config, &raised).expect("the relay runs");
+            let sockets = accept::Sockets { relay: vec![listener], metrics: monitored };
+            accept::run_on(&LocalExecutor::new(), sockets, config, &raised, &Reload::new())
+                .expect("the relay runs");
         });
-        Self { address, stop, thread: Some(thread) }
+        Self { address, metrics, stop, thread: Some(thread) }
     }
 
     /// Asks the relay to stop, as a signal would.
@@ -153,15 +165,20 @@ impl Relay {
     }
 
     /// Sends a request as it stands; returns head and body of the response, read to its end.
-    pub fn request(&self, request: impl AsRef<[u8]>) -> (String, String) {
-        let mut stream = connect(self.address);
-        stream.write_all(request.as_ref()).unwrap();
-        let mut response = Vec::new();
-        stream.read_to_end(&mut response).expect("the response ends without a reset");
-        let response = String::from_utf8(response).unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").expect("a complete head");
-        (format!("{head}\r\n"), body.to_owned())
+    pub fn request(&self, text: impl AsRef<[u8]>) -> (String, String) {
+        request(self.address, text)
     }
+}
+
+/// The same at any address.
+pub fn request(address: SocketAddr, text: impl AsRef<[u8]>) -> (String, String) {
+    let mut stream = connect(address);
+    stream.write_all(text.as_ref()).unwrap();
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).expect("the response ends without a reset");
+    let response = String::from_utf8(response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").expect("a complete head");
+    (format!("{head}\r\n"), body.to_owned())
 }
 
 impl Drop for Relay {

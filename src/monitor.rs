@@ -1,0 +1,166 @@
+//! The listener for metrics and the status page, and the clock of the event loop.
+//!
+//! It shares the event loop with the relay and must not get in its way: few connections at a time,
+//! one request each, and a page is put together from counters within a turn.
+
+pub mod chart;
+pub mod json;
+pub mod metrics_page;
+pub mod page;
+pub mod request;
+pub mod snapshot;
+
+use std::future::poll_fn;
+use std::net::TcpListener;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Instant;
+
+use async_io::{Async, Timer};
+use log::debug;
+use smol::LocalExecutor;
+
+use self::request::{Form, Judged, Page};
+use self::snapshot::Snapshot;
+use crate::gate::Refusal;
+use crate::head::{self, Unread};
+use crate::heads::{Entry, Heads};
+use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
+use crate::relay::Relay;
+use crate::transport::Tcp;
+
+/// Serves the pages at `listeners`. Never returns.
+///
+/// Its connections are tasks of an executor of its own inside this one task, which the relay's
+/// executor polls only when there is something to do.
+pub async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
+    let executor = LocalExecutor::new();
+    executor.run(serve(&executor, &relay, &listeners)).await;
+}
+
+async fn serve(
+    executor: &LocalExecutor<'static>,
+    relay: &Rc<Relay>,
+    listeners: &[Async<TcpListener>],
+) {
+    let connections = Heads::new(MAX_MONITOR_CONNECTIONS);
+    loop {
+        let accepted = poll_fn(|cx| {
+            let ready = listeners.iter().find(|listener| listener.poll_readable(cx).is_ready());
+            ready.map_or(std::task::Poll::Pending, |listener| {
+                std::task::Poll::Ready(listener.get_ref().accept())
+            })
+        });
+        match accepted.await {
+            Ok((stream, _)) => {
+                let Ok(io) = Tcp::prepare(stream) else { continue };
+                let entry = connections.enter(None, usize::MAX);
+                let serial = entry.serial();
+                let task = executor.spawn(answer(Rc::clone(relay), io, entry));
+                connections.adopt(serial, task);
+                futures_lite::future::yield_now().await;
+            }
+            // Somebody else took it, or it has gone.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                debug!(error:% = error; "monitor_accept_failed");
+                Timer::after(ACCEPT_BACKOFF_MAX).await;
+            }
+        }
+    }
+}
+
+/// Runs `work`, which is everything that the relay does, and counts how long its turns take. The
+/// history gets its samples here, before a turn in which more happens.
+pub async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let begun = Instant::now();
+        let is_due = relay.history.borrow().is_due(begun);
+        if is_due {
+            relay.record(begun);
+        }
+        let polled = work.as_mut().poll(cx);
+        relay.metrics.lag.observe(begun.elapsed());
+        polled
+    })
+    .await
+}
+
+/// Answers one request.
+async fn answer(relay: Rc<Relay>, mut io: Tcp, _entry: Entry) {
+    let deadline = Instant::now() + relay.config.header_timeout;
+    let read =
+        head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, request::judge).await;
+    let response = match read {
+        Ok(Judged::Page { page, head_only }) => response(&relay, page, head_only),
+        Ok(Judged::Refused(refusal)) => refusal.response(),
+        Err(Unread::TimedOut) => Refusal::HeadTimeout.response(),
+        Err(Unread::Gone) => return,
+    };
+    head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
+}
+
+fn response(relay: &Relay, page: Page, head_only: bool) -> String {
+    let snapshot = Snapshot::take(relay, Instant::now());
+    let mut policy = String::from("default-src 'none'");
+    let (content_type, body) = match page {
+        Page::Metrics(Form::OpenMetrics) => (
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            metrics_page::open_metrics(&snapshot, &relay.metrics),
+        ),
+        Page::Metrics(Form::Prometheus) => (
+            "text/plain; version=0.0.4; charset=utf-8",
+            metrics_page::prometheus(&snapshot, &relay.metrics),
+        ),
+        Page::Status => ("application/json; charset=utf-8", json::status(&snapshot)),
+        Page::Home => {
+            // The style is the page's own; the nonce says so for this one answer.
+            let nonce = page::nonce();
+            policy += &format!(
+                "; style-src 'nonce-{nonce}'; img-src data:; base-uri 'none'; form-action 'none'; \
+                 frame-ancestors 'none'"
+            );
+            ("text/html; charset=utf-8", page::render(&snapshot, &nonce))
+        }
+    };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\n\
+         Content-Type: {content_type}\r\n\
+         Content-Security-Policy: {policy}\r\n\
+         X-Content-Type-Options: nosniff\r\n\
+         Referrer-Policy: no-referrer\r\n\
+         Cache-Control: no-store\r\n\
+         Vary: Accept\r\n\
+         Content-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    if head_only { head } else { head + &body }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Config, Options};
+    use crate::limits::LAG_BUCKETS;
+    use crate::shutdown::Stop;
+
+    #[test]
+    fn a_turn_that_takes_long_counts_as_one_that_did() {
+        let options = Options::parse_arguments(["pyrycode-relay"]).unwrap();
+        let relay = Relay::new(Config::from_options(options).unwrap(), Stop::new());
+        let pause = Duration::from_millis(30);
+        smol::block_on(timed(&relay, async {
+            std::thread::sleep(pause);
+            futures_lite::future::yield_now().await;
+        }));
+        let turns: u64 = relay.metrics.lag.buckets().iter().sum();
+        let long = LAG_BUCKETS.iter().position(|bound| *bound >= pause).unwrap();
+        assert_eq!(turns, 2);
+        assert_eq!(relay.metrics.lag.buckets()[long..].iter().sum::<u64>(), 1);
+        assert!(relay.metrics.lag.sum() >= pause);
+    }
+}

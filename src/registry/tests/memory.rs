@@ -1,0 +1,158 @@
+use super::*;
+
+#[test]
+fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too() {
+    let registry = registry(&SMALL);
+    let now = Instant::now();
+    let mut holder = seated(&registry, "box", now);
+    let (flood, calm) = (joined(&registry, "box"), joined(&registry, "box"));
+    holder.release(Ended::Dropped, now);
+    let mut queued = 0;
+    let held = loop {
+        match flood.forward(message(&flood, 3_000).1) {
+            Forwarded::Queued => queued += 1,
+            Forwarded::Held(frame) => break frame,
+            Forwarded::Gone => panic!("the phone is attached"),
+        }
+    };
+    assert!((8..=10).contains(&queued), "{queued} of about 3 KB each in 32 KiB");
+    forward(&calm, "1");
+    let (woken, waker) = counting();
+    flood.source().wake_when_free(&waker);
+    let holder = seated(&registry, "box", now);
+    assert_eq!(woken.count(), 0, "a claim alone makes no room");
+    assert_eq!(said(&holder).len(), queued + 1);
+    assert!(woken.count() > 0);
+    assert!(matches!(flood.forward(held), Forwarded::Queued));
+    assert_eq!(said(&holder).len(), 1);
+}
+
+#[test]
+fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let phones = [10, 20, 30, 20].map(|count| {
+        let phone = joined(&registry, "box");
+        fill_queue(&holder, &phone, count);
+        phone
+    });
+    let [least, third, most, second] = &phones;
+    assert!(phones.iter().all(|phone| phone.outbox().sealed().is_none()));
+    // Half in the slot's queue and half in its own: the sum counts.
+    for _ in 0..4 {
+        forward_bytes(second, 2_000);
+    }
+    let outsider = Account::open(registry.ledger());
+    let over = |extra: usize| {
+        outsider.add(128 * 1024 - registry.ledger().total() + extra);
+        registry.relieve();
+    };
+    over(1);
+    assert_eq!(said_to(most), ["close 1013 memory budget exhausted"]);
+    assert!(registry.ledger().total() <= 128 * 1024);
+    assert!([least, third, second].iter().all(|phone| phone.outbox().sealed().is_none()));
+    over(40_000);
+    assert_eq!(said_to(second), ["close 1013 memory budget exhausted"]);
+    assert_eq!(said_to(third), ["close 1013 memory budget exhausted"]);
+    assert_eq!(least.outbox().sealed(), None);
+    assert_eq!(registry.counts().phones, 1);
+    assert_eq!(holder.outbox().sealed(), None);
+}
+
+#[test]
+fn the_memory_budget_reclaims_what_a_departed_phone_has_queued() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let (mut gone, stays) = (joined(&registry, "box"), joined(&registry, "box"));
+    for _ in 0..8 {
+        forward_bytes(&gone, 3_000);
+    }
+    forward(&stays, "1");
+    gone.leave(Ended::ByPeer(Some(1000)));
+    let outsider = Account::open(registry.ledger());
+    outsider.add(128 * 1024 - registry.ledger().total() + 1);
+    registry.relieve();
+    assert!(!registry.ledger().is_over());
+    assert_eq!(stays.outbox().sealed(), None);
+    assert_eq!(said(&holder), [wrapped(&stays, "1"), noticed(&gone.conn_id(), 1000)]);
+}
+
+#[test]
+fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let (leaving, stays) = (joined(&registry, "box"), joined(&registry, "box"));
+    fill_queue(&holder, &leaving, 30);
+    fill_queue(&holder, &stays, 20);
+    close(&holder, &leaving, 4401);
+    let outsider = Account::open(registry.ledger());
+    outsider.add(128 * 1024 - registry.ledger().total() + 1);
+    registry.relieve();
+    assert!(!registry.ledger().is_over());
+    assert_eq!(said_to(&leaving), ["close 4401 "], "the binary's word stands");
+    assert_eq!(stays.outbox().sealed(), None);
+    assert_eq!(said_to(&stays).len(), 20);
+}
+
+#[test]
+fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller_phone() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let (large, small) = (joined(&registry, "box"), joined(&registry, "box"));
+    deliver(&holder, &wrapped(&large, &"7".repeat(4_000)));
+    fill_queue(&holder, &small, 2);
+    let mut sink = Sink::taking(100);
+    sink.flush(large.outbox());
+    let outsider = Account::open(registry.ledger());
+    let over = |extra: usize| {
+        outsider.add(128 * 1024 - registry.ledger().total() + extra);
+        registry.relieve();
+        assert!(!registry.ledger().is_over());
+    };
+    let before = registry.ledger().total();
+    over(1);
+    assert_eq!(large.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
+    let rest = large.outbox().rest().expect("a message in progress").held();
+    assert_eq!(rest, 4_004 - 100);
+    assert_eq!(registry.ledger().total() - outsider.held(), before - 4_068 + rest);
+    over(1);
+    assert!(large.outbox().rest().is_none());
+    let mut cx = Context::from_waker(Waker::noop());
+    let flushed = large.outbox().poll_flush(&mut cx, &mut sink, &mut [0; 64]);
+    assert!(matches!(flushed.end, FlushEnd::Cut), "{flushed:?}");
+    assert_eq!(small.outbox().sealed(), None);
+    drop((large, small, holder));
+    assert_eq!(registry.ledger().total(), outsider.held());
+}
+
+#[test]
+fn the_memory_budget_never_closes_a_binary_nor_a_phone_that_holds_nothing() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let phone = joined(&registry, "box");
+    let binary = Account::open(registry.ledger());
+    binary.add(1 << 20);
+    registry.relieve();
+    assert_eq!(holder.outbox().sealed(), None);
+    assert_eq!(phone.outbox().sealed(), None);
+    fill_queue(&holder, &phone, 1);
+    assert_eq!(said_to(&phone), ["close 1013 memory budget exhausted"]);
+    assert_eq!(holder.outbox().sealed(), None);
+    assert_eq!(said(&holder), [] as [&str; 0]);
+    assert_eq!(registry.counts(), Counts { binaries: 1, phones: 0, in_grace: 0 });
+}
+
+#[test]
+fn a_phone_whose_queue_is_full_is_closed_alone_and_the_binary_is_told() {
+    let registry = registry(&SMALL);
+    let holder = seated(&registry, "box", Instant::now());
+    let (slow, sibling) = (joined(&registry, "box"), joined(&registry, "box"));
+    forward(&slow, "1");
+    assert_eq!(said(&holder).len(), 1);
+    fill_queue(&holder, &slow, 64);
+    fill_queue(&holder, &sibling, 1);
+    assert_eq!(said_to(&slow), ["close 1013 backlog full"]);
+    assert_eq!(said_to(&sibling).len(), 1);
+    assert_eq!(said(&holder), [noticed(&slow.conn_id(), 1013)]);
+    assert!(matches!(slow.forward(message(&slow, 1).1), Forwarded::Gone));
+}

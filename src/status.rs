@@ -1,0 +1,343 @@
+//! `pyrycode-relay status`: asks a running relay how it is, and tells it in a terminal.
+//!
+//! A plain HTTP client over blocking sockets: nothing else happens in this process. What the relay
+//! answers is printed with control characters escaped: it may be anything that listens there.
+
+use std::fmt::Write as _;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use serde_json::Value;
+
+use crate::limits::{DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_METRICS, STATUS_TIMEOUT};
+
+/// What was learned.
+#[derive(Debug)]
+pub struct Report {
+    /// What goes to standard output.
+    pub text: String,
+    /// Whether the relay is healthy.
+    pub healthy: bool,
+}
+
+/// How the report is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Style {
+    /// As the relay sent it.
+    Json,
+    /// A table; coloured or not.
+    Table {
+        /// Whether escape sequences for colours are written.
+        colour: bool,
+    },
+}
+
+/// Why there is no report.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// The URL cannot be used; a sentence.
+    Usage(String),
+    /// The relay did not answer as one does; a sentence.
+    Unreachable(String),
+}
+
+/// Asks the relay at `url`, or at where it is by default.
+pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
+    let page = match url {
+        Some(url) => Target::parse(url)?.ask()?,
+        None => ask_defaults()?,
+    };
+    let report = Report::new(&page, style);
+    report.ok_or_else(|| Failure::Unreachable("the answer is not that of a relay".to_owned()))
+}
+
+/// The metrics listener, and the health page where there is none.
+fn ask_defaults() -> Result<String, Failure> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty() && value != "off");
+    let reachable = |listen: &str| {
+        // Where a relay listens on all interfaces it is reached through loopback.
+        let port = listen.rsplit_once(':').map_or("", |(_, port)| port);
+        match listen.strip_suffix(port) {
+            Some(":" | "0.0.0.0:" | "[::]:") => format!("127.0.0.1:{port}"),
+            _ => listen.to_owned(),
+        }
+    };
+    let metrics = set("PYRYCODE_RELAY_METRICS_LISTEN");
+    let is_set = metrics.is_some();
+    let metrics = reachable(&metrics.unwrap_or_else(|| STATUS_METRICS.to_owned()));
+    let first = Target { address: metrics, path: "/status.json".to_owned() }.ask();
+    if first.is_ok() || is_set {
+        return first;
+    }
+    let listen = set("PYRYCODE_RELAY_LISTEN").unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+    let listen = reachable(listen.split(',').next().unwrap_or_default());
+    Target { address: listen, path: "/healthz".to_owned() }.ask()
+}
+
+/// Where to ask.
+#[derive(PartialEq, Eq, Debug)]
+struct Target {
+    address: String,
+    path: String,
+}
+
+impl Target {
+    fn parse(url: &str) -> Result<Self, Failure> {
+        let usage = |problem: &str| Failure::Usage(format!("{}: {problem}", escaped(url)));
+        let rest = match url.split_once("://") {
+            None => url,
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
+            Some(_) => {
+                return Err(usage("only http:// is spoken; ask the relay itself, on its machine"));
+            }
+        };
+        let (authority, path) = match rest.find('/') {
+            Some(slash) => rest.split_at(slash),
+            None => (rest, "/"),
+        };
+        let is_odd = |byte: u8| !byte.is_ascii_graphic();
+        if url.bytes().any(is_odd) || authority.is_empty() || authority.contains('@') {
+            return Err(usage("write it as http://127.0.0.1:9464"));
+        }
+        let behind_brackets = authority.rsplit(']').next().unwrap_or_default();
+        let address = match behind_brackets.split_once(':') {
+            Some((_, port)) if port.parse::<u16>().is_err() => {
+                return Err(usage("the port is none"));
+            }
+            Some(_) => authority.to_owned(),
+            None => format!("{authority}:80"),
+        };
+        let path = if path == "/" { "/status.json" } else { path };
+        Ok(Self { address, path: path.to_owned() })
+    }
+
+    /// Asks for the page; for that of health where there is no page of the status.
+    fn ask(&self) -> Result<String, Failure> {
+        let told = |error: &dyn std::fmt::Display| {
+            Failure::Unreachable(format!("{} does not answer: {error}", escaped(&self.address)))
+        };
+        let (mut status, mut body) = self.get(&self.path).map_err(|error| told(&error))?;
+        if status == 404 && self.path == "/status.json" {
+            (status, body) = self.get("/healthz").map_err(|error| told(&error))?;
+        }
+        match status {
+            200 => Ok(body),
+            _ => Err(told(&format!("HTTP status {status}"))),
+        }
+    }
+
+    fn get(&self, path: &str) -> io::Result<(u16, String)> {
+        let deadline = Instant::now() + STATUS_TIMEOUT;
+        let mut stream = self.connect(deadline)?;
+        let address = &self.address;
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: pyrycode-relay-status\r\n\
+             Connection: close\r\n\r\n"
+        );
+        stream.set_write_timeout(Some(left(deadline)?))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            // One deadline for all of it: a peer that trickles does not hold a monitor up.
+            stream.set_read_timeout(Some(left(deadline)?))?;
+            match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => answer.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(error) => return Err(error),
+            }
+            if answer.len() as u64 > STATUS_MAX_ANSWER {
+                return Err(io::Error::other("the answer has no end"));
+            }
+        }
+        let odd = || io::Error::other("the answer is not HTTP");
+        let answer = String::from_utf8(answer).map_err(|_| odd())?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(odd)?;
+        let mut words = head.split(' ');
+        let is_http = words.next().is_some_and(|word| word.starts_with("HTTP/1."));
+        let status = words.next().filter(|_| is_http).and_then(|word| word.trim().parse().ok());
+        Ok((status.ok_or_else(odd)?, body.to_owned()))
+    }
+
+    fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
+        let mut last = io::Error::other("the name has no address");
+        for address in self.address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, left(deadline)?) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Report {
+    /// `None` if the page is not that of a relay.
+    fn new(page: &str, style: Style) -> Option<Self> {
+        let value: Value = serde_json::from_str(page).ok()?;
+        let status = value.get("status")?.as_str()?;
+        let healthy = status == "ok";
+        let text = match style {
+            Style::Json => format!("{}\n", page.trim_end()),
+            Style::Table { colour } => table(&value, status, healthy, colour),
+        };
+        Some(Self { text, healthy })
+    }
+}
+
+fn table(page: &Value, status: &str, healthy: bool, colour: bool) -> String {
+    let paint = |code: &str, text: &str| match colour {
+        true => format!("\x1b[{code}m{text}\x1b[0m"),
+        false => text.to_owned(),
+    };
+    let mut rows = Vec::new();
+    let state = paint(if healthy { "32" } else { "31" }, &escaped(status));
+    rows.push(("status", state));
+    for problem in page["problems"].as_array().into_iter().flatten() {
+        rows.push(("problem", paint("31", &escaped(problem.as_str().unwrap_or_default()))));
+    }
+    if let Some(version) = page["version"].as_str() {
+        rows.push(("version", escaped(version)));
+    }
+    let number = |value: &Value| value.as_u64();
+    if let Some(seconds) = number(&page["uptime_seconds"]) {
+        rows.push(("up", humantime::format_duration(Duration::from_secs(seconds)).to_string()));
+    }
+    let awaited = match number(&page["slots_in_grace"]) {
+        None | Some(0) => String::new(),
+        Some(awaited) => format!(" ({awaited} more awaited back)"),
+    };
+    if let Some(binaries) = number(&page["connected_binaries"]) {
+        rows.push(("binaries", format!("{binaries}{awaited}")));
+    }
+    if let Some(phones) = number(&page["connected_phones"]) {
+        rows.push(("phones", phones.to_string()));
+    }
+    if let Some(rate) = page["messages_per_second"].as_f64() {
+        rows.push(("messages", format!("{rate:.1} a second")));
+    }
+    if let Some(seconds) = page["longest_turn_seconds"].as_f64() {
+        rows.push(("longest turn", format!("{:.1} ms", seconds * 1000.0)));
+    }
+    let size = |value: &Value| value.as_u64().map(|bytes| ByteSize::b(bytes).to_string());
+    let memory = &page["memory"];
+    if let (Some(held), Some(budget)) = (size(&memory["held_bytes"]), size(&memory["budget_bytes"]))
+    {
+        rows.push(("held for peers", format!("{held} of {budget}")));
+    }
+    if let Some(resident) = size(&memory["resident_bytes"]) {
+        rows.push(("memory", resident));
+    }
+    let descriptors = &page["descriptors"];
+    if let (Some(used), Some(limit)) = (number(&descriptors["used"]), number(&descriptors["limit"]))
+    {
+        rows.push(("descriptors", format!("{used} of {limit}")));
+    }
+    if let Some(refusals) = page["refusals_last_hour"].as_object() {
+        let mut kinds = refusals
+            .iter()
+            .filter(|(_, count)| count.as_u64().is_some_and(|count| count > 0))
+            .map(|(kind, count)| format!("{} {count}", escaped(&kind.replace('_', " "))));
+        let first = kinds.next().unwrap_or_else(|| "none in the last hour".to_owned());
+        rows.push(("refusals", first));
+        rows.extend(kinds.map(|kind| ("", kind)));
+    }
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let mut text = String::new();
+    for (name, value) in rows {
+        let name = format!("{name:width$}");
+        let _ = writeln!(text, "{}  {value}", paint("2", &name));
+    }
+    text
+}
+
+/// Text from elsewhere, for a terminal.
+fn escaped(text: &str) -> String {
+    let shown = text.chars().take(200);
+    shown
+        .flat_map(|character| match character.is_control() {
+            true => character.escape_default().collect::<Vec<_>>(),
+            false => vec![character],
+        })
+        .collect()
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> (String, String) {
+        let target = Target::parse(url).unwrap();
+        (target.address, target.path)
+    }
+
+    #[test]
+    fn a_url_is_an_address_and_a_path() {
+        for (url, address, path) in [
+            ("http://127.0.0.1:9464", "127.0.0.1:9464", "/status.json"),
+            ("HTTP://[::1]:9464/", "[::1]:9464", "/status.json"),
+            ("localhost:8080/healthz", "localhost:8080", "/healthz"),
+            ("http://relay.lan", "relay.lan:80", "/status.json"),
+            ("http://[::1]", "[::1]:80", "/status.json"),
+        ] {
+            assert_eq!(target(url), (address.to_owned(), path.to_owned()), "{url}");
+        }
+        for url in [
+            "",
+            "http://",
+            "https://x",
+            "ws://x:1",
+            "http://x:y",
+            "http://x:99999",
+            "http://a b",
+            "http://u@x/",
+            "http://x/\r\nEvil: 1",
+            ":",
+            "http://\u{1b}",
+        ] {
+            assert!(matches!(Target::parse(url), Err(Failure::Usage(_))), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_coloured_only_where_asked() {
+        let page = r#"{"status":"ok","version":"1.2.3","connected_binaries":3,"connected_phones":10,
+            "uptime_seconds":93784,"slots_in_grace":1}"#;
+        let report = Report::new(page, Style::Table { colour: false }).unwrap();
+        assert!(report.healthy);
+        assert_eq!(
+            report.text,
+            "status    ok\nversion   1.2.3\nup        1day 2h 3m 4s\n\
+             binaries  3 (1 more awaited back)\nphones    10\n"
+        );
+        let report = Report::new(page, Style::Table { colour: true }).unwrap();
+        assert!(report.text.contains("\x1b[32mok\x1b[0m"));
+    }
+
+    #[test]
+    fn problems_are_told_and_make_it_unhealthy() {
+        let page = r#"{"status":"problem","problems":["hot","\u001b[2Jcold"]}"#;
+        let report = Report::new(page, Style::Table { colour: false }).unwrap();
+        assert!(!report.healthy);
+        assert_eq!(report.text, "status   problem\nproblem  hot\nproblem  \\u{1b}[2Jcold\n");
+        assert!(!Report::new(page, Style::Json).unwrap().healthy);
+    }
+
+    #[test]
+    fn what_is_not_a_relays_page_is_none() {
+        for page in ["", "<html>", "[]", "{}", r#"{"status":1}"#] {
+            assert!(Report::new(page, Style::Json).is_none(), "{page}");
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Torture: hundreds of daemons and phones over real sockets, which drop, reset, half-close, stall,
+//! flood, come back and send every kind of nonsense, in segments of every size. For everybody who
+//! survives, what arrives is exactly what was sent; at the end nothing is left of it all.
+//!
+//! `RELAY_TORTURE_SECONDS` (3) is how long it rages, `RELAY_TORTURE_SEED` repeats the decisions of
+//! a run (the timing is the machine's), `RELAY_TORTURE_PROGRAM` is another build of the
+//! relay, `RELAY_TORTURE_SERVERS` (30) is how many daemons there are,
+//! each with three phones at a time. docs/reliability.md says what it can find.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![allow(clippy::panic, reason = "in a test a panic is the report")]
+#![allow(clippy::print_stdout, reason = "the seed and the figures")]
+#![allow(unreachable_pub, reason = "nothing outside could reach a test program's items")]
+#![allow(missing_docs, reason = "names say it, and nobody else calls it")]
+
+mod daemon;
+mod phone;
+mod site;
+mod text;
+mod vandal;
+mod wire;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use smol::{LocalExecutor, Timer};
+
+use self::site::{Relay, Site, field};
+use self::text::mix;
+use self::wire::{Cut, Link, NoLink};
+use self::world::{Tally, World};
+
+#[test]
+fn whoever_survives_has_everything_and_nothing_is_left_behind() {
+    let seconds: f64 = setting("RELAY_TORTURE_SECONDS", 3.0);
+    let seed: u64 = setting("RELAY_TORTURE_SEED", fastrand::u64(..));
+    let servers: u32 = setting("RELAY_TORTURE_SERVERS", if cfg!(relay_emulated) { 6 } else { 30 });
+    println!("torture: seed {seed}, {servers} servers, {seconds} s");
+    let grace = scaled(GRACE);
+    let millis = |duration: Duration| format!("{}ms", scaled(duration).as_millis());
+    let options = [
+        ("--grace", millis(GRACE)),
+        ("--heartbeat-interval", millis(HEARTBEAT_INTERVAL)),
+        ("--heartbeat-timeout", millis(HEARTBEAT_TIMEOUT)),
+        ("--probe-timeout", millis(PROBE_TIMEOUT)),
+        ("--write-timeout", millis(WRITE_TIMEOUT)),
+        // A machine that is busy with other things takes its time to send a head.
+        ("--header-timeout", "20s".to_owned()),
+        ("--max-connections", MAX_CONNECTIONS.to_string()),
+        ("--max-queue-bytes", "1MiB".to_owned()),
+        // The budget is not what is tested here.
+        ("--memory-budget", "1GiB".to_owned()),
+    ];
+    let options: Vec<_> =
+        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+    let relay = Relay::start(&options);
+    relay.counts();
+    let descriptors = relay.descriptors();
+    let mut at_rest = relay.resident();
+
+    // A long run begins with a short one, after which the allocator has what it will keep.
+    let warm_up = seconds >= 20.0;
+    let mut rounds = Vec::new();
+    if warm_up {
+        rounds.push((1_000, seconds / 4.0));
+    }
+    rounds.push((0, if warm_up { seconds * 0.75 } else { seconds }));
+    for (first, seconds) in rounds {
+        let mut round = Round::begin(&relay, grace, seed, first, servers);
+        let worst = round.rage(Duration::from_secs_f64(seconds));
+        until("the counts are zero", || relay.counts() == (0, 0));
+        // Of connections: the one that asks for the counts may still be lingering.
+        until("the descriptors are back", || relay.descriptors() <= descriptors);
+        let resident = relay.resident();
+        println!("torture: {}", round.report(worst));
+        println!("torture: at rest {at_rest} KiB before, {resident} KiB after");
+        let settled = first == 0;
+        let bound = if warm_up { LEAK_KIB } else { FIRST_ROUND_KIB };
+        // An emulator's memory is its own.
+        if settled && !cfg!(relay_emulated) {
+            assert!(resident <= at_rest + bound, "seed {seed}: {at_rest} -> {resident} KiB");
+        }
+        at_rest = resident;
+    }
+    if !cfg!(relay_emulated) {
+        all_permits_are_back(&relay);
+        until("the descriptors are back", || relay.descriptors() <= descriptors);
+    }
+    let status = relay.stop();
+    assert!(status.success(), "seed {seed}: the relay ended with {status}");
+}
+
+/// As many connections as there may be, and not one more.
+fn all_permits_are_back(relay: &Relay) {
+    let executor = Rc::new(LocalExecutor::new());
+    let site = Site::new(relay.address, Rc::clone(&executor), GRACE);
+    let filling = async {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut links = Vec::new();
+        loop {
+            let number = u32::try_from(links.len()).unwrap();
+            let head = site.binary_head(&format!("last-{number}"));
+            // Some permits are for those alone who hold none: everybody comes from elsewhere.
+            let [_, _, high, low] = number.to_be_bytes();
+            let source = Ipv4Addr::new(127, 9, high, low);
+            let dial = site.dial(source, head, Vec::new(), Cut::Huge, None, &mut random);
+            match Link::dial(dial).await {
+                Ok(link) => links.push(link),
+                Err(NoLink::Refused(503)) => return links.len(),
+                Err(error) => panic!("connection {number}: {error:?}"),
+            }
+        }
+    };
+    let taken = smol::block_on(executor.run(filling));
+    assert_eq!(taken, MAX_CONNECTIONS, "connections that could be made at the end");
+}
+
+/// One time of raging and its end.
+struct Round {
+    site: Rc<Site>,
+    worlds: Rc<[Rc<RefCell<World>>]>,
+    seed: u64,
+}
+
+impl Round {
+    fn begin(relay: &Relay, grace: Duration, seed: u64, first: u32, servers: u32) -> Self {
+        let executor = Rc::new(LocalExecutor::new());
+        let site = Site::new(relay.address, Rc::clone(&executor), grace);
+        let mut by_id = HashMap::new();
+        let worlds: Rc<[_]> = (first..first + servers)
+            .map(|number| {
+                let id = format!("server-{number}");
+                let world = Rc::new(RefCell::new(World::new(number, id.clone(), seed, grace)));
+                by_id.insert(id, Rc::clone(&world));
+                let seed = mix(seed, u64::from(number));
+                let serving = daemon::serve(Rc::clone(&site), Rc::clone(&world), seed);
+                executor.spawn(serving).detach();
+                for place in 1..=PHONES {
+                    let seed = mix(seed, place);
+                    let coming = phone::keep_coming(Rc::clone(&site), Rc::clone(&world), seed);
+                    executor.spawn(coming).detach();
+                }
+                world
+            })
+            .collect();
+        for number in 0..VANDALS {
+            let seed = mix(seed, 1 << 40 | u64::from(number));
+            let raging = vandal::rage(Rc::clone(&site), Rc::clone(&worlds), number, seed);
+            executor.spawn(raging).detach();
+        }
+        let log = relay.log.clone();
+        executor
+            .spawn(async move {
+                while let Ok(line) = log.recv().await {
+                    read_log(&line, &by_id);
+                }
+            })
+            .detach();
+        Self { site, worlds, seed }
+    }
+
+    /// Runs for this long, then to the end of every world. Returns how late a timer rang at most.
+    fn rage(&mut self, time: Duration) -> Duration {
+        let executor = Rc::clone(&self.site.executor);
+        let began = Instant::now();
+        smol::block_on(executor.run(async {
+            let mut worst = Duration::ZERO;
+            let mut deadline = None;
+            loop {
+                let due = Instant::now() + TICK;
+                Timer::at(due).await;
+                worst = worst.max(due.elapsed());
+                if let Some(wrong) =
+                    self.worlds.iter().find_map(|world| world.borrow().wrong.clone())
+                {
+                    self.site.over.set(true);
+                    let after = began.elapsed().as_secs_f64();
+                    let (seed, worst) = (self.seed, worst.as_millis());
+                    panic!(
+                        "seed {seed}, after {after:.1} s, timers up to {worst} ms late: {wrong}"
+                    );
+                }
+                if deadline.is_none() && began.elapsed() >= time {
+                    for world in &*self.worlds {
+                        world.borrow_mut().ending = true;
+                    }
+                    deadline = Some(Instant::now() + patience());
+                }
+                let unrest = || self.worlds.iter().find_map(|world| world.borrow().unrest());
+                match deadline.map(|deadline| (deadline, unrest())) {
+                    Some((_, None)) => return worst,
+                    Some((deadline, Some(unrest))) if Instant::now() > deadline => {
+                        self.site.over.set(true);
+                        panic!("seed {}: no rest at the end: {unrest}", self.seed);
+                    }
+                    _ => {}
+                }
+            }
+        }))
+    }
+
+    fn report(&self, worst: Duration) -> String {
+        let mut all = Tally::default();
+        for world in &*self.worlds {
+            all.add(&world.borrow().tally);
+        }
+        format!("{all}; timers up to {} ms late", worst.as_millis())
+    }
+}
+
+fn read_log(line: &str, worlds: &HashMap<String, Rc<RefCell<World>>>) {
+    let told = || worlds.get(field(line, "server_id")?);
+    match field(line, "event") {
+        Some("server_claimed") => {
+            if let Some(world) = told() {
+                world.borrow_mut().claimed += 1;
+            }
+        }
+        Some("server_released") => {
+            if let Some(world) = told() {
+                world.borrow_mut().release_logged();
+            }
+        }
+        Some("server_expired") => {
+            if let Some(world) = told() {
+                world.borrow_mut().expiry_logged();
+            }
+        }
+        _ => {}
+    }
+    if line.contains("panicked") || line.contains("level=error") {
+        if let Some(world) = worlds.values().next() {
+            world.borrow_mut().accuse(format!("the relay says {line}"));
+        }
+    }
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience();
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(TICK);
+    }
+}
+
+fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not {text:?}")),
+        Err(_) => default,
+    }
+}
+
+/// A duration, stretched on slow machines.
+pub fn scaled(duration: Duration) -> Duration {
+    duration.mul_f64(setting("RELAY_TEST_SCALE", 1.0))
+}
+
+/// How long anybody waits for what must happen.
+pub fn patience() -> Duration {
+    scaled(Duration::from_secs(30))
+}
+
+const PHONES: u64 = 3;
+const VANDALS: u8 = 12;
+const MAX_CONNECTIONS: usize = 1500;
+const TICK: Duration = Duration::from_millis(20);
+const GRACE: Duration = Duration::from_millis(2500);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(4000);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(3000);
+const WRITE_TIMEOUT: Duration = Duration::from_millis(4000);
+/// More than a phone's queue and its sockets hold.
+pub const FLOOD_BYTES: usize = 3 << 20;
+/// What a long run may add at rest.
+const LEAK_KIB: u64 = 6 * 1024;
+/// What a first round leaves with the allocator.
+const FIRST_ROUND_KIB: u64 = 48 * 1024;

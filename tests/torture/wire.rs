@@ -1,0 +1,397 @@
+//! A WebSocket client on the executor: frames by hand, cut into segments of every size.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use smol::channel::{Receiver, Sender, unbounded};
+use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use smol::net::TcpStream;
+use smol::{Async, LocalExecutor, Task, Timer};
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Opcodes of RFC 6455 section 5.2.
+pub const CONTINUATION: u8 = 0x0;
+pub const TEXT: u8 = 0x1;
+pub const BINARY: u8 = 0x2;
+pub const CLOSE: u8 = 0x8;
+pub const PING: u8 = 0x9;
+pub const PONG: u8 = 0xa;
+
+/// How a connection cuts what it sends, and how much it reads at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// A few bytes a segment.
+    Tiny,
+    /// Anything.
+    Odd,
+    /// All that there is.
+    Huge,
+}
+
+/// A frame of the relay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Frame {
+    pub opcode: u8,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    /// The code of a close frame, 1005 for an empty one, and its reason.
+    pub fn close(&self) -> (u16, String) {
+        match self.payload.as_slice() {
+            [high, low, reason @ ..] => {
+                (u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(reason).into_owned())
+            }
+            _ => (1005, String::new()),
+        }
+    }
+}
+
+/// What happened on a connection.
+#[derive(Debug)]
+#[allow(dead_code, reason = "the error is printed")]
+pub enum Next {
+    Frame(Frame),
+    /// The time came.
+    Time,
+    /// An orderly end.
+    End,
+    /// Any other end.
+    Lost(io::ErrorKind),
+    /// What no server may send.
+    Wrong(String),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+#[allow(dead_code, reason = "the error is printed")]
+pub enum NoLink {
+    Refused(u16),
+    Lost(io::ErrorKind),
+}
+
+enum Piece {
+    Bytes(Vec<u8>),
+    /// The end of what is sent.
+    Finish,
+}
+
+/// One upgraded connection.
+pub struct Link {
+    stream: TcpStream,
+    input: Vec<u8>,
+    at: usize,
+    read_size: usize,
+    buffer: Vec<u8>,
+    outgoing: Sender<Piece>,
+    writer: Option<Task<()>>,
+    random: Rc<RefCell<fastrand::Rng>>,
+    cut: Cut,
+}
+
+/// How to dial.
+pub struct Dial<'a> {
+    pub address: SocketAddr,
+    pub source: Ipv4Addr,
+    pub head: String,
+    /// Sent in the same segment as the request.
+    pub behind: Vec<u8>,
+    pub cut: Cut,
+    /// Of the receive buffer, which bounds what the relay's socket can accept for us.
+    pub window: Option<usize>,
+    pub executor: &'a LocalExecutor<'static>,
+    pub seed: u64,
+}
+
+impl Link {
+    pub async fn dial(dial: Dial<'_>) -> Result<Self, NoLink> {
+        let stream = connect(dial.address, dial.source, dial.window).await.map_err(lost)?;
+        let random = Rc::new(RefCell::new(fastrand::Rng::with_seed(dial.seed)));
+        let (outgoing, pieces) = unbounded();
+        let writing = write(stream.clone(), pieces, dial.cut, Rc::clone(&random));
+        let mut link = Self {
+            stream,
+            input: Vec::new(),
+            at: 0,
+            read_size: match dial.cut {
+                Cut::Tiny => 1 + random.borrow_mut().usize(16..64),
+                Cut::Odd => 1 + random.borrow_mut().usize(..4096),
+                Cut::Huge => 64 * 1024,
+            },
+            buffer: vec![0; 64 * 1024],
+            outgoing,
+            writer: Some(dial.executor.spawn(writing)),
+            random,
+            cut: dial.cut,
+        };
+        link.send_raw([dial.head.into_bytes(), dial.behind].concat());
+        let until = Instant::now() + super::patience();
+        loop {
+            if let Some(end) = link.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                let status = std::str::from_utf8(&link.input[9..12]).unwrap_or("").parse();
+                link.at = end + 4;
+                return match status {
+                    Ok(101) => Ok(link),
+                    status => Err(NoLink::Refused(status.unwrap_or(0))),
+                };
+            }
+            match link.fill(until).await {
+                Ok(None) => return Err(NoLink::Lost(io::ErrorKind::TimedOut)),
+                Ok(Some(0)) => return Err(NoLink::Lost(io::ErrorKind::UnexpectedEof)),
+                Ok(Some(_)) => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send_raw(&self, bytes: Vec<u8>) {
+        // Nobody writes them once the connection is broken; its reader finds that out.
+        let _ = self.outgoing.try_send(Piece::Bytes(bytes));
+    }
+
+    pub fn send(&self, is_final: bool, opcode: u8, payload: &[u8]) {
+        let mask = self.random.borrow_mut().u32(..).to_be_bytes();
+        self.send_raw(encode(is_final, opcode, payload, mask));
+    }
+
+    /// Sends a message: as text or binary, whole or in fragments with pings between them.
+    pub fn send_text(&self, text: &str) {
+        let bytes = text.as_bytes();
+        let (fragments, opcode) = {
+            let mut random = self.random.borrow_mut();
+            let fragments = if random.u8(..6) == 0 { 2 + random.usize(..6) } else { 1 };
+            (fragments, if random.u8(..10) == 0 { BINARY } else { TEXT })
+        };
+        let mut at = 0;
+        for fragment in 1..=fragments {
+            // Anywhere, also amid a character, also nothing.
+            let end = match fragment == fragments {
+                true => bytes.len(),
+                false => at + self.random.borrow_mut().usize(..=bytes.len() - at),
+            };
+            let opcode = if fragment == 1 { opcode } else { CONTINUATION };
+            self.send(fragment == fragments, opcode, &bytes[at..end]);
+            if fragment < fragments && self.random.borrow_mut().bool() {
+                self.send(true, PING, b"between");
+            }
+            at = end;
+        }
+    }
+
+    /// Sends a close frame; 1005 stands for an empty one.
+    pub fn send_close(&self, code: u16) {
+        match code {
+            1005 => self.send(true, CLOSE, b""),
+            code => self.send(true, CLOSE, &[&code.to_be_bytes()[..], b"as tested"].concat()),
+        }
+    }
+
+    /// Ends what is sent, behind all that was.
+    pub fn finish(&self) {
+        let _ = self.outgoing.try_send(Piece::Finish);
+    }
+
+    /// Sends nothing any more, whatever was to be sent, and keeps the connection.
+    pub fn fall_silent(&mut self) {
+        self.writer = None;
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ends the connection at once, in both directions.
+    pub fn hang_up(self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// The next frame, answering pings, or `until`.
+    pub async fn next(&mut self, until: Instant) -> Next {
+        loop {
+            match decode(&self.input[self.at..]) {
+                Err(wrong) => return Next::Wrong(wrong.to_owned()),
+                Ok(Some((frame, length))) => {
+                    self.at += length;
+                    if frame.opcode == PING {
+                        self.send(true, PONG, &frame.payload);
+                    }
+                    return Next::Frame(frame);
+                }
+                Ok(None) => {}
+            }
+            match self.fill(until).await {
+                Ok(None) => return Next::Time,
+                Ok(Some(0)) => return Next::End,
+                Ok(Some(_)) => {}
+                Err(error) => return Next::Lost(error.kind()),
+            }
+        }
+    }
+
+    /// Reads once; `None` when the time came.
+    async fn fill(&mut self, until: Instant) -> io::Result<Option<usize>> {
+        self.input.drain(..self.at);
+        self.at = 0;
+        let size = self.read_size.min(self.buffer.len());
+        // Amid a long message nobody reads a few bytes at a time, or the test would take for ever.
+        let hurries = self.input.len() > 256 || self.random.borrow_mut().u8(..4) > 0;
+        let size = if hurries { size.max(16 * 1024) } else { size };
+        let Self { stream, buffer, .. } = self;
+        let reading = async { stream.read(&mut buffer[..size]).await.map(Some) };
+        let timer = async {
+            Timer::at(until).await;
+            Ok(None)
+        };
+        let read = smol::future::or(reading, timer).await?;
+        if let Some(read) = read {
+            self.input.extend_from_slice(&self.buffer[..read]);
+        }
+        if self.cut == Cut::Tiny {
+            smol::future::yield_now().await;
+        }
+        Ok(read)
+    }
+}
+
+fn lost(error: io::Error) -> NoLink {
+    NoLink::Lost(error.kind())
+}
+
+/// A connection from this source address.
+pub async fn connect(
+    address: SocketAddr,
+    source: Ipv4Addr,
+    window: Option<usize>,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    if let Some(window) = window {
+        socket.set_recv_buffer_size(window)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let stream = Async::new(std::net::TcpStream::from(socket))?;
+    stream.writable().await?;
+    match stream.get_ref().take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream.into()),
+    }
+}
+
+async fn write(
+    mut stream: TcpStream,
+    pieces: Receiver<Piece>,
+    cut: Cut,
+    random: Rc<RefCell<fastrand::Rng>>,
+) {
+    while let Ok(piece) = pieces.recv().await {
+        let Piece::Bytes(mut bytes) = piece else {
+            let _ = stream.shutdown(Shutdown::Write);
+            return;
+        };
+        let mut finishes = false;
+        while cut == Cut::Huge && bytes.len() < 512 * 1024 {
+            match pieces.try_recv() {
+                Ok(Piece::Bytes(more)) => bytes.extend(more),
+                Ok(Piece::Finish) => {
+                    finishes = true;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        let mut rest = bytes.as_slice();
+        // Behind a long queue small segments would take longer than anybody waits.
+        let mut segments = if pieces.len() > 8 { 24 } else { 0 };
+        while !rest.is_empty() {
+            segments += 1;
+            let size = match cut {
+                // The rest of something long goes out at once.
+                Cut::Tiny if segments <= 24 => 1 + random.borrow_mut().usize(..8),
+                Cut::Odd if segments <= 24 => 1 + random.borrow_mut().usize(..4096),
+                _ => rest.len(),
+            };
+            let (segment, behind) = rest.split_at(size.min(rest.len()));
+            if stream.write_all(segment).await.is_err() {
+                return;
+            }
+            rest = behind;
+            smol::future::yield_now().await;
+        }
+        if finishes {
+            let _ = stream.shutdown(Shutdown::Write);
+            return;
+        }
+    }
+}
+
+/// A masked frame.
+pub fn encode(is_final: bool, opcode: u8, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(payload.len() + 14);
+    frame.push(u8::from(is_final) << 7 | opcode);
+    match payload.len() {
+        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
+        length @ 126..=65_535 => {
+            frame.push(0x80 | 126);
+            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        length => {
+            frame.push(0x80 | 127);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    frame.extend(mask);
+    let start = frame.len();
+    frame.extend_from_slice(payload);
+    // Eight bytes at a time: a debug build has no time for more.
+    let wide = u64::from_ne_bytes([mask, mask].concat().try_into().unwrap());
+    let mut chunks = frame[start..].chunks_exact_mut(8);
+    for chunk in &mut chunks {
+        let word = u64::from_ne_bytes(chunk.try_into().unwrap()) ^ wide;
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    let rest = chunks.into_remainder().iter_mut();
+    rest.zip(mask.into_iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+    frame
+}
+
+/// The first whole frame in `bytes` and its length; frames of the relay are final and unmasked.
+fn decode(bytes: &[u8]) -> Result<Option<(Frame, usize)>, &'static str> {
+    let [first, second, ..] = *bytes else { return Ok(None) };
+    if first & 0xf0 != 0x80 {
+        return Err("a fragment or a reserved bit");
+    }
+    if ![TEXT, CLOSE, PING, PONG].contains(&(first & 0xf)) {
+        return Err("an opcode that the relay does not send");
+    }
+    let (length, header) = match second {
+        128.. => return Err("a mask"),
+        126 => match bytes.get(2..4) {
+            Some(length) => (u64::from(u16::from_be_bytes(length.try_into().unwrap())), 4),
+            None => return Ok(None),
+        },
+        127 => match bytes.get(2..10) {
+            Some(length) => (u64::from_be_bytes(length.try_into().unwrap()), 10),
+            None => return Ok(None),
+        },
+        short => (u64::from(short), 2),
+    };
+    if length > 1 << 20 {
+        return Err("a frame longer than any that is sent");
+    }
+    let end = header + usize::try_from(length).unwrap();
+    let frame = bytes.get(header..end);
+    Ok(frame.map(|payload| (Frame { opcode: first & 0xf, payload: payload.to_vec() }, end)))
+}
+
+const EINPROGRESS: i32 = 115;

@@ -1,0 +1,379 @@
+//! What one server-id's daemon and phones did, and the judge of what arrives: as strict as the
+//! contract allows.
+//!
+//! Nothing is lost, repeated or reordered, with these exceptions alone:
+//! - Of a daemon's connection that ended by a reset, what the relay had handed to the socket before
+//!   it noticed; hence nothing that a phone sent after `server_released` was logged.
+//! - After silence every phone of that connection is closed; none may outlive it. Of one that has
+//!   left before, what was kept is delivered, with a gap in front of it.
+//! - After the grace window, and after a close with "backlog full", the session is over.
+//! - The end of what is on its way to somebody who goes away.
+
+mod judge;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::text::Text;
+
+/// One server-id.
+pub struct World {
+    pub number: u32,
+    pub id: String,
+    pub seed: u64,
+    pub grace: Duration,
+    pub phones: BTreeMap<u32, Phone>,
+    /// The daemon's connections; the first one is number 1.
+    pub connections: Vec<Connection>,
+    /// How often the log told of them. The connection that is released is the one claimed last.
+    pub claimed: u32,
+    pub released: u32,
+    pub expired: u32,
+    /// The daemon is there and serves: phones may come.
+    pub open: bool,
+    /// Nothing new is begun; what was sent must arrive.
+    pub ending: bool,
+    /// The daemon's connection stays for the rest of the world's time.
+    pub settled: bool,
+    /// Claims by somebody else that are under way.
+    pub usurpers: u32,
+    /// Ids that the daemon made up; how often the relay told it that there is no such phone.
+    pub strangers: BTreeMap<String, u32>,
+    pub done: bool,
+    pub tally: Tally,
+    /// The first thing that went wrong.
+    pub wrong: Option<String>,
+    journal: VecDeque<(Instant, String)>,
+}
+
+/// What happened, for the report.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Tally {
+    pub to_binary: u64,
+    pub to_phone: u64,
+    pub bytes: u64,
+    pub phones: u64,
+    pub clean: u64,
+    pub lossy: u64,
+    pub lost: u64,
+    pub silent: u64,
+    pub expired: u64,
+    pub notices: u64,
+    pub directives: u64,
+    pub backlog_full: u64,
+    pub usurpers: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Self) {
+        self.to_binary += other.to_binary;
+        self.to_phone += other.to_phone;
+        self.bytes += other.bytes;
+        self.phones += other.phones;
+        self.clean += other.clean;
+        self.lossy += other.lossy;
+        self.lost += other.lost;
+        self.silent += other.silent;
+        self.expired += other.expired;
+        self.notices += other.notices;
+        self.directives += other.directives;
+        self.backlog_full += other.backlog_full;
+        self.usurpers += other.usurpers;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { to_binary, to_phone, bytes, phones, clean, lossy, .. } = self;
+        let Self { lost, silent, expired, notices, directives, backlog_full, usurpers, .. } = self;
+        write!(
+            f,
+            "{to_binary} messages to daemons and {to_phone} to phones ({} MB), {phones} phones, \
+             daemons' connections: {clean} closed, {lossy} reset, {silent} fell silent, {expired} \
+             expired; {usurpers} usurpers, {notices} notices, {directives} directives, \
+             {backlog_full} backlogs full, {lost} messages lost with a reset",
+            bytes / 1_000_000
+        )
+    }
+}
+
+/// A connection of the daemon.
+pub struct Connection {
+    /// When the relay was seen to have given it the slot.
+    pub seated: Option<Instant>,
+    /// When the daemon began to end it.
+    pub left: Option<Instant>,
+    pub end: Option<End>,
+}
+
+/// How it ended, and so what it may have cost.
+pub enum End {
+    /// It was read to its end: nothing is lost.
+    Clean,
+    /// By a reset. How many messages each phone had sent when the release was logged.
+    Reset { sent: Option<BTreeMap<u32, u64>> },
+    /// It fell silent at that time.
+    Silent { since: Instant },
+    /// Nobody came back within the grace window, as the log said at that time.
+    Expired { since: Instant },
+}
+
+/// One phone's connection.
+#[derive(Default)]
+pub struct Phone {
+    pub opened: Option<Instant>,
+    /// The daemon's latest connection when it dialed.
+    pub opened_on: u32,
+    /// Messages that it sent.
+    pub sent: u64,
+    /// How it leaves by its own decision.
+    pub leaving: Option<Leaving>,
+    /// It does not read: the relay may lose patience with it.
+    pub stalled: bool,
+    /// Its connection is over.
+    pub gone: bool,
+    /// The relay's close code.
+    pub closed_with: Option<u16>,
+    /// It has sent its last message and waits for the daemon's.
+    pub waiting: bool,
+    /// The daemon's last message is sent.
+    pub dismissed: bool,
+    /// The last message of the daemon that it received.
+    got: Option<(u32, u64)>,
+
+    pub conn_id: Option<String>,
+    /// Messages of it that the daemon received or was allowed to lose.
+    pub received: u64,
+    heard_on: u32,
+    /// The first connection of the daemon that it was heard on.
+    pub first_heard_on: u32,
+    pub notice: Option<u16>,
+    /// Messages that the daemon sent it, and of which numbers on which connection.
+    pub answered: u64,
+    pub spans: BTreeMap<u32, (u64, u64)>,
+    /// The daemon asked for a close: what it may come to.
+    pub directive: Option<Directive>,
+    /// Its session is over for the daemon, for a reason that is the daemon's own.
+    pub forgotten: bool,
+}
+
+/// What a daemon asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Directive {
+    pub codes: [u16; 2],
+    pub connection: u32,
+    /// Messages in front of it.
+    pub behind: u64,
+}
+
+/// How a phone leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaving {
+    /// In an orderly way: everything before it arrives, and the daemon is told this code.
+    Orderly { answer: Option<u16>, notice: u16 },
+    /// At once: the end of what it sent may be lost.
+    Abrupt,
+}
+
+impl World {
+    pub fn new(number: u32, id: String, seed: u64, grace: Duration) -> Self {
+        Self {
+            number,
+            id,
+            seed,
+            grace,
+            phones: BTreeMap::new(),
+            connections: Vec::new(),
+            claimed: 0,
+            released: 0,
+            expired: 0,
+            open: false,
+            ending: false,
+            settled: false,
+            usurpers: 0,
+            strangers: BTreeMap::new(),
+            done: false,
+            tally: Tally::default(),
+            wrong: None,
+            journal: VecDeque::new(),
+        }
+    }
+
+    /// The daemon's latest connection.
+    pub fn latest(&self) -> u32 {
+        u32::try_from(self.connections.len()).unwrap()
+    }
+
+    /// The latest connection of the daemon that is known to have got the slot.
+    pub fn seated(&self) -> u32 {
+        let seated = self.connections.iter().rposition(|known| known.seated.is_some());
+        seated.map_or(0, |place| u32::try_from(place).unwrap() + 1)
+    }
+
+    pub fn note(&mut self, text: String) {
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+        }
+        self.journal.push_back((Instant::now(), text));
+    }
+
+    pub fn accuse(&mut self, text: String) {
+        if self.wrong.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        let mut report = format!("{}: {text}", self.id);
+        for (at, line) in &self.journal {
+            report += &format!("\n    {:7.3} s before: {line}", (now - *at).as_secs_f64());
+        }
+        self.wrong = Some(report);
+    }
+
+    /// The log says that the daemon's connection was released.
+    pub fn release_logged(&mut self) {
+        self.released += 1;
+        let counts: BTreeMap<_, _> =
+            self.phones.iter().map(|(number, phone)| (*number, phone.sent)).collect();
+        let released = self.connections.get_mut((self.claimed as usize).wrapping_sub(1));
+        if let Some(Connection { end: Some(End::Reset { sent }), .. }) = released {
+            sent.get_or_insert(counts);
+        }
+    }
+
+    /// The log says that the window passed: nobody came back in time.
+    pub fn expiry_logged(&mut self) {
+        self.expired += 1;
+        let now = Instant::now();
+        let expired = self.connections.get_mut((self.claimed as usize).wrapping_sub(1));
+        let Some(connection) = expired else {
+            return self.accuse("a slot expired that was never claimed".to_owned());
+        };
+        let early = connection.left.is_none_or(|left| now - left < self.grace);
+        if connection.end.replace(End::Expired { since: now }).is_none() || early {
+            let claimed = self.claimed;
+            return self.accuse(format!(
+                "the slot of connection {claimed} expired while it was held or in its window"
+            ));
+        }
+        self.tally.expired += 1;
+        self.forget(now);
+    }
+
+    /// The sessions that were there at that time are over for the daemon.
+    pub fn forget(&mut self, now: Instant) {
+        for phone in self.phones.values_mut() {
+            if phone.opened.is_some_and(|opened| opened < now) {
+                phone.forgotten = true;
+            }
+        }
+    }
+
+    /// How the daemon's connection `number` ended.
+    pub fn end_connection(&mut self, number: u32, end: End) {
+        match end {
+            End::Clean => self.tally.clean += 1,
+            End::Reset { .. } => self.tally.lossy += 1,
+            End::Silent { .. } => self.tally.silent += 1,
+            End::Expired { .. } => {}
+        }
+        // The log may have been faster.
+        let known = &mut self.connections[number as usize - 1].end;
+        if known.is_none() {
+            *known = Some(end);
+        }
+    }
+
+    /// An envelope arrived at the daemon on its connection `on`. Returns the phone if it spoke.
+    pub fn at_daemon(&mut self, on: u32, envelope: &str) -> Option<u32> {
+        let parsed = parse_envelope(envelope, &self.id);
+        let Some((conn_id, frame)) = parsed else {
+            self.accuse(format!("the daemon got a strange envelope: {}", cut(envelope)));
+            return None;
+        };
+        match frame {
+            Envelope::Frame(frame) => {
+                let Some(text) = Text::read(frame) else {
+                    self.accuse(format!("the daemon got what nobody sent: {}", cut(frame)));
+                    return None;
+                };
+                self.tally.to_binary += 1;
+                self.tally.bytes += frame.len() as u64;
+                if let Err(wrong) = self.judge_to_binary(on, conn_id, text, frame) {
+                    self.accuse(format!("on connection {on}, {text:?}: {wrong}"));
+                    return None;
+                }
+                Some(text.phone)
+            }
+            Envelope::Notice(code) => {
+                self.tally.notices += 1;
+                if let Err(wrong) = self.judge_notice(conn_id, code) {
+                    self.accuse(format!(
+                        "on connection {on}, notice {code} for {conn_id}: {wrong}"
+                    ));
+                }
+                None
+            }
+        }
+    }
+
+    /// What still has to happen before the world is at rest, if anything.
+    pub fn unrest(&self) -> Option<String> {
+        let id = &self.id;
+        if !self.done {
+            let waiting: Vec<_> = self
+                .phones
+                .iter()
+                .filter(|(_, phone)| !phone.gone)
+                .map(|(number, phone)| {
+                    format!(
+                        "phone {number}: {} of {} received, {} answered, got {:?}, leaving {:?}",
+                        phone.received, phone.sent, phone.answered, phone.got, phone.leaving
+                    )
+                })
+                .collect();
+            return Some(format!("{id}: the daemon is not done; {waiting:?}"));
+        }
+        None
+    }
+
+    /// A phone of which the daemon should have been told by now, and was not.
+    pub fn untold(&self) -> Option<u32> {
+        let owed = |phone: &Phone| {
+            phone.conn_id.is_some()
+                && !phone.forgotten
+                && phone.notice.is_none()
+                && phone.directive.is_none()
+                && phone.gone
+                && !self.troubled(phone)
+        };
+        self.phones.iter().find(|(_, phone)| owed(phone)).map(|(number, _)| *number)
+    }
+}
+
+enum Envelope<'a> {
+    Frame(&'a str),
+    Notice(u16),
+}
+
+/// The relay writes its envelopes in one form alone; the server-ids here need no escapes.
+fn parse_envelope<'a>(text: &'a str, id: &str) -> Option<(&'a str, Envelope<'a>)> {
+    let (conn_id, rest) = text.strip_prefix("{\"conn_id\":\"")?.split_once('"')?;
+    let suffix = conn_id.strip_prefix("client-")?.strip_prefix(id)?.strip_prefix('-')?;
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if suffix.len() != 16 || !suffix.bytes().all(is_hex) {
+        return None;
+    }
+    let rest = rest.strip_prefix(',')?.strip_suffix('}')?;
+    if let Some(frame) = rest.strip_prefix("\"frame\":") {
+        return Some((conn_id, Envelope::Frame(frame)));
+    }
+    let code = rest.strip_prefix("\"close_code\":")?.parse().ok()?;
+    Some((conn_id, Envelope::Notice(code)))
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+const JOURNAL: usize = 30;
