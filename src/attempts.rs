@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,12 @@ pub struct Rate {
     pub per_minute: u32,
     /// Attempts at once after a quiet time.
     pub burst: u32,
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/min, {} at once", self.per_minute, self.burst)
+    }
 }
 
 impl Rate {

@@ -1,6 +1,7 @@
 //! The command line and the environment, parsed into a [`Config`] that is valid by type.
 
 mod command;
+mod sources;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::{Options, StatusOptions, Subcommand, command};
+pub use self::sources::Sources;
 use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};

@@ -17,7 +17,9 @@
 pub mod accept;
 pub mod allow;
 pub mod attempts;
+pub mod board;
 pub mod budget;
+pub mod check;
 pub mod close;
 pub mod config;
 pub mod endpoint;

@@ -51,6 +51,18 @@ pub const DEFAULT_RATE_BURST: &str = "20";
 /// What is logged unless told otherwise.
 pub const DEFAULT_LOG_LEVEL: &str = "info";
 
+/// How records are written unless told otherwise.
+pub const DEFAULT_LOG_FORMAT: &str = "auto";
+/// After a refusal was logged: how long others of its kind are counted, to be told by one line.
+pub const REPEAT_WINDOW: Duration = Duration::from_secs(60);
+/// Kinds of refusals that are counted apart: more than there are, and a bound whatever may come.
+pub const REPEAT_KINDS: usize = 32;
+
+/// How long the subcommand `check` waits for an answer of whoever holds an address.
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much of that answer it reads, in bytes; a health page has less than 500.
+pub const CHECK_MAX_ANSWER: usize = 8 * 1024;
+
 /// Longest duration that an option takes: anything longer is a typing error, and the bound keeps
 /// additions to an `Instant` far from overflow.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);

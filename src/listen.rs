@@ -12,6 +12,18 @@ use crate::limits::LISTEN_BACKLOG;
 /// Opens a listening socket. An address that the machine does not have yet is bound all the same
 /// (free bind); `:port` falls back to IPv4 alone where the kernel has no IPv6.
 pub fn open(listen: Listen) -> io::Result<TcpListener> {
+    let socket = bound(listen)?;
+    socket.listen(LISTEN_BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Whether [`open`] would succeed now. Nobody can connect to what is bound for that moment, and
+/// nobody who wants the address meanwhile is kept from it.
+pub fn try_out(listen: Listen) -> io::Result<()> {
+    bound(listen).map(drop)
+}
+
+fn bound(listen: Listen) -> io::Result<Socket> {
     match listen {
         Listen::At(address) => bind(address, true),
         Listen::Everywhere(port) => {
@@ -27,7 +39,7 @@ pub fn open(listen: Listen) -> io::Result<TcpListener> {
     }
 }
 
-fn bind(address: SocketAddr, only_own_family: bool) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, only_own_family: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(only_own_family)?;
@@ -38,8 +50,7 @@ fn bind(address: SocketAddr, only_own_family: bool) -> io::Result<TcpListener> {
     // A restart must not wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
-    socket.listen(LISTEN_BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// EAFNOSUPPORT, or EADDRNOTAVAIL where IPv6 is compiled in and switched off.

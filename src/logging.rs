@@ -1,47 +1,102 @@
-//! The logger: one line of `key=value` pairs a record, on standard error.
+//! The logger: fields to the journal, or one line a record on standard error.
 //!
 //! Whatever comes from a peer is quoted and escaped, so that it can forge neither a line nor a
 //! field. Records of the WebSocket codec below `warn` are dropped whatever is asked for: they hold
-//! whole messages.
+//! whole messages. Refusals that repeat are summed up.
+
+mod journal;
+mod json;
+mod repeats;
+mod stderr;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use clap::ValueEnum;
 use env_filter::{Builder, Filter};
 use log::kv::{Error, Key, Value, VisitSource};
-use log::{Level, LevelFilter, Log, Metadata, Record, SetLoggerError};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use self::journal::Journal;
+pub use self::repeats::Repeats;
+use self::stderr::Stderr;
+use crate::limits::REPEAT_WINDOW;
+
+/// How records are written.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// As fields to the journal where standard error is the journal, else as logfmt.
+    Auto,
+    /// Lines of `key=value` pairs on standard error.
+    Logfmt,
+    /// Lines of one JSON object on standard error.
+    Json,
+    /// As fields to the journal.
+    Journal,
+}
 
 /// Writes records that pass its filter.
 struct Logger {
     filter: Filter,
-    /// Left out where the journal adds its own.
-    timestamps: bool,
+    /// `None` where nothing is summed up.
+    repeats: Option<Arc<Repeats>>,
+    /// The journal, where that is where records go.
+    journal: Option<Journal>,
+    stderr: Stderr,
 }
 
-/// Installs the logger. `level` wins over `directives` (those of `RUST_LOG`); without either it is
-/// `info`. The error in `directives`, if any, is returned for a warning.
-pub fn install(
-    level: Option<LevelFilter>,
-    directives: Option<&str>,
-    timestamps: bool,
-) -> Result<Option<String>, SetLoggerError> {
+/// What is left to do about a logger that was installed.
+#[derive(Debug)]
+pub struct Installed {
+    /// What was held back; to be told when it is due and when the program ends.
+    pub repeats: Arc<Repeats>,
+    /// Mistakes worth a warning: the event and its reason.
+    pub complaints: Vec<(&'static str, String)>,
+}
+
+/// Installs the logger, once a process. `level` wins over `directives` (those of `RUST_LOG`);
+/// without either it is `info`. At `trace` nothing is summed up.
+pub fn install(level: Option<LevelFilter>, directives: Option<&str>, format: Format) -> Installed {
+    let mut complaints = Vec::new();
     let mut builder = Builder::new();
     builder.filter_level(LevelFilter::Info);
-    let mut complaint = None;
     match (level, directives) {
         (Some(level), _) => {
             builder.filter_level(level);
         }
         (None, Some(directives)) => {
-            complaint = builder.try_parse(directives).err().map(|error| error.to_string());
+            if let Err(error) = builder.try_parse(directives) {
+                complaints.push(("RUST_LOG is ignored", error.to_string()));
+            }
         }
         (None, None) => {}
     }
     let filter = builder.build();
-    log::set_max_level(filter.filter());
-    log::set_boxed_logger(Box::new(Logger { filter, timestamps }))?;
-    Ok(complaint)
+    let to_journal = journal::is_stderr();
+    let journal = match format {
+        Format::Journal => Some(Journal::connect()),
+        Format::Auto if to_journal => Some(Journal::connect()),
+        _ => None,
+    };
+    let journal = journal.and_then(|connected| {
+        connected.map_err(|error| complaints.push(("journal_not_reached", error.to_string()))).ok()
+    });
+    let stderr = match format {
+        Format::Json => Stderr::new(json::line, true),
+        // The journal has time stamps of its own.
+        _ => Stderr::new(line, !to_journal),
+    };
+    let repeats = Arc::new(Repeats::new(REPEAT_WINDOW));
+    let summing = filter.filter() < LevelFilter::Trace;
+    let repeats_of_logger = summing.then(|| Arc::clone(&repeats));
+    let max_level = filter.filter();
+    let logger = Logger { filter, repeats: repeats_of_logger, journal, stderr };
+    // It fails where a logger is installed already: then that is the one.
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(max_level);
+    }
+    Installed { repeats, complaints }
 }
 
 impl Log for Logger {
@@ -50,10 +105,16 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if may_log(record.metadata()) && self.filter.matches(record) {
-            let line = line(record, self.timestamps.then(SystemTime::now));
-            // There is nowhere to report that standard error is gone.
-            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        if !may_log(record.metadata()) || !self.filter.matches(record) {
+            return;
+        }
+        let holds = |repeats: &Arc<Repeats>| !repeats.admit(record, Instant::now());
+        if self.repeats.as_ref().is_some_and(holds) {
+            return;
+        }
+        let sent = self.journal.as_ref().is_some_and(|journal| journal.send(record).is_ok());
+        if !sent {
+            self.stderr.write(record);
         }
     }
 
@@ -76,18 +137,22 @@ fn line(record: &Record<'_>, time: Option<SystemTime>) -> String {
         line.push(' ');
     }
     line.push_str("level=");
-    line.push_str(match record.level() {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-        Level::Trace => "trace",
-    });
+    line.push_str(level_name(record.level()));
     push_pair(&mut line, "event", &record.args().to_string());
     // The visitor never fails.
     let _ = record.key_values().visit(&mut Pairs(&mut line));
     line.push('\n');
     line
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
 }
 
 /// A clock before 1970 or after 9999 cannot be written; the line is worth more.

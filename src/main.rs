@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt as _;
@@ -10,8 +11,11 @@ use log::{error, info, warn};
 use smol::LocalExecutor;
 
 use pyrycode_relay::accept::{Sockets, run_on};
-use pyrycode_relay::config::{Config, Listen, Options, StatusOptions, Subcommand};
+use pyrycode_relay::board::Board;
+use pyrycode_relay::check::{Report, address};
+use pyrycode_relay::config::{Config, Listen, Options, Sources, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::logging::{Format, Repeats};
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::status::{self, Style};
@@ -36,7 +40,9 @@ fn main() -> ExitCode {
     if let Some(Subcommand::Status(asked)) = &options.command {
         return show_status(asked);
     }
-    let log_level = options.logging.log_level;
+    let is_check = options.command == Some(Subcommand::Check);
+    let (level, format) = (options.logging.log_level, options.logging.log_format);
+    let sources = options.sources.clone();
     let config = match Config::from_options(options) {
         Ok(config) => config,
         Err(message) => {
@@ -44,8 +50,13 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    start_logging(log_level);
-    match run(config) {
+    if is_check {
+        return check(&config, &sources);
+    }
+    let repeats = start_logging(level, format);
+    let outcome = run(config, &sources, &repeats);
+    repeats.tell();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, message)) => {
             error!(reason = message.as_str(); "failed");
@@ -77,19 +88,30 @@ fn show_status(asked: &StatusOptions) -> ExitCode {
     }
 }
 
-fn start_logging(level: Option<log::LevelFilter>) {
+/// Shows what the relay would do; the exit code tells whether something looks wrong.
+fn check(config: &Config, sources: &Sources) -> ExitCode {
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let coloured = std::io::stdout().is_terminal() && !no_colour;
+    let report = Report::new(config, sources, Board::look(), address::look);
+    // The exit code tells it too, to whoever does not read on.
+    let _ = std::io::stdout().write_all(report.text(coloured).as_bytes());
+    if report.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) }
+}
+
+fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats> {
     let directives = std::env::var("RUST_LOG").ok();
-    // systemd sets it when standard error is the journal, which has its own time stamps.
-    let timestamps = std::env::var_os("JOURNAL_STREAM").is_none();
-    if let Ok(Some(complaint)) = logging::install(level, directives.as_deref(), timestamps) {
-        warn!(reason = complaint.as_str(); "RUST_LOG is ignored");
+    let installed = logging::install(level, directives.as_deref(), format);
+    for (event, reason) in installed.complaints {
+        warn!(reason = reason.as_str(); "{event}");
     }
+    installed.repeats
 }
 
 /// Runs the relay; the error is the exit code and a sentence.
-fn run(config: Config) -> Result<(), (u8, String)> {
+fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), (u8, String)> {
     let failed = |message| (FAILURE, message);
-    raise_descriptor_limit(config.max_connections);
+    let descriptors = raise_descriptor_limit(config.max_connections);
+    announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
     let Inherited { relay, metrics } = systemd::inherited_listeners().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
@@ -111,16 +133,22 @@ fn run(config: Config) -> Result<(), (u8, String)> {
     let stop = Stop::new();
     let executor = LocalExecutor::new();
     let reload = Reload::new();
-    let (raised, asked) = (stop.clone(), reload.clone());
+    let held_back = Arc::clone(repeats);
+    executor.spawn(async move { held_back.tell_when_due().await }).detach();
+    let (raised, asked, held_back) = (stop.clone(), reload.clone(), Arc::clone(repeats));
     executor
         .spawn(async move {
             let mut stopping = false;
             loop {
                 match signals.next().await {
                     Some(Ok(Signal::Hup)) => asked.ask(),
-                    _ if stopping => std::process::exit(FAILURE.into()),
+                    _ if stopping => {
+                        held_back.tell();
+                        std::process::exit(FAILURE.into())
+                    }
                     _ => {
                         stopping = true;
+                        held_back.tell();
                         raised.raise();
                     }
                 }
@@ -174,8 +202,30 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, String> {
     listener.local_addr().map_err(|error| error.to_string())
 }
 
+/// Says from where the options come, and which limits hold.
+fn announce(config: &Config, sources: &Sources, descriptors: u64) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        command_line = sources.command_line.join(" "),
+        environment = sources.environment.join(" ");
+        "starting"
+    );
+    let text = |limit: Option<String>| limit.unwrap_or_else(|| "off".to_owned());
+    info!(
+        max_connections = config.max_connections,
+        max_connections_per_ip = text(config.max_connections_per_ip.map(|share| share.to_string())),
+        max_phones = config.max_phones,
+        rate_limit = text(config.rate.map(|rate| rate.to_string())),
+        max_frame_bytes = config.max_frame_bytes,
+        memory_budget = config.memory_budget,
+        descriptors = descriptors;
+        "limits"
+    );
+}
+
 /// Raises the soft descriptor limit to the hard one: 1024, the usual soft limit, is too few.
-fn raise_descriptor_limit(max_connections: usize) {
+/// Returns what it is then.
+fn raise_descriptor_limit(max_connections: usize) -> u64 {
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
     let needed = u64::try_from(max_connections + RESERVED_DESCRIPTORS).unwrap_or(u64::MAX);
     if limit < needed {
@@ -184,4 +234,5 @@ fn raise_descriptor_limit(max_connections: usize) {
             "the descriptor limit does not fit --max-connections: raise it (LimitNOFILE=) or lower that"
         );
     }
+    limit
 }

@@ -24,6 +24,16 @@ impl Proxies {
         Self { networks, send_header }
     }
 
+    /// Their networks.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.networks
+    }
+
+    /// Whether each of them sends a PROXY header.
+    pub fn send_header(&self) -> bool {
+        self.send_header
+    }
+
     /// Whether whoever connects from `address` is one of them.
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|network| network.contains(&address))

@@ -81,8 +81,13 @@ fn manual_page() -> String {
     for subcommand in command().get_subcommands() {
         let name = subcommand.get_name();
         section(&mut out, &format!("PYRYCODE\\-RELAY {}", name.to_uppercase()));
-        writeln!(out, "{}.", escaped(&subcommand.get_about().unwrap().to_string())).unwrap();
+        let about = subcommand.get_long_about().or(subcommand.get_about()).unwrap().to_string();
+        writeln!(out, "{}.", escaped(about.replace("\n\n", ". ").trim_end_matches('.'))).unwrap();
         for argument in subcommand.get_arguments() {
+            if command().get_arguments().any(|known| known.get_id() == argument.get_id()) {
+                // The relay's own option, which stands above.
+                continue;
+            }
             let help = argument.get_long_help().or(argument.get_help()).unwrap().to_string();
             let tag = match argument.get_long() {
                 Some(long) => format!("--{long}"),

@@ -13,6 +13,8 @@ use std::path::Path;
 
 const RANKS: &[(u32, &[&str])] = &[
     (0, &["limits.rs"]),
+    (1, &["board.rs", "logging/journal.rs", "logging/json.rs", "logging/repeats.rs"]),
+    (1, &["logging/stderr.rs"]),
     (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "history.rs", "ids.rs"]),
     (1, &["logging.rs", "metrics.rs", "metrics/label.rs", "monitor/chart.rs", "process.rs"]),
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
@@ -24,6 +26,7 @@ const RANKS: &[(u32, &[&str])] = &[
         &[
             "config.rs",
             "config/command.rs",
+            "config/sources.rs",
             "envelope.rs",
             "head.rs",
             "lane.rs",
@@ -33,6 +36,7 @@ const RANKS: &[(u32, &[&str])] = &[
         ],
     ),
     (4, &["listen.rs", "outbox.rs"]),
+    (5, &["check.rs", "check/address.rs"]),
     (5, &["registry.rs", "registry/backlog.rs", "registry/revocation.rs"]),
     (5, &["registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),

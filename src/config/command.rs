@@ -1,5 +1,6 @@
 //! The definition of the command line: one place for names, defaults, help and parsing.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::Listen;
+use super::sources::{Sources, name_variable};
 use crate::limits::{self, MAX_DURATION};
+use crate::logging::Format;
 use crate::proxies::parse_network;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -32,6 +35,13 @@ Exit codes:
   0  stopped by SIGTERM or SIGINT
   1  could not start (an address in use, no permission), or a second signal
   2  a bad option, or a combination that cannot work";
+
+const CHECK: &str = "check";
+const CHECK_HELP: &str = "\
+Exit codes:
+  0  the relay can run so
+  1  something looks wrong
+  2  a bad option: the relay would not start";
 
 const STATUS_HELP: &str = "\
 Exit codes:
@@ -273,6 +283,10 @@ pub struct Options {
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
     pub logging: Logging,
 
+    /// From where the options come; not an option.
+    #[arg(skip)]
+    pub sources: Sources,
+
     #[command(subcommand)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
     pub command: Option<Subcommand>,
@@ -281,6 +295,13 @@ pub struct Options {
 /// What to do instead of relaying.
 #[derive(clap::Subcommand, Clone, PartialEq, Eq, Debug)]
 pub enum Subcommand {
+    /// Show what the relay would do with its options here, and what looks wrong
+    ///
+    /// Give it the options and the environment of the relay, behind its own name. A relay that runs
+    /// is not disturbed.
+    #[command(after_help = CHECK_HELP, max_term_width = 100)]
+    Check,
+
     /// Show how a running relay is, and tell it by the exit code
     Status(StatusOptions),
 }
@@ -315,6 +336,18 @@ pub struct Logging {
     /// Without it RUST_LOG is heeded. Tokens and message content are not logged at any level.
     #[arg(long, env = "PYRYCODE_RELAY_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logging")]
     pub log_level: Option<LevelFilter>,
+
+    /// How it is written
+    ///
+    /// "journal" sends every field as one of the journal's, to be searched for as SERVER_ID=...;
+    /// "logfmt" and "json" write lines to standard error. "auto" is "journal" where standard error
+    /// is the journal and "logfmt" elsewhere.
+    #[arg(
+        long, env = "PYRYCODE_RELAY_LOG_FORMAT", value_name = "FORMAT",
+        default_value = limits::DEFAULT_LOG_FORMAT, hide_possible_values = true,
+        help = "How it is written: auto, logfmt, json or journal", help_heading = "Logging"
+    )]
+    pub log_format: Format,
 }
 
 /// What a reclaim does to the phones that are still attached.
@@ -341,20 +374,41 @@ impl Options {
     /// Parses the process's arguments and environment. On an error, and for help and version,
     /// clap's own error says what to print and which exit code to use.
     pub fn parse_from_process() -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&command().try_get_matches()?)
+        Self::parse(std::env::args_os().collect())
     }
 
     /// Parses `arguments`, the program's name first.
     pub fn parse_arguments<'a>(
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&command().try_get_matches_from(arguments)?)
+        Self::parse(arguments.into_iter().map(OsString::from).collect())
+    }
+
+    fn parse(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut command = command();
+        // It has the options of the relay for its own: its variables are to be looked at once.
+        let check = command.find_subcommand(CHECK).cloned();
+        let check = check.filter(|_| arguments.get(1).is_some_and(|first| first == CHECK));
+        let (is_check, given) = (check.is_some(), &arguments[usize::from(check.is_some())..]);
+        if let Some(check) = check {
+            command = check.bin_name("pyrycode-relay check");
+        }
+        let matches = command.try_get_matches_from_mut(given);
+        let matches = matches.map_err(|error| name_variable(error, &command, given))?;
+        let mut options = Self::from_arg_matches(&matches)?;
+        if is_check {
+            options.command = Some(Subcommand::Check);
+        }
+        options.sources = Sources::of(&command, &matches);
+        Ok(options)
     }
 }
 
 /// The definition itself, for help texts and whatever is made from them.
 pub fn command() -> Command {
-    Options::command()
+    let command = Options::command();
+    let options: Vec<_> = command.get_arguments().cloned().collect();
+    command.mut_subcommand(CHECK, |check| check.args(options))
 }
 
 fn parse_listen(text: &str) -> Result<Listen, String> {

@@ -1,8 +1,10 @@
 //! The program as a process: its command line, its exit codes, its signals, its log.
 
 mod allow;
+mod check;
 mod listening;
 mod log;
+mod logging;
 mod monitoring;
 mod options;
 mod resources;

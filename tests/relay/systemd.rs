@@ -76,10 +76,20 @@ impl Program {
         line.trim_end().to_owned()
     }
 
-    /// The address in the log line that says where the program listens.
+    /// The log line that says where the program listens.
+    fn listening(&mut self) -> String {
+        loop {
+            let line = self.log_line();
+            assert!(!line.is_empty(), "it has ended");
+            if line.contains(" event=listening ") {
+                return line;
+            }
+        }
+    }
+
+    /// The address in it.
     fn address(&mut self) -> SocketAddr {
-        let line = self.log_line();
-        assert!(line.contains(" event=listening "), "{line}");
+        let line = self.listening();
         let address = line.split(" address=").nth(1).unwrap().split(' ').next().unwrap();
         address.parse().unwrap()
     }
@@ -216,7 +226,7 @@ fn an_inherited_socket_is_used_instead_of_the_option() {
     // To bind it as well would fail: it is taken.
     command.args(["--listen", &address.to_string()]);
     let mut program = Program::start(&mut command);
-    let line = program.log_line();
+    let line = program.listening();
     assert!(line.contains(&format!(" address={address} inherited=true")), "{line}");
     assert!(is_healthy(connect(address)));
 }

@@ -71,7 +71,7 @@ fn an_id_that_is_not_listed_gets_a_403_and_a_listed_one_is_claimed() {
 fn the_list_cannot_be_read_through_the_phones_endpoint() {
     let listed = fresh_id("hidden");
     let file = ListFile::new(&listed);
-    let relay = start(&file, &[]);
+    let relay = start(&file, &["--log-level", "trace"]);
     let unlisted = listed.replace("hidden", "absent");
     let unheld = answer(&relay, &phone_head(&listed));
     assert!(unheld.starts_with("HTTP/1.1 101 "), "{unheld}");

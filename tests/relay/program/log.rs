@@ -247,11 +247,3 @@ fn a_bad_rust_log_is_warned_about_and_info_stays() {
     assert!(warning.field("reason").contains("loud"), "{warning:?}");
     assert!(answers(relay.address()));
 }
-
-#[test]
-fn lines_for_the_journal_have_no_time_of_their_own() {
-    let mut command = program(&["--listen", "127.0.0.1:0"]);
-    command.env("JOURNAL_STREAM", "8:12345");
-    let relay = Running::spawn(command);
-    assert_eq!(relay.wait("listening").keys(), ["level", "event", "address"]);
-}

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{program, program_in_shell, run, text};
 
 /// The options of the contract and their defaults.
-const OPTIONS: [(&str, &str); 21] = [
+const OPTIONS: [(&str, &str); 22] = [
     ("listen", "127.0.0.1:8080"),
     ("grace", "30s"),
     ("reclaim", "keep"),
@@ -30,6 +30,7 @@ const OPTIONS: [(&str, &str); 21] = [
     ("rate-burst", "20"),
     ("metrics-listen", "off"),
     ("log-level", "info"),
+    ("log-format", "auto"),
 ];
 
 /// What it prints on standard output while it exits with 0 and says nothing else.
@@ -123,7 +124,7 @@ fn refused(command: Command) -> String {
 fn zero_is_refused_for_every_option_on_the_command_line_and_in_the_environment() {
     for (option, default) in OPTIONS {
         let zero = match option {
-            "listen" | "metrics-listen" | "reclaim" | "log-level" => "0".to_owned(),
+            "listen" | "metrics-listen" | "reclaim" | "log-level" | "log-format" => "0".to_owned(),
             _ => default.replace(|sign: char| sign.is_ascii_digit(), "0"),
         };
         let flag = format!("--{option}");

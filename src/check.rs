@@ -1,0 +1,286 @@
+//! `pyrycode-relay check`: what the relay would do with these options on this machine, and what
+//! looks wrong about it.
+
+pub mod address;
+
+use std::fmt::{Display, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use bytesize::ByteSize;
+
+use self::address::Occupancy;
+use crate::board::Board;
+use crate::config::{Config, Listen, Sources};
+use crate::limits::RESERVED_DESCRIPTORS;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Report {
+    rows: Vec<(&'static str, String, String)>,
+    wrong: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    /// Looks at `config` on `board`; `look` is asked who is at an address.
+    pub fn new(
+        config: &Config,
+        sources: &Sources,
+        board: Board,
+        look: impl Fn(Listen) -> Occupancy,
+    ) -> Self {
+        let mut report = Self::default();
+        report.options(sources);
+        report.addresses(config, look);
+        report.admission(config);
+        report.descriptors(config, board);
+        report.memory(config, board);
+        report
+    }
+
+    /// Whether something is wrong, which notes are not.
+    pub fn is_fine(&self) -> bool {
+        self.wrong.is_empty()
+    }
+
+    /// The report as text: a table, what is wrong, what is worth a thought, and a verdict.
+    pub fn text(&self, coloured: bool) -> String {
+        let width = |cell: fn(&(&'static str, String, String)) -> usize| {
+            self.rows.iter().map(cell).max().unwrap_or(0)
+        };
+        let (first, second) = (width(|row| row.0.len()), width(|row| row.1.chars().count()));
+        let mut text = String::new();
+        for (label, value, remark) in &self.rows {
+            let row = format!("{label:first$}  {value:second$}  {remark}");
+            text.push_str(row.trim_end());
+            text.push('\n');
+        }
+        text.push('\n');
+        let mut findings = |colour: &str, word: &str, findings: &[String]| {
+            for finding in findings {
+                // Writing into a string never fails.
+                let _ = match coloured {
+                    true => writeln!(text, "\u{1b}[{colour}m{word}\u{1b}[0m  {finding}"),
+                    false => writeln!(text, "{word}  {finding}"),
+                };
+            }
+        };
+        findings("1;31", "wrong", &self.wrong);
+        findings("33", "note ", &self.notes);
+        if self.is_fine() {
+            findings("32", "fine ", &["the relay can run with these options".to_owned()]);
+        }
+        text
+    }
+
+    fn row(&mut self, label: &'static str, value: impl Display, remark: impl Display) {
+        self.rows.push((label, value.to_string(), remark.to_string()));
+    }
+
+    fn options(&mut self, sources: &Sources) {
+        let mut label = "options";
+        for (names, from) in
+            [(&sources.command_line, "command line"), (&sources.environment, "environment")]
+        {
+            for name in names {
+                self.row(std::mem::take(&mut label), name, from);
+            }
+        }
+        let rest = if label.is_empty() { "all others" } else { "all" };
+        self.row(label, rest, "default");
+    }
+
+    fn addresses(&mut self, config: &Config, look: impl Fn(Listen) -> Occupancy) {
+        let mut label = "listen";
+        for (index, listen) in config.listen.iter().enumerate() {
+            let found = look(*listen);
+            let remark = match &found {
+                Occupancy::Free => "free".to_owned(),
+                Occupancy::Absent => "free; no interface has it now".to_owned(),
+                Occupancy::Relay(None) => "in use by a running relay".to_owned(),
+                Occupancy::Relay(Some(version)) => {
+                    format!("in use by a running relay, version {}", printable(version))
+                }
+                Occupancy::Taken(Some(holder)) => format!("in use by {}", printable(holder)),
+                Occupancy::Taken(None) => "in use by another program".to_owned(),
+                Occupancy::Refused(error) => error.clone(),
+            };
+            match &found {
+                Occupancy::Taken(_) | Occupancy::Refused(_) => {
+                    self.wrong.push(format!("{listen} cannot be listened on: {remark}"));
+                }
+                Occupancy::Absent => self.notes.push(format!(
+                    "no interface has {listen} now: nobody can connect before one has"
+                )),
+                Occupancy::Free if (1..1024).contains(&port(*listen)) => {
+                    self.notes.push(format!(
+                        "{listen} needs a privilege that the systemd service does not have: let \
+                         pyrycode-relay.socket open it"
+                    ));
+                }
+                _ => {}
+            }
+            if let Some(other) =
+                config.listen[..index].iter().find(|other| overlap(**other, *listen))
+            {
+                self.wrong.push(format!("{listen} and {other} overlap: one of them is enough"));
+            }
+            self.row(std::mem::take(&mut label), listen, remark);
+        }
+        match config.metrics_listen {
+            Some(listen) => self.row("metrics", listen, "not looked at"),
+            None => self.row("metrics", "off", ""),
+        }
+        if is_public(config) {
+            self.notes.push(
+                "other machines can connect without TLS, and read tokens on the way: put something \
+                 that speaks TLS before it"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn admission(&mut self, config: &Config) {
+        let off = || "off".to_owned();
+        let share = config.max_connections_per_ip.map_or_else(off, |share| share.to_string());
+        let rate = config.rate.map_or_else(off, |rate| rate.to_string());
+        self.row("connections", config.max_connections, format!("of one address: {share}"));
+        self.row("attempts", rate, "of one address");
+        self.row("phones", config.max_phones, "of one server-id");
+        let is_public = is_public(config);
+        let proxies = config.proxies.networks();
+        let mut label = "proxies";
+        for network in proxies {
+            let remark = if config.proxies.send_header() { "sends a PROXY header" } else { "" };
+            self.row(std::mem::take(&mut label), network, remark);
+        }
+        if proxies.is_empty() {
+            self.row(label, "none", "clients are known by the address that they connect from");
+            if is_public && config.rate.is_none() {
+                self.wrong.push(
+                    "--rate-limit is off where anybody can connect: whoever likes may guess \
+                     server-ids without end (behind a proxy, --trusted-proxy is what you want)"
+                        .to_owned(),
+                );
+            }
+            if is_public && config.max_connections_per_ip.is_none() {
+                self.notes.push(
+                    "--max-connections-per-ip is off: one address can take all connections"
+                        .to_owned(),
+                );
+            }
+            if !is_public {
+                self.notes.push(
+                    "a proxy on this machine has to be named (--trusted-proxy 127.0.0.1): without \
+                     that all its clients share one address and its limits"
+                        .to_owned(),
+                );
+            }
+        }
+        match &config.allow_server {
+            Some(file) => {
+                let path = printable(&file.path().display().to_string());
+                self.row("allow-list", &path, format!("{} server-ids", file.list().ids()));
+                if !is_readable_by_all(file.path()) {
+                    self.notes.push(format!(
+                        "not everybody may read {path}, and the systemd service runs as a user of \
+                         its own (chmod a+r, and a+x for the folders above it)"
+                    ));
+                }
+            }
+            None => {
+                self.row("allow-list", "none", "any server-id may be claimed");
+                if is_public {
+                    self.notes.push(
+                        "anybody who can connect may claim a server-id: name yours with \
+                         --allow-server"
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+    }
+
+    fn descriptors(&mut self, config: &Config, board: Board) {
+        let needed = config.max_connections + RESERVED_DESCRIPTORS;
+        let Some((soft, hard)) = board.descriptors else {
+            self.row("descriptors", "unknown", format!("{needed} are needed"));
+            return;
+        };
+        let limits = format!("{soft}, can be raised to {hard}");
+        self.row("descriptors", limits, format!("{needed} are needed"));
+        if hard < needed as u64 {
+            self.wrong.push(format!(
+                "{} connections need {needed} descriptors, and this process may have {hard}: lower \
+                 --max-connections, or raise the limit (LimitNOFILE= in the systemd service)",
+                config.max_connections
+            ));
+        }
+    }
+
+    fn memory(&mut self, config: &Config, board: Board) {
+        let budget = config.memory_budget as u64;
+        let there = match (board.memory, board.memory_limit) {
+            (Some(all), Some(limit)) if limit < all => Some((limit, "that this process may use")),
+            (Some(all), _) => Some((all, "of this machine")),
+            (None, limit) => limit.map(|limit| (limit, "that this process may use")),
+        };
+        let value = format!("{} budget", ByteSize(budget));
+        let Some((bytes, whose)) = there else {
+            self.row("memory", value, "");
+            return;
+        };
+        self.row("memory", value, format!("of {} {whose}", ByteSize(bytes)));
+        if budget > bytes / 2 {
+            self.wrong.push(format!(
+                "--memory-budget is more than half of the {} {whose}: connections and the kernel's \
+                 buffers come on top of it",
+                ByteSize(bytes)
+            ));
+        }
+    }
+}
+
+/// Whether other machines can connect.
+fn is_public(config: &Config) -> bool {
+    config.listen.iter().any(|listen| match listen {
+        Listen::Everywhere(_) => true,
+        Listen::At(address) => !address.ip().to_canonical().is_loopback(),
+    })
+}
+
+fn port(listen: Listen) -> u16 {
+    match listen {
+        Listen::Everywhere(port) => port,
+        Listen::At(address) => address.port(),
+    }
+}
+
+/// Whether the second of two cannot be bound while the first is listened on.
+fn overlap(one: Listen, other: Listen) -> bool {
+    if port(one) == 0 || port(one) != port(other) {
+        return false;
+    }
+    match (one, other) {
+        (Listen::At(one), Listen::At(other)) => {
+            let (one, other) = (one.ip(), other.ip());
+            let any = one.is_unspecified() || other.is_unspecified();
+            one == other || (any && one.is_ipv4() == other.is_ipv4())
+        }
+        _ => true,
+    }
+}
+
+fn is_readable_by_all(path: &Path) -> bool {
+    const OTHERS_MAY_READ: u32 = 0o004;
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & OTHERS_MAY_READ != 0)
+}
+
+/// For a terminal: names of files and of programs may hold anything.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|sign| sign.escape_debug()).collect()
+}
+
+#[cfg(test)]
+mod tests;
