@@ -294,9 +294,14 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     Ok(Admission::Upgrade(Upgrade { server, accept, role }))
 }
 
+/// Refuses a request that has not as many `Host` fields as it must.
+pub fn check_host(request: &Request<'_, '_>) -> Result<(), Refusal> {
+    Fields(request.headers).check_host(request.version == Some(1))
+}
+
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its
 /// query; the target itself if it is neither.
-fn path(target: &str) -> &str {
+pub fn path(target: &str) -> &str {
     let absolute = target.split_once("://").filter(|(scheme, _)| {
         ["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
     });

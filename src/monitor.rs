@@ -1,7 +1,8 @@
 //! The listener for metrics and the status page, and the clock of the event loop.
 //!
 //! It shares the event loop with the relay and must not get in its way: few connections at a time,
-//! one request each, and a page is put together from counters within a turn.
+//! one request each, and a page is put together from counters within a turn. No more than one page:
+//! the next one waits until the relay has had as much time as the page before took.
 
 pub mod chart;
 pub mod json;
@@ -19,6 +20,7 @@ use std::time::Instant;
 use async_io::{Async, Timer};
 use log::debug;
 use smol::LocalExecutor;
+use smol::lock::Mutex;
 
 use self::request::{Form, Judged, Page};
 use self::snapshot::Snapshot;
@@ -44,6 +46,7 @@ async fn serve(
     listeners: &[Async<TcpListener>],
 ) {
     let connections = Heads::new(MAX_MONITOR_CONNECTIONS);
+    let pace = Rc::default();
     loop {
         let accepted = poll_fn(|cx| {
             let ready = listeners.iter().find(|listener| listener.poll_readable(cx).is_ready());
@@ -56,7 +59,7 @@ async fn serve(
                 let Ok(io) = Tcp::prepare(stream) else { continue };
                 let entry = connections.enter(None, usize::MAX);
                 let serial = entry.serial();
-                let task = executor.spawn(answer(Rc::clone(relay), io, entry));
+                let task = executor.spawn(answer(Rc::clone(relay), Rc::clone(&pace), io, entry));
                 connections.adopt(serial, task);
                 futures_lite::future::yield_now().await;
             }
@@ -87,13 +90,32 @@ pub async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
     .await
 }
 
+/// Has one page made at a time, and pauses behind each.
+#[derive(Debug, Default)]
+struct Pace(Mutex<()>);
+
+impl Pace {
+    /// Makes a page when it is its turn. Until another one is made, everybody else has had as much
+    /// time as this one took.
+    async fn make<T>(&self, page: impl FnOnce() -> T) -> T {
+        let _turn = self.0.lock().await;
+        let begun = Instant::now();
+        let made = page();
+        // A timer rings in another turn of the event loop, which then has seen to all sockets.
+        Timer::after(begun.elapsed()).await;
+        made
+    }
+}
+
 /// Answers one request.
-async fn answer(relay: Rc<Relay>, mut io: Tcp, _entry: Entry) {
+async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, _entry: Entry) {
     let deadline = Instant::now() + relay.config.header_timeout;
     let read =
         head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, request::judge).await;
     let response = match read {
-        Ok(Judged::Page { page, head_only }) => response(&relay, page, head_only),
+        Ok(Judged::Page { page, head_only }) => {
+            pace.make(|| response(&relay, page, head_only)).await
+        }
         Ok(Judged::Refused(refusal)) => refusal.response(),
         Err(Unread::TimedOut) => Refusal::HeadTimeout.response(),
         Err(Unread::Gone) => return,
@@ -141,6 +163,7 @@ fn response(relay: &Relay, page: Page, head_only: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::time::Duration;
 
     use super::*;
@@ -162,5 +185,35 @@ mod tests {
         assert_eq!(turns, 2);
         assert_eq!(relay.metrics.lag.buckets()[long..].iter().sum::<u64>(), 1);
         assert!(relay.metrics.lag.sum() >= pause);
+    }
+
+    #[test]
+    fn pages_that_are_asked_for_at_once_are_not_made_in_one_turn() {
+        const PAGES: usize = 8;
+        let (pace, made) = (Pace::default(), Cell::new(0));
+        let executor = LocalExecutor::new();
+        let pages: Vec<_> = (0..PAGES)
+            .map(|_| {
+                executor.spawn(pace.make(|| {
+                    std::thread::sleep(Duration::from_millis(20));
+                    made.set(made.get() + 1);
+                }))
+            })
+            .collect();
+        let mut all = pin!(executor.run(async {
+            for page in pages {
+                page.await;
+            }
+        }));
+        let mut most = 0;
+        smol::block_on(poll_fn(|cx| {
+            let before = made.get();
+            let polled = all.as_mut().poll(cx);
+            most = most.max(made.get() - before);
+            polled
+        }));
+        assert_eq!(made.get(), PAGES);
+        // Nearly always it is one: the pause may be over at once where the machine is busy.
+        assert!(most <= PAGES / 2, "{most} pages in one turn");
     }
 }

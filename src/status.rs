@@ -25,7 +25,7 @@ pub struct Report {
 /// How the report is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Style {
-    /// As the relay sent it.
+    /// As the relay sent it, but for control characters, which are escaped.
     Json,
     /// A table; coloured or not.
     Table {
@@ -184,7 +184,7 @@ impl Report {
         let status = value.get("status")?.as_str()?;
         let healthy = status == "ok";
         let text = match style {
-            Style::Json => format!("{}\n", page.trim_end()),
+            Style::Json => format!("{}\n", escaped_json(page.trim_end())),
             Style::Table { colour } => table(&value, status, healthy, colour),
         };
         Some(Self { text, healthy })
@@ -268,6 +268,21 @@ fn escaped(text: &str) -> String {
         .collect()
 }
 
+/// JSON for a terminal: the control characters that it may hold as they are, which some terminals
+/// obey, are escaped. They can only stand in strings.
+fn escaped_json(page: &str) -> String {
+    let mut text = String::with_capacity(page.len());
+    for character in page.chars() {
+        match character {
+            '\u{7f}'..='\u{9f}' => {
+                let _ = write!(text, "\\u{:04x}", u32::from(character));
+            }
+            other => text.push(other),
+        }
+    }
+    text
+}
+
 fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
@@ -332,6 +347,17 @@ mod tests {
         assert!(!report.healthy);
         assert_eq!(report.text, "status   problem\nproblem  hot\nproblem  \\u{1b}[2Jcold\n");
         assert!(!Report::new(page, Style::Json).unwrap().healthy);
+    }
+
+    #[test]
+    fn json_holds_no_control_character_and_says_the_same() {
+        let page =
+            "{\n\t\"status\":\"ok\",\"version\":\"\u{9b}31m\u{7f}\u{80}\u{9f}\u{a0}\u{e9}\"}\r\n";
+        let told = Report::new(page, Style::Json).unwrap().text;
+        assert!(told.chars().all(|one| !one.is_control() || "\n\t".contains(one)), "{told:?}");
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(read(&told), read(page));
+        assert!(Report::new("{\"status\":\"ok\u{1b}\"}", Style::Json).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 
-use crate::gate::Refusal;
+use crate::gate::{Refusal, check_host, path};
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What a head came to.
@@ -56,17 +56,19 @@ pub fn judge(bytes: &[u8]) -> Option<Judged> {
 
 fn page(request: &Request<'_, '_>) -> Result<(Page, bool), Refusal> {
     let target = request.path.ok_or(Refusal::MalformedHead)?;
-    let page = match target.split('?').next().unwrap_or(target) {
+    let page = match path(target) {
         "/" => Page::Home,
         "/status.json" => Page::Status,
         "/metrics" => Page::Metrics(form(request.headers)),
         _ => return Err(Refusal::UnknownPath),
     };
-    match request.method {
-        Some("GET") => Ok((page, false)),
-        Some("HEAD") => Ok((page, true)),
-        _ => Err(Refusal::Method { allow: "GET, HEAD" }),
-    }
+    let head_only = match request.method {
+        Some("GET") => false,
+        Some("HEAD") => true,
+        _ => return Err(Refusal::Method { allow: "GET, HEAD" }),
+    };
+    check_host(request)?;
+    Ok((page, head_only))
 }
 
 /// OpenMetrics for who asks for it and does not like the older format better (RFC 9110
@@ -120,9 +122,11 @@ mod tests {
             ("/?refresh", Page::Home),
             ("/status.json", Page::Status),
             ("/metrics?name=x", Page::Metrics(Form::Prometheus)),
+            ("http://127.0.0.1:9464/metrics", Page::Metrics(Form::Prometheus)),
+            ("http://127.0.0.1:9464", Page::Home),
         ] {
             for (method, head_only) in [("GET", false), ("HEAD", true)] {
-                let request = format!("{method} {path} HTTP/1.1\r\n\r\n");
+                let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
                 assert_eq!(judged(&request), Judged::Page { page, head_only });
             }
             let refused = judged(&format!("POST {path} HTTP/1.1\r\n\r\n"));
@@ -131,6 +135,19 @@ mod tests {
         for path in ["/x", "/metrics/", "*", "//"] {
             let refused = judged(&format!("GET {path} HTTP/1.1\r\n\r\n"));
             assert_eq!(refused, Judged::Refused(Refusal::UnknownPath), "{path}");
+        }
+    }
+
+    #[test]
+    fn one_host_is_named() {
+        let page = Judged::Page { page: Page::Home, head_only: false };
+        assert_eq!(judged("GET / HTTP/1.0\r\n\r\n"), page);
+        for request in [
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
+        ] {
+            assert_eq!(judged(request), Judged::Refused(Refusal::HeaderGate), "{request}");
         }
     }
 

@@ -41,7 +41,10 @@ fn the_page_for_people_allows_its_own_style_and_nothing_else() {
         assert!(!policy.contains(forbidden), "{policy}");
     }
     assert!(body.contains(&format!("<style nonce=\"{nonce}\">")));
-    assert!(!head_of(&relay, "GET / HTTP/1.1\r\n\r\n").contains(nonce), "a nonce is used once");
+    assert!(
+        !head_of(&relay, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").contains(nonce),
+        "a nonce is used once"
+    );
     for line in ["X-Content-Type-Options: nosniff", "Cache-Control: no-store", "Connection: close"]
     {
         assert!(head.lines().any(|other| other == line), "{line} is not in {head}");
@@ -53,7 +56,7 @@ fn the_page_for_people_allows_its_own_style_and_nothing_else() {
 fn each_format_of_the_metrics_goes_to_who_asks_for_it() {
     let relay = monitored(&[]);
     let ask = |accept: &str| {
-        request(relay.metrics.unwrap(), format!("GET /metrics HTTP/1.1\r\n{accept}\r\n"))
+        request(relay.metrics.unwrap(), format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n"))
     };
     let (head, body) =
         ask("Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n");
@@ -72,7 +75,8 @@ fn each_format_of_the_metrics_goes_to_who_asks_for_it() {
 fn head_has_no_body_and_other_requests_are_refused_in_words_of_http() {
     let relay = monitored(&[]);
     for path in ["/", "/metrics", "/status.json"] {
-        let (head, body) = request(relay.metrics.unwrap(), format!("HEAD {path} HTTP/1.1\r\n\r\n"));
+        let (head, body) =
+            request(relay.metrics.unwrap(), format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert_eq!(body, "");
     }
@@ -80,6 +84,7 @@ fn head_has_no_body_and_other_requests_are_refused_in_words_of_http() {
         ("GET /healthz HTTP/1.1\r\n\r\n", "404"),
         ("GET /v1/server HTTP/1.1\r\n\r\n", "404"),
         ("DELETE / HTTP/1.1\r\n\r\n", "405"),
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
         ("\x16\x03\x01\r\n\r\n", "400"),
         (&format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(8192)), "431"),
     ] {

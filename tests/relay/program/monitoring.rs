@@ -19,7 +19,7 @@ fn metrics_of(relay: &Running) -> SocketAddr {
 
 /// A sample of the present page.
 fn sample(address: SocketAddr, name: &str) -> f64 {
-    let (_, page) = request(address, "GET /metrics HTTP/1.1\r\n\r\n");
+    let (_, page) = request(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
 }
