@@ -98,6 +98,10 @@ pub const REMEMBERED_NOTICES: usize = 1024;
 /// 234 ms; a ping may be late by as much.
 pub const HEARTBEAT_STEPS: u32 = 128;
 
+/// Requests in progress that one address may have although it holds as many connections as it may:
+/// they get an answer. An address without connections may have more.
+pub const REQUESTS_AT_CAP: usize = 16;
+
 /// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
 /// may have been on its way before the peer vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::limits::STRANGERS_SHARE;
+use crate::limits::{REQUESTS_AT_CAP, STRANGERS_SHARE};
 use crate::source::Source;
 
 /// The permits that are left.
@@ -83,11 +83,11 @@ impl Permits {
     }
 
     /// How many requests `source` may have in progress: what it could still get permits for, and
-    /// one in any case, so that it can be told that there are none.
+    /// some in any case, so that they can be told that there are none, and its health checks pass.
     pub fn room(&self, source: Source) -> usize {
         let Some(sources) = &self.sources else { return usize::MAX };
         let own = sources.held.borrow().get(&source).copied().unwrap_or(0);
-        sources.most.saturating_sub(own).max(1)
+        sources.most.saturating_sub(own).max(REQUESTS_AT_CAP.min(sources.most))
     }
 
     /// Waits until every permit is back; for one waiter. Cancel safe.
@@ -212,14 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_for_one_request_even_of_a_source_that_holds_its_most() {
-        let permits = Permits::new(100, Some(3));
+    fn there_is_room_for_some_requests_even_of_a_source_that_holds_its_most() {
+        let permits = Permits::new(100, Some(REQUESTS_AT_CAP + 2));
         let mut held = Vec::new();
-        for room in [3, 2, 1, 1] {
-            assert_eq!(permits.room(source(1)), room);
+        for more in [2, 1, 0, 0] {
+            assert_eq!(permits.room(source(1)), REQUESTS_AT_CAP + more);
             held.extend(permits.acquire(source(1)));
         }
-        assert_eq!(permits.room(source(2)), 3);
+        assert_eq!(permits.room(source(2)), REQUESTS_AT_CAP + 2);
+        assert_eq!(Permits::new(100, Some(3)).room(source(1)), 3);
     }
 
     #[test]

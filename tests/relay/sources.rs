@@ -91,8 +91,8 @@ fn a_request_in_progress_counts_and_the_oldest_of_its_address_pays_for_one_too_m
     let (one, other) = (fresh_source(), fresh_source());
     let (mut binary, _) = binary_from(&relay, one);
     let theirs = connect_from(other, relay.address);
-    let mut idle: Vec<_> = (0..3).map(|_| connect_from(one, relay.address)).collect();
-    // One upgraded and three in progress: the fifth costs the oldest of them.
+    let mut idle: Vec<_> = (0..4).map(|_| connect_from(one, relay.address)).collect();
+    // As many in progress as there may be connections: the next costs the oldest of them.
     let newcomer = connect_from(one, relay.address);
     expect_cut_off(&mut idle[0]);
     assert!(finish(newcomer, HEALTH).starts_with("HTTP/1.1 200 "));
