@@ -156,7 +156,8 @@ fn summary(judgement: &Judgement) -> Summary {
 
 /// Labels that are cut or cleaned are compared by nobody.
 fn short_ascii(label: &[u8]) -> Option<String> {
-    let plain = label.len() < MAX_LABEL_BYTES && label.is_ascii();
+    // A label that was cut amid a character has up to two bytes less than the most.
+    let plain = label.len() + 2 < MAX_LABEL_BYTES && label.is_ascii();
     plain.then(|| String::from_utf8_lossy(label).into_owned())
 }
 
