@@ -272,7 +272,8 @@ fn activated_twice(first: TcpListener, second: TcpListener, names: &str) -> Comm
 }
 
 fn serves_metrics(address: SocketAddr) -> bool {
-    crate::rig::request(address, "GET /metrics HTTP/1.1\r\n\r\n").0.starts_with("HTTP/1.1 200 ")
+    let head = "GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n";
+    crate::rig::request(address, head).0.starts_with("HTTP/1.1 200 ")
 }
 
 #[test]
