@@ -769,7 +769,7 @@ def main():
     relay = subprocess.Popen(
         [sys.argv[1], "--listen", "127.0.0.1:0", "--rate-limit", "off", "--log-level", "info"],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    line = relay.stderr.readline()
+    line = next((line for line in relay.stderr if "event=listening" in line), "")
     threading.Thread(target=relay.stderr.read, daemon=True).start()
     began, ran, failed = time.monotonic(), 0, 0
     try:
