@@ -12,6 +12,7 @@ use async_io::Timer;
 use futures_lite::FutureExt as _;
 use listenfd::ListenFd;
 use log::warn;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use sd_notify::NotifyState;
 use socket2::SockRef;
 
@@ -71,11 +72,11 @@ impl Manager {
 
     /// Says that the service has begun to read its files anew.
     pub fn reloading(&self) {
-        match NotifyState::monotonic_usec_now() {
-            // Units of the kind `notify-reload` want to know since when.
-            Ok(since) => self.tell(&[NotifyState::Reloading, since]),
-            Err(_) => self.tell(&[NotifyState::Reloading]),
-        }
+        // Units of the kind `notify-reload` want to know since when. The crate's own reading of the
+        // clock multiplies in 32 bits where `time_t` has no more.
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+        let microseconds = i128::from(tv_sec) * 1_000_000 + i128::from(tv_nsec / 1_000);
+        self.tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(microseconds)]);
     }
 
     /// Says that it has read them.
