@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Options;
 
 const BOARD: Board =
-    Board { memory: Some(1 << 30), memory_limit: None, descriptors: Some((1024, 16_384)) };
+    Board { memory: Some(1 << 29), memory_limit: None, descriptors: Some((1024, 16_384)) };
 
 fn report_on(arguments: &[&str], board: Board, found: &Occupancy) -> Report {
     let all = std::iter::once("pyrycode-relay").chain(arguments.iter().copied());
@@ -31,7 +31,7 @@ fn what_looks_wrong_is_told_and_is_not_fine() {
         (&["--listen", ":8080", "--rate-limit", "off"][..], "--rate-limit"),
         (&["--listen", "192.0.2.1:1,127.0.0.1:1", "--rate-limit", "off"], "--rate-limit"),
         (&["--max-connections", "16353"], "LimitNOFILE="),
-        (&["--memory-budget", "513MiB"], "--memory-budget"),
+        (&["--memory-budget", "257MiB"], "--memory-budget"),
         (&["--listen", ":8080,127.0.0.1:8080"], "overlap"),
         (&["--listen", "127.0.0.1:8080,127.0.0.1:8080"], "overlap"),
         (&["--listen", "[::]:8080,[::1]:8080"], "overlap"),
@@ -51,7 +51,7 @@ fn what_is_near_to_wrong_is_fine() {
         &["--listen", ":8080"],
         &["--listen", ":8080", "--rate-limit", "off", "--trusted-proxy", "192.0.2.7"],
         &["--max-connections", "16352"],
-        &["--memory-budget", "512MiB"],
+        &["--memory-budget", "256MiB"],
         &["--listen", "127.0.0.1:8080,127.0.0.2:8080,[::1]:8080,127.0.0.1:8081"],
         &["--listen", "127.0.0.1:0,127.0.0.1:0"],
     ] {

@@ -54,7 +54,7 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
         ("--max-connections", MAX_CONNECTIONS.to_string()),
         ("--max-queue-bytes", "1MiB".to_owned()),
         // The budget is not what is tested here.
-        ("--memory-budget", "512MiB".to_owned()),
+        ("--memory-budget", "256MiB".to_owned()),
     ];
     let options: Vec<_> =
         options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();

@@ -1,7 +1,8 @@
 //! Each event moves exactly the samples that name it, by one or by what they measure, and no other
 //! sample of the whole page.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -10,6 +11,7 @@ use crate::rig::ws::{self, Ws};
 use crate::rig::{
     Relay, UPGRADE, binary_head, connect, connect_narrow, envelope, fresh_id, millis, phone_head,
 };
+use crate::stop::LateRequests;
 
 /// What a queue adds to a message.
 const OVERHEAD: f64 = 64.0;
@@ -391,29 +393,32 @@ fn limits_by_address_and_the_allow_list_move_their_own_reasons() {
 
 #[test]
 fn a_request_that_comes_too_late_for_a_stop_is_a_refusal_too() {
-    let relay = monitored(&["--drain-timeout", "100s"]);
-    let id = fresh_id("late");
-    let mut binary = relay.binary(&id);
-    let head = binary_head(&fresh_id("late"));
-    let mut begun = connect(relay.address);
-    begun.write_all(&head.as_bytes()[..12]).unwrap();
-    binary.sync();
-    relay.raise_stop();
-    assert_eq!(binary.read().opcode, ws::CLOSE);
-    let mut watch = Watch::begin(&relay);
-    begun.write_all(&head.as_bytes()[12..]).unwrap();
-    let mut answer = String::new();
-    begun.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-    watch.expect(
-        "a request after the stop",
-        &[
-            (r#"refused_requests_total{reason="stopping"}"#, 1.0),
-            (r#"ws_upgrade_attempts_total{endpoint="server",outcome="reject_busy"}"#, 1.0),
-        ],
-    );
-    drop(binary);
-    relay.join();
+    loop {
+        let relay = monitored(&["--drain-timeout", "100s"]);
+        let mut binary = relay.binary(&fresh_id("late"));
+        let late = LateRequests::begin(&relay, &[binary_head(&fresh_id("late"))]);
+        binary.sync();
+        let stopped = Instant::now();
+        relay.raise_stop();
+        assert_eq!(binary.read().opcode, ws::CLOSE);
+        let mut watch = Watch::begin(&relay);
+        let answers = late.complete(stopped);
+        if let Some(answers) = &answers {
+            assert!(answers[0].starts_with("HTTP/1.1 503 "), "{answers:?}");
+            watch.expect(
+                "a request after the stop",
+                &[
+                    (r#"refused_requests_total{reason="stopping"}"#, 1.0),
+                    (r#"ws_upgrade_attempts_total{endpoint="server",outcome="reject_busy"}"#, 1.0),
+                ],
+            );
+        }
+        drop(binary);
+        relay.join();
+        if answers.is_some() {
+            return;
+        }
+    }
 }
 
 #[test]
