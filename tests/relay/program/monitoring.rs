@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{PROGRAM, Running, program, program_in_shell, run, text};
-use crate::rig::{connect, deadline, fresh_id, request};
+use crate::rig::{binary_head, connect, deadline, fresh_id, request};
 
 /// The program with a metrics listener.
 fn monitored() -> Running {
@@ -76,22 +76,21 @@ fn the_figures_of_the_process_are_those_of_the_operating_system() {
 fn failed_accepts_are_counted_one_by_one() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 40 && exec "$0" "$@""#,
-        &["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--header-timeout", "100s"],
+        &["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--rate-limit", "off"],
     ));
     let metrics = metrics_of(&relay);
     assert_eq!(sample(metrics, "pyrycode_relay_accept_errors_total"), 0.0);
     // One more than there are descriptors for, so that the first that comes free ends the failures.
-    let folder = format!("/proc/{}/fd", relay.child.id());
-    let held = || std::fs::read_dir(&folder).unwrap().count();
-    let at_rest = descriptors(&relay, metrics);
     let mut crowd = Vec::new();
     let until = Instant::now() + deadline();
     while relay.lines("accept_failed").is_empty() {
-        crowd.push(connect(relay.address()));
-        while held() < at_rest + crowd.len() && relay.lines("accept_failed").is_empty() {
+        let mut newcomer = connect(relay.address());
+        newcomer.write_all(binary_head(&fresh_id("crowd")).as_bytes()).unwrap();
+        newcomer.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+        while newcomer.peek(&mut [0]).is_err() && relay.lines("accept_failed").is_empty() {
             assert!(Instant::now() < until, "{} connections, nothing has failed", crowd.len());
-            std::thread::sleep(Duration::from_millis(5));
         }
+        crowd.push(newcomer);
     }
     drop(crowd);
     let logged: f64 = relay.wait("accepting_again").field("failures").parse().unwrap();
