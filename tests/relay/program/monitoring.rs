@@ -24,20 +24,37 @@ fn sample(address: SocketAddr, name: &str) -> f64 {
     found.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
 }
 
-/// The descriptors of the relay at rest, where the operating system and the page agree on them.
+/// The descriptors of the relay without those of pages that were asked for, once the operating
+/// system and the page agree on them.
 fn descriptors(relay: &Running, metrics: SocketAddr) -> usize {
-    let folder = format!("/proc/{}/fd", relay.child.id());
     let until = Instant::now() + deadline();
     loop {
         let told = sample(metrics, "process_open_fds");
-        // The page was asked for over a connection, which goes in its own time.
-        let counted = std::fs::read_dir(&folder).unwrap().count();
+        let counted = descriptors_but_for_pages(relay, metrics);
+        // An earlier page's connection goes in its own time.
         if told == counted as f64 + 1.0 {
             return counted;
         }
         assert!(Instant::now() < until, "{told} are told, {counted} are there");
     }
 }
+
+fn descriptors_but_for_pages(relay: &Running, metrics: SocketAddr) -> usize {
+    let port = format!(":{:04X}", metrics.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let sockets = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let pages: Vec<_> = sockets
+        .filter(|socket| socket[1].ends_with(&port) && socket[3] != LISTENING)
+        .map(|socket| format!("socket:[{}]", socket[9]))
+        .collect();
+    let folder = std::fs::read_dir(format!("/proc/{}/fd", relay.child.id())).unwrap();
+    // One that is gone by now is not counted.
+    let links = folder.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    links.filter(|link| !pages.iter().any(|page| *link.as_os_str() == **page)).count()
+}
+
+/// As the kernel's table has it.
+const LISTENING: &str = "0A";
 
 #[test]
 fn the_figures_of_the_process_are_those_of_the_operating_system() {
