@@ -56,5 +56,7 @@ pub mod shutdown;
 pub mod source;
 pub mod status;
 pub mod systemd;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod transport;
 pub mod wire;

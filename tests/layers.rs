@@ -18,9 +18,9 @@ const RANKS: &[(u32, &[&str])] = &[
     (1, &["budget.rs", "close.rs", "forwarded.rs", "heartbeat.rs", "history.rs", "ids.rs"]),
     (1, &["logging.rs", "metrics.rs", "metrics/label.rs", "monitor/chart.rs", "process.rs"]),
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
-    (1, &["status.rs", "systemd.rs", "transport.rs"]),
+    (1, &["status.rs", "systemd.rs", "tls/certificates.rs", "transport.rs"]),
     (2, &["allow.rs", "attempts.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
-    (2, &["permits.rs", "probe.rs", "proxies.rs"]),
+    (2, &["permits.rs", "probe.rs", "proxies.rs", "tls.rs"]),
     (
         3,
         &[

@@ -1,0 +1,164 @@
+//! The certificate that TLS listeners show: a pair of chain and key that is checked before it is
+//! used, and the place from which a new one takes over without touching a connection.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_rustls::pki_types::pem::PemObject as _;
+use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use futures_rustls::rustls::crypto::ring::sign::any_supported_type;
+use futures_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use futures_rustls::rustls::sign::CertifiedKey;
+use futures_rustls::rustls::{Error, InconsistentKeys};
+
+/// A certificate chain and the key that belongs to it.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    certified: Arc<CertifiedKey>,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+/// Why a pair cannot be used. What is displayed is for the operator, and never holds key material.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BadPair {
+    /// The chain is no PEM, or holds no certificate.
+    NoCertificate,
+    /// The first certificate of the chain cannot be read.
+    BrokenCertificate,
+    /// The key is no PEM, or of no kind that is known.
+    NoKey,
+    /// The key is not the certificate's.
+    Mismatch,
+    /// The certificate was valid until then.
+    Expired(SystemTime),
+}
+
+impl Pair {
+    /// Reads a chain, the server's own certificate first, and its key, both PEM (RFC 7468). The
+    /// pair is one, and not expired at `now`.
+    ///
+    /// A certificate that is not valid yet is taken: a board without a clock of its own starts in
+    /// the past.
+    pub fn from_pem(chain: &[u8], key: &[u8], now: SystemTime) -> Result<Self, BadPair> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+            .collect::<Result<_, _>>()
+            .map_err(|_| BadPair::NoCertificate)?;
+        let first = chain.first().ok_or(BadPair::NoCertificate)?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(first).map_err(|_| BadPair::BrokenCertificate)?;
+        let validity = parsed.validity();
+        let not_before = from_unix(validity.not_before.timestamp());
+        let not_after = from_unix(validity.not_after.timestamp());
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| BadPair::NoKey)?;
+        let key = any_supported_type(&key).map_err(|_| BadPair::NoKey)?;
+        let certified = CertifiedKey::new(chain, key);
+        match certified.keys_match() {
+            Ok(()) => {}
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+                return Err(BadPair::Mismatch);
+            }
+            Err(_) => return Err(BadPair::BrokenCertificate),
+        }
+        if now >= not_after {
+            return Err(BadPair::Expired(not_after));
+        }
+        Ok(Self { certified: Arc::new(certified), not_before, not_after })
+    }
+
+    /// From when it is valid.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// Until when it is valid.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+}
+
+impl fmt::Display for BadPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCertificate => f.write_str("there is no PEM certificate in it"),
+            Self::BrokenCertificate => f.write_str("its first certificate cannot be read"),
+            Self::NoKey => f.write_str("there is no PEM private key in it that can be used"),
+            Self::Mismatch => f.write_str("the key is not the certificate's"),
+            Self::Expired(at) => {
+                write!(f, "the certificate expired at {}", humantime::format_rfc3339_seconds(*at))
+            }
+        }
+    }
+}
+
+/// What TLS listeners show at present, and how the next certificate is coming along. Shared with
+/// rustls, hence behind a lock; nobody else takes it for long.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pair: Option<Pair>,
+    problem: Option<String>,
+}
+
+/// How the certificate is, for people and programs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Condition {
+    /// Until when the present certificate is valid; none while there is none.
+    pub not_after: Option<SystemTime>,
+    /// Why there is no newer one, if one was wanted.
+    pub problem: Option<String>,
+}
+
+impl Condition {
+    /// Whole days until the certificate expires; negative ones since then.
+    pub fn days_left(&self, now: SystemTime) -> Option<i64> {
+        let seconds = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            Err(_) => 0,
+        };
+        self.not_after.map(|at| (seconds(at) - seconds(now)).div_euclid(DAY))
+    }
+}
+
+impl Certificates {
+    /// Shows `pair` from the next handshake on. What was wrong is over.
+    pub fn install(&self, pair: Pair) {
+        *self.state() = State { pair: Some(pair), problem: None };
+    }
+
+    /// Notes why there is no newer certificate; the present one goes on.
+    pub fn failed(&self, problem: String) {
+        self.state().problem = Some(problem);
+    }
+
+    /// How it is at present.
+    pub fn condition(&self) -> Condition {
+        let state = self.state();
+        let not_after = state.pair.as_ref().map(Pair::not_after);
+        Condition { not_after, problem: state.problem.clone() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.state().pair.as_ref().map(|pair| Arc::clone(&pair.certified))
+    }
+}
+
+fn from_unix(seconds: i64) -> SystemTime {
+    match u64::try_from(seconds) {
+        Ok(seconds) => UNIX_EPOCH + Duration::from_secs(seconds),
+        Err(_) => UNIX_EPOCH,
+    }
+}
+
+const DAY: i64 = 24 * 60 * 60;
