@@ -14,6 +14,8 @@ use smol::LocalExecutor;
 
 use crate::close::Close;
 use crate::config::Config;
+#[cfg(feature = "tls")]
+use crate::config::{Source as tls, TlsSettings};
 use crate::endpoint;
 use crate::heads::Heads;
 use crate::limits::{
@@ -27,21 +29,26 @@ use crate::reload::Reload;
 use crate::shutdown::Stop;
 use crate::source::Source;
 use crate::systemd::Manager;
+#[cfg(feature = "tls")]
+use crate::tls::{Secure, files::Files};
 use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
 ///
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
-    let sockets = Sockets { relay: listeners, metrics: Vec::new() };
+    let sockets = Sockets { relay: listeners, ..Sockets::default() };
     run_on(&LocalExecutor::new(), sockets, config, stop, &Reload::new())
 }
 
 /// The listening sockets of a relay.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Sockets {
     /// For binaries and phones.
     pub relay: Vec<std::net::TcpListener>,
+    /// For the same over TLS.
+    #[cfg(feature = "tls")]
+    pub tls: Vec<std::net::TcpListener>,
     /// For the metrics and the status page; none if they are off.
     pub metrics: Vec<std::net::TcpListener>,
 }
@@ -55,8 +62,17 @@ pub fn run_on(
     stop: &Stop,
     reload: &Reload,
 ) -> io::Result<()> {
-    let listeners: Vec<_> = sockets.relay.into_iter().map(Async::new).collect::<Result<_, _>>()?;
-    let relay = Relay::new(config, stop.clone());
+    let plain = sockets.relay.into_iter().map(|socket| Listener::new(socket, false));
+    #[cfg(not(feature = "tls"))]
+    let (listeners, relay) = (plain, Relay::new(config, stop.clone()));
+    #[cfg(feature = "tls")]
+    let listeners = plain.chain(sockets.tls.into_iter().map(|socket| Listener::new(socket, true)));
+    #[cfg(feature = "tls")]
+    let relay = {
+        let secure = config.tls.as_ref().map(secure).transpose().map_err(io::Error::other)?;
+        Relay::with_tls(config, stop.clone(), secure)
+    };
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
     let working = executor.run(serve(executor, listeners, &relay, reload));
     if sockets.metrics.is_empty() {
         smol::block_on(working);
@@ -70,10 +86,41 @@ pub fn run_on(
     Ok(())
 }
 
+/// What TLS needs, by what the options say. The error is a sentence for the operator.
+#[cfg(feature = "tls")]
+fn secure(settings: &TlsSettings) -> Result<Rc<Secure>, String> {
+    let domains = settings.domains.clone();
+    match &settings.source {
+        tls::Files { chain, key } => {
+            Secure::from_files(Files::new(chain.clone(), key.clone()), domains)
+        }
+        tls::Acme { .. } => Secure::for_domains(domains),
+    }
+}
+
+/// A listening socket.
+struct Listener {
+    socket: Async<std::net::TcpListener>,
+    is_tls: bool,
+}
+
+impl Listener {
+    fn new(socket: std::net::TcpListener, is_tls: bool) -> io::Result<Self> {
+        Ok(Self { socket: Async::new(socket)?, is_tls })
+    }
+}
+
+/// A connection that was accepted.
+struct Accepted {
+    stream: std::net::TcpStream,
+    remote: IpAddr,
+    is_tls: bool,
+}
+
 /// Serves until the stop is raised and the connections are drained.
 async fn serve(
     executor: &LocalExecutor<'static>,
-    listeners: Vec<Async<std::net::TcpListener>>,
+    listeners: Vec<Listener>,
     relay: &Rc<Relay>,
     reload: &Reload,
 ) {
@@ -83,6 +130,12 @@ async fn serve(
     let manager = Manager::from_environment().map(Rc::new);
     relay.announce();
     let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
+    #[cfg(feature = "tls")]
+    let watcher = relay.secure.clone().map(|secure| {
+        executor.spawn(async move {
+            secure.watch_files().await;
+        })
+    });
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
@@ -93,8 +146,8 @@ async fn serve(
             match poll_fn(|cx| poll_accept(cx, &listeners, &mut turn)).await {
                 Ok(accepted) => {
                     backoff.recover();
-                    for (stream, remote) in accepted {
-                        admit(executor, relay, &heads, stream, remote);
+                    for accepted in accepted {
+                        admit(executor, relay, &heads, accepted);
                     }
                     futures_lite::future::yield_now().await;
                 }
@@ -117,6 +170,8 @@ async fn serve(
     heads.clear();
     drop(cutter);
     drop((reaper, reloader, informant));
+    #[cfg(feature = "tls")]
+    drop(watcher);
 }
 
 /// Reads files anew as often as somebody asks for it.
@@ -148,8 +203,7 @@ fn admit(
     executor: &LocalExecutor<'static>,
     relay: &Rc<Relay>,
     heads: &Rc<Heads>,
-    stream: std::net::TcpStream,
-    remote: IpAddr,
+    Accepted { stream, remote, is_tls }: Accepted,
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
@@ -158,7 +212,15 @@ fn admit(
     let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
     let entry = heads.enter(source, room);
     let serial = entry.serial();
-    let task = executor.spawn(endpoint::serve(Rc::clone(relay), io, remote, entry));
+    let relay = Rc::clone(relay);
+    #[cfg(feature = "tls")]
+    if let (true, Some(secure)) = (is_tls, relay.secure.clone()) {
+        let task = executor.spawn(endpoint::serve_tls(relay, secure, io, remote, entry));
+        return heads.adopt(serial, task);
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = is_tls;
+    let task = executor.spawn(endpoint::serve(relay, io, remote, entry));
     heads.adopt(serial, task);
 }
 
@@ -169,9 +231,9 @@ fn admit(
 /// vain would cost a system call each time.
 fn poll_accept(
     cx: &mut Context<'_>,
-    listeners: &[Async<std::net::TcpListener>],
+    listeners: &[Listener],
     turn: &mut usize,
-) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
+) -> Poll<io::Result<Vec<Accepted>>> {
     let (ahead, first) = listeners.split_at(*turn % listeners.len().max(1));
     let accepted = poll_each(cx, first.iter().chain(ahead));
     if accepted.is_ready() {
@@ -182,12 +244,12 @@ fn poll_accept(
 
 fn poll_each<'a>(
     cx: &mut Context<'_>,
-    listeners: impl Iterator<Item = &'a Async<std::net::TcpListener>>,
-) -> Poll<io::Result<Vec<(std::net::TcpStream, IpAddr)>>> {
+    listeners: impl Iterator<Item = &'a Listener>,
+) -> Poll<io::Result<Vec<Accepted>>> {
     let mut accepted = Vec::new();
     for listener in listeners {
-        while let Poll::Ready(ready) = listener.poll_readable(cx) {
-            if let Err(error) = ready.and_then(|()| accept_all(listener.get_ref(), &mut accepted)) {
+        while let Poll::Ready(ready) = listener.socket.poll_readable(cx) {
+            if let Err(error) = ready.and_then(|()| accept_all(listener, &mut accepted)) {
                 if accepted.is_empty() {
                     return Poll::Ready(Err(error));
                 }
@@ -202,13 +264,13 @@ fn poll_each<'a>(
 }
 
 /// Accepts until nothing is left or the batch is full.
-fn accept_all(
-    listener: &std::net::TcpListener,
-    accepted: &mut Vec<(std::net::TcpStream, IpAddr)>,
-) -> io::Result<()> {
+fn accept_all(listener: &Listener, accepted: &mut Vec<Accepted>) -> io::Result<()> {
     while accepted.len() < ACCEPT_BATCH {
-        match listener.accept() {
-            Ok((stream, address)) => accepted.push((stream, address.ip().to_canonical())),
+        match listener.socket.get_ref().accept() {
+            Ok((stream, address)) => {
+                let remote = address.ip().to_canonical();
+                accepted.push(Accepted { stream, remote, is_tls: listener.is_tls });
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(()),
                 // Ended between the handshake and the accept: nobody to serve, nothing wrong.
@@ -312,7 +374,7 @@ mod tests {
     fn no_listener_is_the_first_of_every_batch() {
         let open = || {
             let listener = listen::open(Listen::At("127.0.0.1:0".parse().unwrap())).unwrap();
-            (listener.local_addr().unwrap(), Async::new(listener).unwrap())
+            (listener.local_addr().unwrap(), Listener::new(listener, false).unwrap())
         };
         let ((one, first), (other, second)) = (open(), open());
         let listeners = [first, second];
@@ -325,7 +387,7 @@ mod tests {
             while accepted < 2 {
                 let batch = poll_fn(|cx| poll_accept(cx, &listeners, &mut turn));
                 let batch = smol::block_on(batch).unwrap();
-                let order = batch.iter().map(|(stream, _)| stream.local_addr().unwrap());
+                let order = batch.iter().map(|accepted| accepted.stream.local_addr().unwrap());
                 orders.insert(order.collect::<Vec<_>>());
                 accepted += batch.len();
             }

@@ -2,6 +2,8 @@
 
 mod command;
 mod sources;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 pub use self::command::{Options, StatusOptions, Subcommand, command};
 pub use self::sources::Sources;
+#[cfg(feature = "tls")]
+pub use self::tls::{Source, TlsSettings};
 use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
@@ -19,8 +23,11 @@ use crate::proxies::Proxies;
 /// neither, and the combinations work.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; at least one.
+    /// Where to listen without TLS; none where TLS alone is wanted.
     pub listen: Vec<Listen>,
+    /// TLS, if it is wanted.
+    #[cfg(feature = "tls")]
+    pub tls: Option<TlsSettings>,
     /// How long a server-id stays claimed after its binary's connection ended.
     pub grace: Duration,
     /// Whether every reclaim closes the attached phones.
@@ -86,8 +93,20 @@ impl fmt::Display for Listen {
 impl Config {
     /// Checks what the options cannot say one by one. The error is a sentence for the operator.
     pub fn from_options(options: Options) -> Result<Self, String> {
+        #[cfg(feature = "tls")]
+        let tls = TlsSettings::from_options(options.tls, state_directory())?;
+        #[cfg(feature = "tls")]
+        let listen = match &tls {
+            // What is only the default is not meant beside TLS.
+            Some(_) if !options.sources.name("--listen", "PYRYCODE_RELAY_LISTEN") => Vec::new(),
+            _ => options.listen,
+        };
+        #[cfg(not(feature = "tls"))]
+        let listen = options.listen;
         let config = Self {
-            listen: options.listen,
+            listen,
+            #[cfg(feature = "tls")]
+            tls,
             grace: options.grace,
             reclaim_evicts: options.reclaim == command::Reclaim::Evict,
             probe_timeout: options.probe_timeout,
@@ -131,6 +150,43 @@ impl Config {
         ))
     }
 
+    /// Where to listen for TLS.
+    pub fn tls_listen(&self) -> &[Listen] {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return &tls.listen;
+        }
+        &[]
+    }
+
+    /// Whether anything comes from files that SIGHUP has read again.
+    pub fn reads_files(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if let Some(TlsSettings { source: Source::Files { .. }, .. }) = &self.tls {
+            return true;
+        }
+        self.allow_server.is_some()
+    }
+
+    /// Refuses sockets for TLS without a certificate, and a certificate without sockets, where it is
+    /// known which sockets there are.
+    pub fn check_tls(&self, listens: bool) -> Result<(), String> {
+        #[cfg(feature = "tls")]
+        let is_set_up = self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let is_set_up = false;
+        match (is_set_up, listens) {
+            (true, false) => {
+                Err("a certificate is of no use without an address for it: --tls-listen".into())
+            }
+            (false, true) if cfg!(feature = "tls") => Err("a socket for TLS needs a certificate: \
+                --tls-cert and --tls-key, or a --domain to get one for"
+                .into()),
+            (false, true) => Err("this relay was built without TLS".into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Largest message of a binary, its envelope included, in bytes.
     pub fn max_envelope_bytes(&self) -> usize {
         self.max_frame_bytes + ENVELOPE_ALLOWANCE
@@ -165,6 +221,14 @@ impl Config {
             ("--max-queue-bytes", self.max_queue_bytes),
         )
     }
+}
+
+/// The directory for what lasts that systemd gives a service (`StateDirectory=`), the first if there
+/// are several.
+#[cfg(feature = "tls")]
+fn state_directory() -> Option<std::path::PathBuf> {
+    let directories = std::env::var_os("STATE_DIRECTORY")?;
+    std::env::split_paths(&directories).next().filter(|path| !path.as_os_str().is_empty())
 }
 
 fn read_allow_file(path: &Path) -> Result<AllowFile, String> {

@@ -23,11 +23,29 @@ use crate::metrics::Endpoint;
 use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
+#[cfg(feature = "tls")]
+use crate::tls::{Handshake, Secure};
+#[cfg(feature = "tls")]
+use crate::transport::Tcp;
 use crate::transport::Transport;
 
 /// Serves one connection to its end.
 pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
     if let Some(session) = Box::pin(receive(relay, io, remote, entry)).await {
+        session.await;
+    }
+}
+
+/// The same over TLS.
+#[cfg(feature = "tls")]
+pub async fn serve_tls(
+    relay: Rc<Relay>,
+    secure: Rc<Secure>,
+    io: Tcp,
+    remote: IpAddr,
+    entry: Entry,
+) {
+    if let Some(session) = Box::pin(receive_tls(relay, secure, io, remote, entry)).await {
         session.await;
     }
 }
@@ -41,24 +59,72 @@ async fn receive<S: Transport + 'static>(
 ) -> Option<Session> {
     let deadline = Instant::now() + relay.config.header_timeout;
     let mut visitor = Visitor::new(&relay, entry, remote);
-    let mut opening = Opening::default();
-    if relay.config.proxies.send_header_from(remote) {
-        let (scratch, ledger) = (&relay.scratch, &relay.ledger);
-        match head::read_proxy_header(&mut io, deadline, scratch, ledger).await {
-            Announcement::From(from, rest) => {
-                visitor.is_announced(from);
-                opening = rest;
-            }
-            Announcement::Malformed => {
-                relay.note_proxy_fault(remote);
-                return None;
-            }
-            Announcement::TimedOut => {
-                return refuse(&relay, io, None, Refusal::HeadTimeout, remote).await;
-            }
-            Announcement::Gone => return None,
+    match announcement(&relay, &mut io, &mut visitor, deadline).await {
+        Ok(opening) => converse(relay, io, visitor, opening, deadline).await,
+        Err(refusal) => refuse(&relay, io, None, refusal?, remote).await,
+    }
+}
+
+#[cfg(feature = "tls")]
+async fn receive_tls(
+    relay: Rc<Relay>,
+    secure: Rc<Secure>,
+    mut io: Tcp,
+    remote: IpAddr,
+    entry: Entry,
+) -> Option<Session> {
+    let deadline = Instant::now() + relay.config.header_timeout;
+    let mut visitor = Visitor::over_tls(&relay, entry, remote, &secure);
+    // A proxy that passes TLS on sends its header before it.
+    let opening = match announcement(&relay, &mut io, &mut visitor, deadline).await {
+        Ok(opening) => opening.into_bytes(),
+        Err(refusal) => return refuse(&relay, io, None, refusal?, remote).await,
+    };
+    let remote = visitor.address();
+    match secure.shake(io, opening, deadline).await {
+        Handshake::Done(io) => converse(relay, io, visitor, Opening::default(), deadline).await,
+        Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
+        Handshake::Unwanted(refused, error) => {
+            events::handshake_failed(remote, &error);
+            relay.metrics.refused.bump(refused);
+            None
         }
     }
+}
+
+/// Reads the PROXY header, if there is to be one. Without it: what to answer, if anything.
+async fn announcement<S: Transport>(
+    relay: &Relay,
+    io: &mut S,
+    visitor: &mut Visitor,
+    deadline: Instant,
+) -> Result<Opening, Option<Refusal>> {
+    let proxy = visitor.address();
+    if !relay.config.proxies.send_header_from(proxy) {
+        return Ok(Opening::default());
+    }
+    match head::read_proxy_header(io, deadline, &relay.scratch, &relay.ledger).await {
+        Announcement::From(from, rest) => {
+            visitor.is_announced(from);
+            Ok(rest)
+        }
+        Announcement::Malformed => {
+            relay.note_proxy_fault(proxy);
+            Err(None)
+        }
+        Announcement::TimedOut => Err(Some(Refusal::HeadTimeout)),
+        Announcement::Gone => Err(None),
+    }
+}
+
+/// The request, over whatever carries it.
+async fn converse<S: Transport + 'static>(
+    relay: Rc<Relay>,
+    mut io: S,
+    mut visitor: Visitor,
+    opening: Opening,
+    deadline: Instant,
+) -> Option<Session> {
     let (scratch, ledger) = (&relay.scratch, &relay.ledger);
     let read = head::read(&mut io, deadline, scratch, ledger, opening, &mut visitor).await;
     let remote = visitor.address();

@@ -59,6 +59,25 @@ pub fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
     );
 }
 
+/// A TLS handshake came to nothing.
+#[cfg(feature = "tls")]
+pub fn handshake_failed(remote: IpAddr, error: &dyn std::fmt::Display) {
+    debug!(remote:% = remote, reason:% = error; "handshake_failed");
+}
+
+/// A certificate was read from its files, and is shown from now on.
+#[cfg(feature = "tls")]
+pub fn certificate_read(file: &Path, not_after: std::time::SystemTime) {
+    let not_after = humantime::format_rfc3339_seconds(not_after);
+    info!(file:% = file.display(), not_after:% = not_after; "certificate_read");
+}
+
+/// The files hold no certificate that can be used; the one before stays.
+#[cfg(feature = "tls")]
+pub fn certificate_kept(file: &Path, problem: &dyn std::fmt::Display) {
+    warn!(file:% = file.display(), reason:% = problem; "certificate_kept");
+}
+
 /// A claim of a server-id that is not on the allow-list.
 pub fn server_not_allowed(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_not_allowed");

@@ -108,6 +108,10 @@ pub enum Refusal {
     Stopping,
     /// `503`: a probe of that slot is under way.
     ProbeUnderWay,
+    /// `421`: the name that was asked for is not served over TLS (RFC 9110 section 15.5.20).
+    Misdirected,
+    /// `400`: what came to a listener for TLS is none.
+    NotTls,
 }
 
 /// Whoever sent a head, as far as the gate has to do with it.
@@ -118,6 +122,12 @@ pub trait Caller {
 
     /// Makes another upgrade attempt at this endpoint, if it may.
     fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal>;
+
+    /// Whether this `Host` is served here.
+    fn serves(&self, host: Option<&[u8]>) -> bool {
+        let _ = host;
+        true
+    }
 }
 
 /// Judges the head at the start of `bytes`. `caller` is asked, at its place in the order, whether
@@ -158,9 +168,12 @@ impl Refusal {
     /// The response: empty body, its length, and the connection ends.
     pub fn response(self) -> String {
         let (status, fields) = match self {
-            Self::MalformedHead | Self::BadForwarding | Self::HeaderGate | Self::BadKey => {
-                ("400 Bad Request", None)
-            }
+            Self::MalformedHead
+            | Self::BadForwarding
+            | Self::HeaderGate
+            | Self::BadKey
+            | Self::NotTls => ("400 Bad Request", None),
+            Self::Misdirected => ("421 Misdirected Request", None),
             Self::HeadTooLarge => ("431 Request Header Fields Too Large", None),
             Self::HeadTimeout => ("408 Request Timeout", None),
             Self::UnknownPath => ("404 Not Found", None),
@@ -201,6 +214,8 @@ impl Refusal {
             Self::BadForwarding => (Refused::BadForwarding, Some(AttemptOutcome::RejectHeaders)),
             Self::Stopping => (Refused::Stopping, Some(AttemptOutcome::RejectBusy)),
             Self::ProbeUnderWay => (Refused::ProbeUnderWay, Some(AttemptOutcome::RejectBusy)),
+            Self::Misdirected => (Refused::Misdirected, Some(AttemptOutcome::RejectHeaders)),
+            Self::NotTls => (Refused::NotTls, None),
         }
     }
 }
@@ -223,6 +238,8 @@ impl fmt::Display for Refusal {
             Self::SourceCap => "connection cap of the address",
             Self::Stopping => "shutting down",
             Self::ProbeUnderWay => "probe under way",
+            Self::Misdirected => "name not served",
+            Self::NotTls => "no TLS",
         })
     }
 }
@@ -260,12 +277,14 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     let http_1_1 = request.version == Some(1);
     let Some(endpoint) = endpoint else {
         fields.check_host(http_1_1)?;
+        fields.check_authority(caller)?;
         return Ok(Admission::Health { head_only: method == "HEAD" });
     };
 
     caller.attempt(endpoint)?;
 
     fields.check_host(http_1_1)?;
+    fields.check_authority(caller)?;
     fields.check_no_body()?;
     let server = fields.required("X-Pyrycode-Server")?;
     let server = ServerId::parse(server).ok_or(Refusal::HeaderGate)?;
@@ -345,6 +364,11 @@ impl<'a> Fields<'a> {
             0 if !http_1_1 => Ok(()),
             _ => Err(Refusal::HeaderGate),
         }
+    }
+
+    fn check_authority(&self, caller: &impl Caller) -> Result<(), Refusal> {
+        let host = self.all("Host").next();
+        if caller.serves(host) { Ok(()) } else { Err(Refusal::Misdirected) }
     }
 
     fn check_no_body(&self) -> Result<(), Refusal> {

@@ -37,6 +37,13 @@ pub struct Opening {
     spent: usize,
 }
 
+impl Opening {
+    /// What arrived behind the header, for another layer to begin with.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
 /// What came of waiting for a PROXY header.
 #[derive(Debug)]
 pub enum Announcement {

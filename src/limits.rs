@@ -140,6 +140,11 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause after failed accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// What a TLS connection may hold of bytes that its socket has not taken: two records of the largest
+/// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
+pub const TLS_WRITE_BUFFER: usize = 32 * 1024;
+/// How often files with a certificate are looked at for a change, which costs two system calls.
+pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 /// Connections taken from one listener before other tasks get their turn.
 pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
@@ -196,6 +201,8 @@ pub const HISTORY_REFUSALS: RingSize = RingSize { points: 13, period: Duration::
 
 /// Where the metrics and the status page are served unless told otherwise: nowhere.
 pub const DEFAULT_METRICS_LISTEN: &str = "off";
+/// Let's Encrypt: the directory that is free for everybody, and that every client trusts.
+pub const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Connections to the metrics listener at one time; the oldest is closed for a newcomer. A page
 /// takes milliseconds, and a few scrapers and browsers are what is expected.
 pub const MAX_MONITOR_CONNECTIONS: usize = 16;

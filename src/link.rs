@@ -270,7 +270,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             let (messages, bytes) = (completed.forwarded, completed.forwarded_bytes);
             self.relay.metrics.forwarded(direction, messages, bytes);
         }
-        if flushed.bytes > 0 {
+        if self.incoming.io().take_progress() || flushed.bytes > 0 {
             self.blocked = None;
         }
         match flushed.end {

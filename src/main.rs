@@ -113,11 +113,11 @@ fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), 
     let descriptors = raise_descriptor_limit(config.max_connections);
     announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
-    let Inherited { relay, metrics } = systemd::inherited_listeners().map_err(failed)?;
+    let Inherited { relay, tls, metrics } = systemd::inherited_listeners().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut watched = vec![Signal::Term, Signal::Int];
     // Without anything to read anew, the end of a terminal ends the relay that was started in it.
-    if config.allow_server.is_some() || systemd::is_present() {
+    if config.reads_files() || systemd::is_present() {
         watched.push(Signal::Hup);
     }
     let mut signals = Signals::new(watched)
@@ -126,10 +126,8 @@ fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), 
         let address = address_of(socket).map_err(failed)?;
         config.check_metrics(Listen::At(address)).map_err(|message| (USAGE, message))?;
     }
-    let sockets = Sockets {
-        relay: open_listeners(&config, relay).map_err(failed)?,
-        metrics: open_metrics(&config, metrics).map_err(failed)?,
-    };
+    let sockets = open_listeners(&config, relay, tls)?;
+    let sockets = Sockets { metrics: open_metrics(&config, metrics).map_err(failed)?, ..sockets };
     let stop = Stop::new();
     let executor = LocalExecutor::new();
     let reload = Reload::new();
@@ -162,24 +160,41 @@ fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), 
 /// The sockets that systemd handed over, or else those that the options name.
 fn open_listeners(
     config: &Config,
-    inherited: Vec<TcpListener>,
-) -> Result<Vec<TcpListener>, String> {
-    for listener in &inherited {
-        info!(address:% = address_of(listener)?, inherited = true; "listening");
-    }
-    if !inherited.is_empty() {
-        return Ok(inherited);
-    }
-    config
-        .listen
-        .iter()
-        .map(|listen| {
-            let listener = listen::open(*listen)
-                .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-            info!(address:% = address_of(&listener)?; "listening");
-            Ok(listener)
-        })
-        .collect()
+    relay: Vec<TcpListener>,
+    tls: Vec<TcpListener>,
+) -> Result<Sockets, (u8, String)> {
+    let failed = |message| (FAILURE, message);
+    let inherited = !relay.is_empty() || !tls.is_empty();
+    let opened = |socket: &TcpListener, is_tls| -> Result<(), (u8, String)> {
+        let address = address_of(socket).map_err(failed)?;
+        match (inherited, is_tls) {
+            (false, false) => info!(address:% = address; "listening"),
+            (true, false) => info!(address:% = address, inherited = true; "listening"),
+            (false, true) => info!(address:% = address, tls = true; "listening"),
+            (true, true) => info!(address:% = address, inherited = true, tls = true; "listening"),
+        }
+        Ok(())
+    };
+    let open = |addresses: &[Listen], given: Vec<TcpListener>, is_tls| {
+        if inherited {
+            given.iter().try_for_each(|socket| opened(socket, is_tls))?;
+            return Ok(given);
+        }
+        let open_one = |listen: &Listen| {
+            let socket = listen::open(*listen)
+                .map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
+            opened(&socket, is_tls)?;
+            Ok(socket)
+        };
+        addresses.iter().map(open_one).collect()
+    };
+    let relay = open(&config.listen, relay, false)?;
+    let tls = open(config.tls_listen(), tls, true)?;
+    config.check_tls(!tls.is_empty()).map_err(|message| (USAGE, message))?;
+    #[cfg(not(feature = "tls"))]
+    return Ok(Sockets { relay, ..Sockets::default() });
+    #[cfg(feature = "tls")]
+    Ok(Sockets { relay, tls, ..Sockets::default() })
 }
 
 /// The same for the metrics, which may have none.

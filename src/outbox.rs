@@ -76,7 +76,7 @@ pub struct Flushed {
 /// Where a flush stopped.
 #[derive(Debug)]
 pub enum FlushEnd {
-    /// Nothing is left; the task is woken when something is added.
+    /// Nothing is left, and it is sent; the task is woken when something is added.
     Idle,
     /// The socket takes no more now.
     Blocked,
@@ -232,7 +232,14 @@ impl Outbox {
             }
             batches += 1;
             match state.write_batch(cx, io, scratch) {
-                None => break FlushEnd::Idle,
+                // A transport may have accepted more than it has sent.
+                None => {
+                    break match Pin::new(&mut *io).poll_flush(cx) {
+                        Poll::Ready(Ok(())) => FlushEnd::Idle,
+                        Poll::Ready(Err(error)) => FlushEnd::Failed(error),
+                        Poll::Pending => FlushEnd::Blocked,
+                    };
+                }
                 Some(Poll::Pending) => break FlushEnd::Blocked,
                 Some(Poll::Ready(Err(error))) => break FlushEnd::Failed(error),
                 Some(Poll::Ready(Ok(accepted))) => {

@@ -19,6 +19,8 @@ use crate::process::wall_clock;
 use crate::registry::Registry;
 use crate::scratch::Scratch;
 use crate::shutdown::Stop;
+#[cfg(feature = "tls")]
+use crate::tls::Secure;
 use crate::wire::Codecs;
 
 /// The shared parts; each guards its own state.
@@ -52,17 +54,30 @@ pub struct Relay {
     pub started: Instant,
     /// The same by the wall clock, in seconds since 1970.
     pub started_at: f64,
+    /// TLS, if it is spoken.
+    #[cfg(feature = "tls")]
+    pub secure: Option<Rc<Secure>>,
     /// Raised when the relay is to stop.
     pub stop: Stop,
 }
 
 impl Relay {
     /// A relay without connections.
-    pub fn new(mut config: Config, stop: Stop) -> Rc<Self> {
+    pub fn new(config: Config, stop: Stop) -> Rc<Self> {
+        Rc::new(Self::build(config, stop))
+    }
+
+    /// The same, with TLS.
+    #[cfg(feature = "tls")]
+    pub fn with_tls(config: Config, stop: Stop, secure: Option<Rc<Secure>>) -> Rc<Self> {
+        Rc::new(Self { secure, ..Self::build(config, stop) })
+    }
+
+    fn build(mut config: Config, stop: Stop) -> Self {
         let ledger = Ledger::new(config.memory_budget);
         let metrics = Rc::default();
         let started = Instant::now();
-        Rc::new(Self {
+        Self {
             registry: Registry::new(&config, &ledger, &metrics),
             permits: Permits::new(config.max_connections, config.max_connections_per_ip),
             attempts: config.rate.map(Attempts::new),
@@ -77,8 +92,10 @@ impl Relay {
             started_at: wall_clock(),
             codecs: Rc::default(),
             started,
+            #[cfg(feature = "tls")]
+            secure: None,
             stop,
-        })
+        }
     }
 
     /// Brings the history up to `now`.
@@ -126,9 +143,18 @@ impl Relay {
         }
     }
 
-    /// Reads the allow-list again, if there is one, and closes whom it no longer names. One with a
-    /// mistake in it changes nothing.
+    /// Reads files again: the certificate, and the allow-list. What has a mistake in it changes
+    /// nothing.
     pub fn reload(&self) {
+        #[cfg(feature = "tls")]
+        if let Some(secure) = &self.secure {
+            secure.reload();
+        }
+        self.reload_allowed();
+    }
+
+    /// Closes whom the allow-list no longer names.
+    fn reload_allowed(&self) {
         let Some(file) = &self.allowed else { return };
         let read = file.borrow_mut().reread();
         let file = file.borrow();

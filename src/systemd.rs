@@ -107,7 +107,9 @@ impl Manager {
 pub struct Inherited {
     /// For binaries and phones: all that have no other purpose by their name.
     pub relay: Vec<TcpListener>,
-    /// For metrics and the status page: those named `metrics` (`FileDescriptorName=`).
+    /// For the same over TLS: those named `tls` (`FileDescriptorName=`).
+    pub tls: Vec<TcpListener>,
+    /// For metrics and the status page: those named `metrics`.
     pub metrics: Vec<TcpListener>,
 }
 
@@ -136,6 +138,7 @@ pub fn inherited_listeners() -> Result<Inherited, String> {
             listener.map_err(|error| format!("cannot use inherited socket {index}: {error}"))?;
         match names.next() {
             Some("metrics") => sockets.metrics.push(listener),
+            Some("tls") => sockets.tls.push(listener),
             _ => sockets.relay.push(listener),
         }
     }

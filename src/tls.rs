@@ -1,3 +1,197 @@
 //! TLS between accept and head: a stream adapter, and where its certificates come from.
 
 pub mod certificates;
+pub mod files;
+pub mod stream;
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use async_io::Timer;
+use futures_lite::{AsyncReadExt as _, FutureExt as _};
+use futures_rustls::LazyConfigAcceptor;
+use futures_rustls::rustls::crypto::ring::{Ticketer, default_provider};
+use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesServerCert};
+use futures_rustls::rustls::{Error, ServerConfig};
+
+use self::certificates::{Certificates, Condition};
+use self::files::Files;
+use self::stream::{Ciphertext, Tls};
+use crate::events;
+use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
+use crate::metrics::Refused;
+use crate::transport::Tcp;
+
+/// Makes TLS connections of accepted sockets, with the certificate of the moment.
+#[derive(Debug)]
+pub struct Secure {
+    certificates: Arc<Certificates>,
+    files: Option<RefCell<Files>>,
+    domains: Vec<String>,
+    config: Arc<ServerConfig>,
+    /// The same, with a certificate for nobody.
+    refusing: Arc<ServerConfig>,
+}
+
+/// What came of a handshake.
+#[derive(Debug)]
+pub enum Handshake {
+    /// It is done.
+    Done(Tls),
+    /// The peer does not speak TLS; this is its socket.
+    NotTls(Tcp),
+    /// It failed: how that is counted, and why. What was to be said to the peer has been said.
+    Unwanted(Refused, io::Error),
+}
+
+impl Secure {
+    /// Shows what is in `files`, and reads them again when they change; with `domains`, to peers
+    /// that ask for one of them alone. The error is a sentence for the operator.
+    pub fn from_files(mut files: Files, domains: Vec<String>) -> Result<Rc<Self>, String> {
+        let pair = files.read(SystemTime::now()).map_err(|bad| bad.to_string())?;
+        events::certificate_read(files.chain(), pair.not_after());
+        let secure = Self::new(Some(files), domains)?;
+        secure.certificates.install(pair);
+        Ok(secure)
+    }
+
+    /// Shows what is put into [`Self::certificates`].
+    pub fn for_domains(domains: Vec<String>) -> Result<Rc<Self>, String> {
+        Self::new(None, domains)
+    }
+
+    /// TLS 1.2 and 1.3, HTTP/1.1 by ALPN (RFC 7301), and session tickets (RFC 8446, section 4.6.1)
+    /// that hold the whole state: a session that may be resumed costs no memory here. Early data is
+    /// not taken: it could be played again.
+    fn new(files: Option<Files>, domains: Vec<String>) -> Result<Rc<Self>, String> {
+        let certificates = Arc::<Certificates>::default();
+        let configure = || -> Result<ServerConfig, Error> {
+            let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            config.ticketer = Ticketer::new()?;
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            Ok(config)
+        };
+        let config = configure().map_err(|error| format!("cannot set up TLS: {error}"))?;
+        let mut refusing = config.clone();
+        refusing.cert_resolver = Arc::<Certificates>::default();
+        Ok(Rc::new(Self {
+            certificates,
+            files: files.map(RefCell::new),
+            domains,
+            config: Arc::new(config),
+            refusing: Arc::new(refusing),
+        }))
+    }
+
+    /// What is shown.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+
+    /// How the certificate is.
+    pub fn condition(&self) -> Condition {
+        self.certificates.condition()
+    }
+
+    /// Whether a request for this `Host` is served.
+    pub fn serves_host(&self, host: Option<&[u8]>) -> bool {
+        let name = host.and_then(|host| std::str::from_utf8(host).ok()).map(without_port);
+        self.serves(name.unwrap_or_default())
+    }
+
+    fn serves(&self, name: &str) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        self.domains.is_empty() || self.domains.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// Reads the files again, if the certificate comes from files. A pair that cannot be used
+    /// changes nothing.
+    pub fn reload(&self) {
+        let Some(files) = &self.files else { return };
+        let mut files = files.borrow_mut();
+        match files.read(SystemTime::now()) {
+            Ok(pair) => {
+                events::certificate_read(files.chain(), pair.not_after());
+                self.certificates.install(pair);
+            }
+            Err(bad) => {
+                events::certificate_kept(files.chain(), &bad);
+                self.certificates.failed(bad.to_string());
+            }
+        }
+    }
+
+    /// Reads the files again whenever they change. Never returns.
+    pub async fn watch_files(&self) {
+        let Some(files) = &self.files else { return std::future::pending().await };
+        loop {
+            Timer::after(CERTIFICATE_CHECK).await;
+            let have_changed = files.borrow().have_changed();
+            if have_changed {
+                self.reload();
+            }
+        }
+    }
+
+    /// Makes a TLS connection of `tcp` until `deadline`. `opening` is what was read from it before.
+    ///
+    /// Not cancel safe: a cancelled handshake is a closed connection.
+    pub async fn shake(&self, tcp: Tcp, opening: Vec<u8>, deadline: Instant) -> Handshake {
+        let timeout = async {
+            Timer::at(deadline).await;
+            Handshake::Unwanted(Refused::HeadTimeout, io::ErrorKind::TimedOut.into())
+        };
+        self.try_to_shake(tcp, opening).or(timeout).await
+    }
+
+    async fn try_to_shake(&self, mut tcp: Tcp, mut opening: Vec<u8>) -> Handshake {
+        if opening.is_empty() {
+            let mut first = [0];
+            if let Err(error) = tcp.read_exact(&mut first).await {
+                return failed(error);
+            }
+            opening.extend(first);
+        }
+        if opening.first() != Some(&HANDSHAKE) {
+            return Handshake::NotTls(tcp);
+        }
+        let ciphertext = Ciphertext::new(tcp, opening);
+        let begun = match LazyConfigAcceptor::new(Acceptor::default(), ciphertext).await {
+            Ok(begun) => begun,
+            Err(error) => return failed(error),
+        };
+        let is_served = self.serves(begun.client_hello().server_name().unwrap_or_default());
+        let config = if is_served { &self.config } else { &self.refusing };
+        let completed = begun.into_stream_with(Arc::clone(config), |session| {
+            session.set_buffer_limit(Some(TLS_WRITE_BUFFER));
+        });
+        match completed.await {
+            Ok(stream) => Handshake::Done(Tls::new(stream)),
+            Err(error) if !is_served => Handshake::Unwanted(Refused::TlsName, error),
+            Err(error) => failed(error),
+        }
+    }
+}
+
+fn failed(error: io::Error) -> Handshake {
+    Handshake::Unwanted(Refused::TlsHandshake, error)
+}
+
+/// The host of a `Host` field (RFC 9110 section 7.2).
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// The content type of a record with a handshake message (RFC 8446, section 5.1), which is the first
+/// byte of every TLS connection.
+const HANDSHAKE: u8 = 0x16;

@@ -1,6 +1,6 @@
 //! The sockets underneath: what a link needs of one, and how TCP is set up for it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,6 +21,16 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
     fn reset(&mut self);
+
+    /// Bytes that the transport itself holds for the peer, at most: the link pays for them.
+    fn held(&self) -> usize {
+        0
+    }
+
+    /// Whether anything went out since this was last asked, of bytes that were accepted before.
+    fn take_progress(&mut self) -> bool {
+        false
+    }
 }
 
 /// A TCP connection.
@@ -73,6 +83,14 @@ impl AsyncWrite for Tcp {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -73,6 +73,11 @@ pub struct Options {
     )]
     pub listen: Vec<Listen>,
 
+    #[cfg(feature = "tls")]
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
+    pub tls: super::tls::TlsOptions,
+
     /// How long a server-id stays claimed after its binary's connection ended
     #[arg(
         long, env = "PYRYCODE_RELAY_GRACE", value_name = "DURATION",
@@ -411,7 +416,7 @@ pub fn command() -> Command {
     command.mut_subcommand(CHECK, |check| check.args(options))
 }
 
-fn parse_listen(text: &str) -> Result<Listen, String> {
+pub(super) fn parse_listen(text: &str) -> Result<Listen, String> {
     let port = |digits: &str| {
         digits.parse::<u16>().map_err(|_| format!("{digits:?} is no port (0 to 65535)"))
     };

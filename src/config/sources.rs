@@ -16,6 +16,12 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// Whether an option was given, on the command line or by its variable.
+    pub fn name(&self, option: &str, variable: &str) -> bool {
+        let is = |given: &[String], name| given.iter().any(|given| given == name);
+        is(&self.command_line, option) || is(&self.environment, variable)
+    }
+
     /// Looks up every option of `command` in what was parsed.
     pub(super) fn of(command: &Command, matches: &ArgMatches) -> Self {
         let mut sources = Self::default();

@@ -12,6 +12,8 @@ use crate::heads::Entry;
 use crate::metrics::Endpoint;
 use crate::relay::Relay;
 use crate::source::Source;
+#[cfg(feature = "tls")]
+use crate::tls::Secure;
 
 /// The peer of a connection that has not been upgraded.
 pub struct Visitor {
@@ -21,6 +23,8 @@ pub struct Visitor {
     /// `address` is that of a trusted proxy, which may say more.
     is_proxy: bool,
     is_malformed: bool,
+    #[cfg(feature = "tls")]
+    secure: Option<Rc<Secure>>,
     attempted: Option<Endpoint>,
 }
 
@@ -34,8 +38,16 @@ impl Visitor {
             address,
             is_proxy,
             is_malformed: false,
+            #[cfg(feature = "tls")]
+            secure: None,
             attempted: None,
         }
+    }
+
+    /// The same over TLS, which may serve some names alone.
+    #[cfg(feature = "tls")]
+    pub fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr, secure: &Rc<Secure>) -> Self {
+        Self { secure: Some(Rc::clone(secure)), ..Self::new(relay, entry, address) }
     }
 
     /// From where it comes, as far as that is known by now: what limits and logs go by.
@@ -88,5 +100,10 @@ impl Caller for Visitor {
             }
             None => Ok(()),
         }
+    }
+
+    #[cfg(feature = "tls")]
+    fn serves(&self, host: Option<&[u8]>) -> bool {
+        self.secure.as_ref().is_none_or(|secure| secure.serves_host(host))
     }
 }

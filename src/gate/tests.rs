@@ -268,6 +268,8 @@ fn responses_are_complete_and_retries_never_immediate() {
         ),
         (Refusal::BadKey, "400 ", ""),
         (Refusal::ConnectionCap, "503 ", "\r\nRetry-After: 5\r\n"),
+        (Refusal::Misdirected, "421 ", ""),
+        (Refusal::NotTls, "400 ", ""),
         (Refusal::ProbeUnderWay, "503 ", "\r\nRetry-After: 5\r\n"),
     ] {
         let response = refusal.response();

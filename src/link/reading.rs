@@ -42,7 +42,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Pays for what is held of the input; without room for it a message in progress waits.
     fn charge_input(&mut self) {
-        if self.charge.set(self.incoming.held()) {
+        let held = self.incoming.held() + self.incoming.io().held();
+        if self.charge.set(held) {
             self.relay.registry.relieve();
             let in_message = self.incoming.begun().is_some();
             if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {

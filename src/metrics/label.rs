@@ -133,6 +133,14 @@ labels! {
         Stopping = "stopping",
         /// `503`: a probe of that slot is under way.
         ProbeUnderWay = "probe_under_way",
+        /// `421`: over TLS, a `Host` that is not served.
+        Misdirected = "misdirected",
+        /// `400`: no TLS where TLS is spoken.
+        NotTls = "not_tls",
+        /// TLS for a server name that is not served.
+        TlsName = "tls_name",
+        /// A TLS handshake that failed.
+        TlsHandshake = "tls_handshake",
     }
 }
 

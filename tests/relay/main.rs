@@ -25,3 +25,5 @@ mod squatting;
 mod stop;
 mod systemd;
 mod timeouts;
+#[cfg(feature = "tls")]
+mod tls;

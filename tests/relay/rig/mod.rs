@@ -61,9 +61,13 @@ pub fn fresh_id(name: &str) -> String {
 /// A relay on a thread of its own; dropping it stops it and waits for its end.
 pub struct Relay {
     pub address: SocketAddr,
+    /// Where it speaks TLS, with `--tls-listen`.
+    #[cfg(feature = "tls")]
+    pub tls: Option<SocketAddr>,
     /// Where it serves its metrics, with `--metrics-listen`.
     pub metrics: Option<SocketAddr>,
     stop: Stop,
+    reload: Reload,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -95,14 +99,39 @@ impl Relay {
             .into_iter()
             .collect();
         let metrics = monitored.first().map(|listener| listener.local_addr().unwrap());
-        let stop = Stop::new();
-        let raised = stop.clone();
+        let secured: Vec<_> = config
+            .tls_listen()
+            .iter()
+            .map(|at| listen::open(*at).expect("a loopback port is free"))
+            .collect();
+        #[cfg(feature = "tls")]
+        let tls = secured.first().map(|listener| listener.local_addr().unwrap());
+        let (stop, reload) = (Stop::new(), Reload::new());
+        let (raised, asked) = (stop.clone(), reload.clone());
         let thread = std::thread::spawn(move || {
-            let sockets = accept::Sockets { relay: vec![listener], metrics: monitored };
-            accept::run_on(&LocalExecutor::new(), sockets, config, &raised, &Reload::new())
+            let sockets = accept::Sockets {
+                relay: vec![listener],
+                #[cfg(feature = "tls")]
+                tls: secured,
+                metrics: monitored,
+            };
+            accept::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
                 .expect("the relay runs");
         });
-        Self { address, metrics, stop, thread: Some(thread) }
+        Self {
+            address,
+            #[cfg(feature = "tls")]
+            tls,
+            metrics,
+            stop,
+            reload,
+            thread: Some(thread),
+        }
+    }
+
+    /// Asks the relay to read its files again, as SIGHUP would.
+    pub fn reload(&self) {
+        self.reload.ask();
     }
 
     /// Asks the relay to stop, as a signal would.

@@ -1,0 +1,6 @@
+//! TLS of its own: real handshakes with certificates made for the test.
+
+mod client;
+mod handshake;
+mod reload;
+mod traffic;

@@ -1,0 +1,239 @@
+//! A TLS client and its certificates.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_rustls::TlsConnector;
+use futures_rustls::pki_types::ServerName;
+use futures_rustls::rustls::crypto::ring::default_provider;
+use futures_rustls::rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, version,
+};
+use rcgen::{CertificateParams, KeyPair};
+use smol::Async;
+use smol::future::or;
+use smol::io::AsyncWriteExt as _;
+
+use crate::rig::{Relay, connect, connect_narrow, deadline, events};
+
+/// The name that the certificates are for.
+pub const NAME: &str = "relay.test";
+
+/// A directory with a certificate and its key, removed in the end.
+pub struct Files {
+    directory: PathBuf,
+    /// What is shown at present, DER.
+    pub certificate: Vec<u8>,
+}
+
+impl Files {
+    /// With a fresh pair.
+    pub fn new() -> Self {
+        let directory = std::env::temp_dir().join(format!(
+            "pyrycode-relay-tls-{}-{}",
+            std::process::id(),
+            crate::rig::fresh_id("files")
+        ));
+        std::fs::create_dir(&directory).unwrap();
+        let mut files = Self { directory, certificate: Vec::new() };
+        files.renew();
+        files
+    }
+
+    /// Writes another pair.
+    pub fn renew(&mut self) {
+        let (certificate, key) = pair(|_| {});
+        self.certificate = certificate.0;
+        self.write(&certificate.1, &key);
+    }
+
+    /// Writes these texts.
+    pub fn write(&self, certificate: &str, key: &str) {
+        std::fs::write(self.certificate_path(), certificate).unwrap();
+        std::fs::write(self.key_path(), key).unwrap();
+        set_mode(&self.key_path(), 0o600);
+    }
+
+    pub fn certificate_path(&self) -> PathBuf {
+        self.directory.join("certificate.pem")
+    }
+
+    pub fn key_path(&self) -> PathBuf {
+        self.directory.join("key.pem")
+    }
+
+    /// The options that name them.
+    pub fn options(&self) -> Vec<String> {
+        let path = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let (certificate, key) = (path(self.certificate_path()), path(self.key_path()));
+        ["--tls-listen", "127.0.0.1:0", "--tls-cert", &certificate, "--tls-key", &key]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    /// A relay that shows them.
+    pub fn relay(&self, arguments: &[&str]) -> Relay {
+        let options = self.options();
+        let all = options.iter().map(String::as_str).chain(arguments.iter().copied());
+        let seen = events::mark();
+        let relay = Relay::start(&all.collect::<Vec<_>>());
+        self.wait_for(seen, "certificate_read");
+        relay
+    }
+
+    /// Waits for an event about these files.
+    pub fn wait_for(&self, mark: usize, event: &str) -> events::Event {
+        events::wait_after(mark, event, &[("file", self.certificate_path().to_str().unwrap())])
+    }
+
+    /// A client that trusts what is shown at present.
+    pub fn client(&self) -> Client {
+        Client::trusting(&self.certificate)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A self-signed certificate, DER and PEM, and its key.
+pub fn pair(change: impl FnOnce(&mut CertificateParams)) -> ((Vec<u8>, String), String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+    change(&mut params);
+    let certificate = params.self_signed(&key).unwrap();
+    ((certificate.der().to_vec(), certificate.pem()), key.serialize_pem())
+}
+
+/// What a client asks for, and the sessions that it may resume.
+#[derive(Clone)]
+pub struct Client(Arc<ClientConfig>);
+
+/// What a handshake came to.
+pub struct Met {
+    pub kind: HandshakeKind,
+    pub version: ProtocolVersion,
+    pub protocol: Option<Vec<u8>>,
+    pub certificate: Vec<u8>,
+}
+
+impl Client {
+    pub fn trusting(certificate: &[u8]) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.to_vec().into()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self(Arc::new(config))
+    }
+
+    /// The same client, changed.
+    pub fn with(&self, change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let mut config = (*self.0).clone();
+        change(&mut config);
+        Self(Arc::new(config))
+    }
+
+    /// The same client with TLS 1.2 alone.
+    pub fn old(files: &Files) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(files.certificate.clone().into()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Self(Arc::new(config))
+    }
+
+    /// A session that has sent nothing yet.
+    pub fn session(&self, name: &str) -> ClientConnection {
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        ClientConnection::new(Arc::clone(&self.0), name).unwrap()
+    }
+
+    /// Only the handshake, and a request so that tickets arrive.
+    pub fn meet(&self, address: SocketAddr, name: &str) -> io::Result<Met> {
+        let (response, met) = self.ask(address, name, name)?;
+        assert!(response.starts_with("HTTP/1.1 "), "{response}");
+        Ok(met)
+    }
+
+    /// Asks for the health page of `host`, and reads the answer to an orderly end.
+    pub fn ask(&self, address: SocketAddr, name: &str, host: &str) -> io::Result<(String, Met)> {
+        let mut session = self.session(name);
+        let mut tcp = connect(address);
+        session.complete_io(&mut tcp)?;
+        let mut stream = futures_rustls::rustls::Stream::new(&mut session, &mut tcp);
+        stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+        let mut response = String::new();
+        // It fails unless the relay says by a close_notify that this is the end.
+        stream.read_to_string(&mut response)?;
+        let met = Met {
+            kind: session.handshake_kind().unwrap(),
+            version: session.protocol_version().unwrap(),
+            protocol: session.alpn_protocol().map(<[u8]>::to_vec),
+            certificate: session.peer_certificates().unwrap()[0].to_vec(),
+        };
+        Ok((response, met))
+    }
+
+    /// A connection that is TLS on its way and plain at this end.
+    pub fn dial(&self, address: SocketAddr) -> TcpStream {
+        self.tunnel(connect(address))
+    }
+
+    /// The same with a receive buffer so small that a few kilobytes fill it, at both ends.
+    pub fn dial_narrow(&self, address: SocketAddr) -> TcpStream {
+        self.tunnel(connect_narrow(address))
+    }
+
+    fn tunnel(&self, far: TcpStream) -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let narrow = socket2::SockRef::from(&far).recv_buffer_size().unwrap() < 16 * 1024;
+        let at = listener.local_addr().unwrap();
+        let near = if narrow { connect_narrow(at) } else { connect(at) };
+        let (inner, _) = listener.accept().unwrap();
+        inner.set_nodelay(true).unwrap();
+        if narrow {
+            socket2::SockRef::from(&inner).set_send_buffer_size(4096).unwrap();
+        }
+        let connector = TlsConnector::from(Arc::clone(&self.0));
+        std::thread::spawn(move || smol::block_on(carry(connector, far, inner)));
+        near
+    }
+}
+
+/// Carries bytes both ways until both sides have ended, or one has failed.
+async fn carry(connector: TlsConnector, far: TcpStream, near: TcpStream) {
+    let far = Async::new(far).unwrap();
+    let near = Async::new(near).unwrap();
+    let far = connector.connect(ServerName::try_from(NAME).unwrap(), far).await;
+    let (from_far, mut to_far) = smol::io::split(far.expect("the handshake succeeds"));
+    let out = async {
+        let copied = smol::io::copy(&near, &mut to_far).await;
+        let _ = to_far.close().await;
+        if copied.is_ok() {
+            smol::future::pending().await
+        }
+    };
+    let back = async {
+        let _ = smol::io::copy(from_far, &near).await;
+        let _ = (&near).close().await;
+    };
+    let late = async {
+        smol::Timer::after(4 * deadline()).await;
+    };
+    or(or(out, back), late).await;
+}
