@@ -17,7 +17,7 @@ use futures_rustls::rustls::crypto::ring::{Ticketer, default_provider};
 use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesServerCert};
 use futures_rustls::rustls::{Error, ServerConfig};
 
-use self::certificates::{Certificates, Condition};
+use self::certificates::Certificates;
 use self::files::Files;
 use self::stream::{Ciphertext, Tls};
 use crate::events;
@@ -93,11 +93,6 @@ impl Secure {
     /// What is shown.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
-    }
-
-    /// How the certificate is.
-    pub fn condition(&self) -> Condition {
-        self.certificates.condition()
     }
 
     /// Whether a request for this `Host` is served.
