@@ -50,7 +50,7 @@ const RANKS: &[(u32, &[&str])] = &[
         ],
     ),
     (4, &["listen.rs", "outbox.rs"]),
-    (5, &["check.rs", "check/address.rs"]),
+    (5, &["check.rs", "check/address.rs", "check/tls.rs"]),
     (5, &["registry.rs", "registry/backlog.rs", "registry/revocation.rs"]),
     (5, &["registry/seat.rs", "registry/slot.rs"]),
     (6, &["health.rs", "relay.rs"]),

@@ -7,11 +7,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_rustls::pki_types::pem::PemObject as _;
-use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use futures_rustls::rustls::client::verify_server_name;
 use futures_rustls::rustls::crypto::ring::sign::any_supported_type;
-use futures_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use futures_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use futures_rustls::rustls::sign::CertifiedKey;
 use futures_rustls::rustls::{Error, InconsistentKeys};
+use x509_parser::extensions::GeneralName;
 
 use crate::certificate::Condition;
 
@@ -68,6 +70,29 @@ impl Pair {
             return Err(BadPair::Expired(not_after));
         }
         Ok(Self { certified: Arc::new(certified), not_before, not_after })
+    }
+
+    /// Whether it is for this name (RFC 6125).
+    pub fn is_for(&self, domain: &str) -> bool {
+        let Ok(certificate) =
+            self.certified.end_entity_cert().and_then(ParsedCertificate::try_from)
+        else {
+            return false;
+        };
+        ServerName::try_from(domain)
+            .is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
+    }
+
+    /// The DNS names that it is for (RFC 5280, section 4.2.1.6), as they are written in it.
+    pub fn names(&self) -> Vec<String> {
+        let Some(first) = self.certified.cert.first() else { return Vec::new() };
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(first) else { return Vec::new() };
+        let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return Vec::new() };
+        let names = alternatives.value.general_names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        names.collect()
     }
 
     /// From when it is valid.
