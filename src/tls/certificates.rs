@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_rustls::pki_types::pem::PemObject as _;
-use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use futures_rustls::rustls::client::verify_server_name;
 use futures_rustls::rustls::crypto::ring::sign::any_supported_type;
-use futures_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use futures_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use futures_rustls::rustls::sign::CertifiedKey;
 use futures_rustls::rustls::{Error, InconsistentKeys};
 
@@ -65,6 +66,17 @@ impl Pair {
             return Err(BadPair::Expired(not_after));
         }
         Ok(Self { certified: Arc::new(certified), not_before, not_after })
+    }
+
+    /// Whether it is for this name (RFC 6125).
+    pub fn is_for(&self, domain: &str) -> bool {
+        let Ok(certificate) =
+            self.certified.end_entity_cert().and_then(ParsedCertificate::try_from)
+        else {
+            return false;
+        };
+        ServerName::try_from(domain)
+            .is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
     }
 
     /// From when it is valid.
