@@ -31,7 +31,7 @@ use crate::shutdown::Stop;
 use crate::source::Source;
 use crate::systemd::Manager;
 #[cfg(feature = "tls")]
-use crate::tls::{Secure, files::Files};
+use crate::tls::{Secure, acme, cache::Cache, files::Files};
 use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
@@ -95,7 +95,12 @@ fn secure(settings: &TlsSettings) -> Result<Rc<Secure>, String> {
         tls::Files { chain, key } => {
             Secure::from_files(Files::new(chain.clone(), key.clone()), domains)
         }
-        tls::Acme { .. } => Secure::for_domains(domains),
+        tls::Acme { directory, contacts, cache } => Secure::by_acme(acme::Settings {
+            domains,
+            contacts: contacts.clone(),
+            directory: directory.clone(),
+            cache: Cache::open(cache)?,
+        }),
     }
 }
 
@@ -134,7 +139,7 @@ async fn serve(
     #[cfg(feature = "tls")]
     let watcher = relay.secure.clone().map(|secure| {
         executor.spawn(async move {
-            secure.watch_files().await;
+            secure.maintain(|| {}).await;
         })
     });
     let informant =

@@ -93,6 +93,10 @@ async fn begin_tls(
             Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline }))
         }
         Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, visitor.address()).await,
+        Handshake::Challenge => {
+            events::challenge_answered(visitor.address());
+            None
+        }
         Handshake::Unwanted(refused, error) => {
             events::handshake_failed(visitor.address(), &error);
             relay.metrics.refused.bump(refused);

@@ -31,6 +31,7 @@ const RANKS: &[(u32, &[&str])] = &[
     (1, &["json.rs", "proxy_header.rs", "reload.rs", "scratch.rs", "shutdown.rs", "source.rs"]),
     (1, &["status.rs", "systemd.rs", "transport.rs"]),
     (2, &["allow.rs", "attempts.rs", "events.rs", "frames.rs", "gate.rs", "heads.rs"]),
+    (1, &["tls/cache.rs", "tls/names.rs"]),
     (2, &["permits.rs", "probe.rs", "proxies.rs", "tls/certificates.rs", "tls/stream.rs"]),
     (
         3,
@@ -45,6 +46,10 @@ const RANKS: &[(u32, &[&str])] = &[
             "monitor/request.rs",
             "tls.rs",
             "tls/files.rs",
+            "tls/acme.rs",
+            "tls/acme/order.rs",
+            "tls/acme/schedule.rs",
+            "tls/acme/settings.rs",
             "wire.rs",
             "wire/follower.rs",
         ],
