@@ -58,13 +58,7 @@ fn every_dependency_is_used() {
 #[test]
 #[cfg(not(relay_emulated))]
 fn the_numbers_of_the_page_are_those_of_cargo_tree() {
-    let tree = std::process::Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "depth"])
-        .args(["--no-dedupe", "--format", " {p}", "--target", "x86_64-unknown-linux-gnu"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    let tree = String::from_utf8(tree.stdout).unwrap();
+    let tree = cargo_tree(&[]);
     let mut all = BTreeSet::new();
     let mut brought: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let mut direct = "";
@@ -87,8 +81,29 @@ fn the_numbers_of_the_page_are_those_of_cargo_tree() {
     let rows = rows("## In the program");
     let listed = rows.iter().map(|row| (row.name, row.brings.parse().unwrap())).collect();
     assert_eq!(counted, listed);
-    let sum = format!("**{} crates**", all.len());
-    assert!(PAGE.contains(&sum), "the page does not say {sum}");
+    let without: BTreeSet<_> = cargo_tree(&["--no-default-features"])
+        .lines()
+        .filter_map(|line| line.split_once(' ').filter(|(depth, _)| *depth != "0"))
+        .map(|(_, package)| package.to_owned())
+        .collect();
+    for (count, when) in [(all.len(), "with TLS"), (without.len(), "without TLS")] {
+        let sum = format!("**{count} crates**");
+        assert!(PAGE.contains(&sum), "the page does not say {sum} {when}");
+    }
+}
+
+/// What the program is built from: a line each, the depth first.
+#[cfg(not(relay_emulated))]
+fn cargo_tree(options: &[&str]) -> String {
+    let tree = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "depth"])
+        .args(["--no-dedupe", "--format", " {p}", "--target", "x86_64-unknown-linux-gnu"])
+        .args(options)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    String::from_utf8(tree.stdout).unwrap()
 }
 
 /// A row of a table of the page.
