@@ -33,6 +33,8 @@ mod relay {
     pub mod storm;
     pub mod surge;
     pub mod target;
+    #[cfg(feature = "tls")]
+    pub mod tls;
 }
 
 use std::io;

@@ -87,6 +87,11 @@ impl Cost {
         self.target.share()
     }
 
+    /// Processor time of the target, in seconds.
+    pub fn target_seconds(&self) -> f64 {
+        self.target.spent().as_secs_f64()
+    }
+
     pub fn elapsed(&self) -> Duration {
         self.target.elapsed()
     }

@@ -72,6 +72,14 @@ pub const PROFILES: &[Profile] = &[
         rounds: 3,
         run: hostile::run,
     },
+    #[cfg(feature = "tls")]
+    Profile {
+        name: "tls",
+        about: "1,000 idle connections, handshakes, large messages, over TLS and without",
+        has_floor: false,
+        rounds: 3,
+        run: super::tls::run,
+    },
 ];
 
 /// What the largest profile needs in the client, with some spare.
