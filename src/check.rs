@@ -2,10 +2,14 @@
 //! looks wrong about it.
 
 pub mod address;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::fmt::{Display, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+#[cfg(feature = "tls")]
+use std::time::SystemTime;
 
 use bytesize::ByteSize;
 
@@ -33,6 +37,8 @@ impl Report {
         let mut report = Self::default();
         report.options(sources);
         report.addresses(config, look);
+        #[cfg(feature = "tls")]
+        report.tls(config, SystemTime::now());
         report.admission(config);
         report.descriptors(config, board);
         report.memory(config, board);
@@ -92,9 +98,12 @@ impl Report {
     }
 
     fn addresses(&mut self, config: &Config, look: impl Fn(Listen) -> Occupancy) {
-        let mut label = "listen";
-        for (index, listen) in config.listen.iter().enumerate() {
-            let found = look(*listen);
+        let plain = config.listen.iter().map(|listen| (*listen, Socket::Plain));
+        let tls = config.tls_listen().iter().map(|listen| (*listen, Socket::Tls));
+        let addresses: Vec<_> = plain.chain(tls).collect();
+        let mut before = None;
+        for (index, &(listen, socket)) in addresses.iter().enumerate() {
+            let found = look(listen);
             let remark = match &found {
                 Occupancy::Free => "free".to_owned(),
                 Occupancy::Absent => "free; no interface has it now".to_owned(),
@@ -107,37 +116,52 @@ impl Report {
                 Occupancy::Refused(error) => error.clone(),
             };
             match &found {
+                Occupancy::Refused(_) if is_low(listen) => self.wrong.push(format!(
+                    "{listen} cannot be listened on: {remark} (let {} open it)",
+                    socket.unit()
+                )),
                 Occupancy::Taken(_) | Occupancy::Refused(_) => {
                     self.wrong.push(format!("{listen} cannot be listened on: {remark}"));
                 }
                 Occupancy::Absent => self.notes.push(format!(
                     "no interface has {listen} now: nobody can connect before one has"
                 )),
-                Occupancy::Free if (1..1024).contains(&port(*listen)) => {
-                    self.notes.push(format!(
-                        "{listen} needs a privilege that the systemd service does not have: let \
-                         pyrycode-relay.socket open it"
-                    ));
-                }
+                Occupancy::Free if is_low(listen) => self.notes.push(format!(
+                    "{listen} needs a privilege that the systemd service does not have: let {} \
+                     open it",
+                    socket.unit()
+                )),
                 _ => {}
             }
-            if let Some(other) =
-                config.listen[..index].iter().find(|other| overlap(**other, *listen))
-            {
-                self.wrong.push(format!("{listen} and {other} overlap: one of them is enough"));
+            match addresses[..index].iter().find(|(other, _)| overlap(*other, listen)) {
+                Some((other, same)) if *same == socket => self
+                    .wrong
+                    .push(format!("{listen} and {other} overlap: one of them is enough")),
+                Some((other, _)) => self.wrong.push(format!(
+                    "--tls-listen {listen} and --listen {other} overlap: TLS needs a port of its own"
+                )),
+                None => {}
             }
-            self.row(std::mem::take(&mut label), listen, remark);
+            let label = if before == Some(socket) { "" } else { socket.label() };
+            before = Some(socket);
+            self.row(label, listen, remark);
         }
         match config.metrics_listen {
             Some(listen) => self.row("metrics", listen, "not looked at"),
             None => self.row("metrics", "off", ""),
         }
-        if is_public(config) {
-            self.notes.push(
-                "other machines can connect without TLS, and read tokens on the way: put something \
-                 that speaks TLS before it"
+        match (is_public(&config.listen), is_tls(config)) {
+            (false, _) => {}
+            (true, true) => self.notes.push(
+                "other machines can connect without TLS too: without --listen, or with a loopback \
+                 address there, they cannot"
                     .to_owned(),
-            );
+            ),
+            (true, false) => self.notes.push(
+                "other machines can connect without TLS, and whoever is on the way reads tokens: \
+                 use --tls-listen, or put something that speaks TLS before it"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -148,7 +172,10 @@ impl Report {
         self.row("connections", config.max_connections, format!("of one address: {share}"));
         self.row("attempts", rate, "of one address");
         self.row("phones", config.max_phones, "of one server-id");
-        let is_public = is_public(config);
+        // Sockets for TLS that are not named here come from systemd.
+        let is_public = is_public(&config.listen)
+            || is_public(config.tls_listen())
+            || (is_tls(config) && config.tls_listen().is_empty());
         let proxies = config.proxies.networks();
         let mut label = "proxies";
         for network in proxies {
@@ -242,12 +269,49 @@ impl Report {
     }
 }
 
-/// Whether other machines can connect.
-fn is_public(config: &Config) -> bool {
-    config.listen.iter().any(|listen| match listen {
+/// What is spoken at an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Socket {
+    Plain,
+    Tls,
+}
+
+impl Socket {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Plain => "listen",
+            Self::Tls => "TLS",
+        }
+    }
+
+    /// The socket unit that opens such an address.
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Plain => "pyrycode-relay.socket",
+            Self::Tls => "pyrycode-relay-tls.socket",
+        }
+    }
+}
+
+/// Whether the relay speaks TLS somewhere.
+fn is_tls(config: &Config) -> bool {
+    #[cfg(feature = "tls")]
+    return config.tls.is_some();
+    #[cfg(not(feature = "tls"))]
+    !config.tls_listen().is_empty()
+}
+
+/// Whether other machines can connect at one of these.
+fn is_public(addresses: &[Listen]) -> bool {
+    addresses.iter().any(|listen| match listen {
         Listen::Everywhere(_) => true,
         Listen::At(address) => !address.ip().to_canonical().is_loopback(),
     })
+}
+
+/// Whether a privilege is needed to listen there.
+fn is_low(listen: Listen) -> bool {
+    (1..1024).contains(&port(listen))
 }
 
 fn port(listen: Listen) -> u16 {
@@ -279,7 +343,14 @@ fn is_readable_by_all(path: &Path) -> bool {
 
 /// For a terminal: names of files and of programs may hold anything.
 fn printable(text: &str) -> String {
-    text.chars().flat_map(|sign| sign.escape_debug()).collect()
+    let mut shown = String::new();
+    for sign in text.chars() {
+        match sign {
+            '\'' | '"' => shown.push(sign),
+            _ => shown.extend(sign.escape_debug()),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -151,7 +151,9 @@ async fn receive<S: Transport + 'static>(
     let upgrade = match admission {
         Admission::Health { head_only } => {
             let counts = relay.registry.counts();
-            let page = health::response(counts, relay.started.elapsed(), head_only);
+            let certificate = relay.certificate();
+            let up = relay.started.elapsed();
+            let page = health::response(counts, up, certificate.as_ref(), head_only);
             head::answer(&mut io, &page, relay.config.write_timeout, &relay.scratch).await;
             return None;
         }

@@ -20,6 +20,7 @@ pub mod allow;
 pub mod attempts;
 pub mod board;
 pub mod budget;
+pub mod certificate;
 pub mod check;
 pub mod close;
 pub mod config;

@@ -143,6 +143,11 @@ pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// What a TLS connection may hold of bytes that its socket has not taken: two records of the largest
 /// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
 pub const TLS_WRITE_BUFFER: usize = 32 * 1024;
+/// A certificate that expires sooner is a problem that the pages tell, or in the last sixth of its
+/// life if that is shorter: by ACME it would have been renewed by then.
+pub const CERTIFICATE_PROBLEM: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// How often systemd is told anew how many days a certificate has left.
+pub const CERTIFICATE_STATUS: Duration = Duration::from_secs(60 * 60);
 /// How often files with a certificate are looked at for a change, which costs two system calls.
 pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 /// Connections taken from one listener before other tasks get their turn.

@@ -21,7 +21,7 @@ use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesS
 use futures_rustls::rustls::{Error, ServerConfig};
 
 use self::acme::Challenges;
-use self::certificates::{Certificates, Condition};
+use self::certificates::Certificates;
 use self::files::Files;
 use self::stream::{Ciphertext, Tls};
 use crate::events;
@@ -109,11 +109,6 @@ impl Secure {
     /// What is shown.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
-    }
-
-    /// How the certificate is.
-    pub fn condition(&self) -> Condition {
-        self.certificates.condition()
     }
 
     /// Whether a request for this `Host` is served.

@@ -29,7 +29,7 @@ _pyrycode__relay() {
 
     case "${cmd}" in
         pyrycode__relay)
-            opts="-h -V --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help --version status check"
+            opts="-h -V --insecure-listen --listen --https-listen --tls-listen --tls-cert --tls-key --domain --acme-contact --acme-directory --cert-cache --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help --version status check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -40,6 +40,38 @@ _pyrycode__relay() {
                     return 0
                     ;;
                 --insecure-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --https-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-cert)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --domain)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-contact)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-directory)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cert-cache)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -143,7 +175,7 @@ _pyrycode__relay() {
             return 0
             ;;
         pyrycode__subcmd__relay__subcmd__check)
-            opts="-h --insecure-listen --listen --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help"
+            opts="-h --insecure-listen --listen --https-listen --tls-listen --tls-cert --tls-key --domain --acme-contact --acme-directory --cert-cache --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -154,6 +186,38 @@ _pyrycode__relay() {
                     return 0
                     ;;
                 --insecure-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --https-listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-cert)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --domain)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-contact)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-directory)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cert-cache)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

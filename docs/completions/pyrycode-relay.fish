@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_pyrycode_relay_global_optspecs
-    string join \n listen= grace= reclaim= probe-timeout= heartbeat-interval= heartbeat-timeout= header-timeout= message-timeout= write-timeout= drain-timeout= max-frame-bytes= max-queue-bytes= max-slot-queue-bytes= memory-budget= max-phones= max-connections= max-connections-per-ip= rate-limit= rate-burst= trusted-proxy= proxy-protocol allow-server= metrics-listen= metrics-public log-level= log-format= h/help V/version
+    string join \n listen= tls-listen= tls-cert= tls-key= domain= acme-contact= acme-directory= cert-cache= grace= reclaim= probe-timeout= heartbeat-interval= heartbeat-timeout= header-timeout= message-timeout= write-timeout= drain-timeout= max-frame-bytes= max-queue-bytes= max-slot-queue-bytes= memory-budget= max-phones= max-connections= max-connections-per-ip= rate-limit= rate-burst= trusted-proxy= proxy-protocol allow-server= metrics-listen= metrics-public log-level= log-format= h/help V/version
 end
 
 function __fish_pyrycode_relay_needs_command
@@ -25,6 +25,13 @@ function __fish_pyrycode_relay_using_subcommand
 end
 
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l listen -l insecure-listen -d 'Address to listen on; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l tls-listen -l https-listen -d 'Address to listen on for TLS; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l tls-cert -d 'File with the certificate chain, PEM, the server\'s own certificate first' -r -F
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l tls-key -d 'File with its private key, PEM; not readable by every user of the machine' -r -F
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l domain -d 'Name that clients dial; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l acme-contact -d 'E-mail address that the ACME directory may write to' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l acme-directory -d 'URL of the ACME directory, which this machine must trust' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l cert-cache -d 'Directory for certificates got by ACME and the account\'s key, mode 0700' -r -F
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l grace -d 'How long a server-id stays claimed after its binary\'s connection ended' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l reclaim -d 'What a binary that comes back does to the phones still attached' -r -f -a "keep\t'They stay, unless the old connection fell silent'
 evict\t'They are closed and dial again'"
@@ -61,6 +68,13 @@ complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -f -a "check
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand status" -l json -d 'Print JSON, as the relay sent it'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l listen -l insecure-listen -d 'Address to listen on; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l tls-listen -l https-listen -d 'Address to listen on for TLS; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l tls-cert -d 'File with the certificate chain, PEM, the server\'s own certificate first' -r -F
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l tls-key -d 'File with its private key, PEM; not readable by every user of the machine' -r -F
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l domain -d 'Name that clients dial; repeatable' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l acme-contact -d 'E-mail address that the ACME directory may write to' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l acme-directory -d 'URL of the ACME directory, which this machine must trust' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l cert-cache -d 'Directory for certificates got by ACME and the account\'s key, mode 0700' -r -F
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l grace -d 'How long a server-id stays claimed after its binary\'s connection ended' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l reclaim -d 'What a binary that comes back does to the phones still attached' -r -f -a "keep\t'They stay, unless the old connection fell silent'
 evict\t'They are closed and dial again'"

@@ -290,7 +290,7 @@ mod tests {
         kept.holds(pem(&["relay.test"], 36_500));
         let condition = kept.first_change().condition();
         assert_eq!(condition.problem, None);
-        assert!(condition.not_after.is_some());
+        assert!(condition.not_after().is_some());
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
             let kept = Kept::new();
             kept.holds(content);
             let condition = kept.first_change().condition();
-            assert_eq!(condition.not_after, None);
+            assert_eq!(condition.not_after(), None);
             let problem = condition.problem.unwrap();
             assert!(problem.contains("directory") || problem.contains("roots"), "{problem}");
         }
