@@ -93,7 +93,8 @@ fn a_good_certificate_is_shown_with_its_names_and_days() {
 
 #[test]
 fn files_that_cannot_be_used_are_wrong() {
-    let spoiled: [(fn(&Place), &str); 4] = [
+    type Spoil = fn(&Place);
+    let spoiled: [(Spoil, &str); 4] = [
         (|place| fs::remove_file(place.0.join("cert")).unwrap(), "cannot read"),
         (|place| place.write("cert", "nothing", 0o644), "no PEM certificate"),
         (
