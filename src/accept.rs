@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_io::{Async, Timer};
 use futures_lite::FutureExt as _;
@@ -19,7 +19,8 @@ use crate::config::{Source as tls, TlsSettings};
 use crate::endpoint;
 use crate::heads::Heads;
 use crate::limits::{
-    ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, HEADS_AT_STOP, MAX_HEADS,
+    ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, CERTIFICATE_STATUS, HEADS_AT_STOP,
+    MAX_HEADS,
 };
 use crate::monitor;
 use crate::outbox::Manner;
@@ -30,7 +31,7 @@ use crate::shutdown::Stop;
 use crate::source::Source;
 use crate::systemd::Manager;
 #[cfg(feature = "tls")]
-use crate::tls::{Secure, files::Files};
+use crate::tls::{Secure, acme, cache::Cache, files::Files};
 use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
@@ -94,7 +95,12 @@ fn secure(settings: &TlsSettings) -> Result<Rc<Secure>, String> {
         tls::Files { chain, key } => {
             Secure::from_files(Files::new(chain.clone(), key.clone()), domains)
         }
-        tls::Acme { .. } => Secure::for_domains(domains),
+        tls::Acme { directory, contacts, cache } => Secure::by_acme(acme::Settings {
+            domains,
+            contacts: contacts.clone(),
+            directory: directory.clone(),
+            cache: Cache::open(cache)?,
+        }),
     }
 }
 
@@ -133,7 +139,7 @@ async fn serve(
     #[cfg(feature = "tls")]
     let watcher = relay.secure.clone().map(|secure| {
         executor.spawn(async move {
-            secure.watch_files().await;
+            secure.maintain(|| {}).await;
         })
     });
     let informant =
@@ -190,11 +196,25 @@ async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) 
 
 /// Keeps systemd informed from the event loop itself: a loop that hangs falls silent.
 async fn inform(manager: Rc<Manager>, relay: Rc<Relay>) {
-    let mut seen = 0;
-    let changed = async || poll_fn(|cx| relay.permits.poll_turnover(cx, &mut seen)).await;
+    let (mut seen, mut known) = (0, 0);
+    let changed = async || {
+        let turnover = poll_fn(|cx| relay.permits.poll_turnover(cx, &mut seen));
+        let certificate = poll_fn(|cx| relay.poll_certificate(cx, &mut known));
+        let days = async {
+            match relay.certificate() {
+                Some(_) => drop(Timer::after(CERTIFICATE_STATUS).await),
+                None => std::future::pending().await,
+            }
+        };
+        turnover.or(certificate).or(days).await;
+    };
     let status = || {
         let counts = relay.registry.counts();
-        format!("binaries: {}, phones: {}", counts.binaries, counts.phones)
+        let peers = format!("binaries: {}, phones: {}", counts.binaries, counts.phones);
+        match relay.certificate() {
+            Some(certificate) => format!("{peers}, {}", certificate.summary(SystemTime::now())),
+            None => peers,
+        }
     };
     manager.inform(status, changed).await;
 }

@@ -24,6 +24,8 @@ use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
 #[cfg(feature = "tls")]
+use crate::tls::stream::Tls;
+#[cfg(feature = "tls")]
 use crate::tls::{Handshake, Secure};
 #[cfg(feature = "tls")]
 use crate::transport::Tcp;
@@ -31,7 +33,8 @@ use crate::transport::Transport;
 
 /// Serves one connection to its end.
 pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
-    if let Some(session) = Box::pin(receive(relay, io, remote, entry)).await {
+    let begun = Box::pin(begin(Rc::clone(&relay), io, remote, entry)).await;
+    if let Some(session) = Box::pin(receive(relay, begun)).await {
         session.await;
     }
 }
@@ -45,86 +48,93 @@ pub async fn serve_tls(
     remote: IpAddr,
     entry: Entry,
 ) {
-    if let Some(session) = Box::pin(receive_tls(relay, secure, io, remote, entry)).await {
+    let begun = Box::pin(begin_tls(Rc::clone(&relay), secure, io, remote, entry)).await;
+    if let Some(session) = Box::pin(receive(relay, begun)).await {
         session.await;
     }
 }
 
-/// Reads and answers the request; what follows an upgrade is returned, to be run on its own.
-async fn receive<S: Transport + 'static>(
-    relay: Rc<Relay>,
-    mut io: S,
-    remote: IpAddr,
-    entry: Entry,
-) -> Option<Session> {
-    let deadline = Instant::now() + relay.config.header_timeout;
-    let mut visitor = Visitor::new(&relay, entry, remote);
-    match announcement(&relay, &mut io, &mut visitor, deadline).await {
-        Ok(opening) => converse(relay, io, visitor, opening, deadline).await,
-        Err(refusal) => refuse(&relay, io, None, refusal?, remote).await,
-    }
+/// A connection on which a request is to come.
+struct Begun<S> {
+    io: S,
+    visitor: Visitor,
+    opening: Opening,
+    deadline: Instant,
 }
 
-#[cfg(feature = "tls")]
-async fn receive_tls(
+/// What comes before the request: a PROXY header, where one is due.
+///
+/// It is boxed and so is what it comes to, as every stage is: they need not fit together.
+async fn begin<S: Transport>(
     relay: Rc<Relay>,
-    secure: Rc<Secure>,
-    mut io: Tcp,
+    io: S,
     remote: IpAddr,
     entry: Entry,
-) -> Option<Session> {
+) -> Option<Box<Begun<S>>> {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let mut visitor = Visitor::over_tls(&relay, entry, remote, &secure);
-    // A proxy that passes TLS on sends its header before it.
-    let opening = match announcement(&relay, &mut io, &mut visitor, deadline).await {
-        Ok(opening) => opening.into_bytes(),
-        Err(refusal) => return refuse(&relay, io, None, refusal?, remote).await,
-    };
-    let remote = visitor.address();
-    match secure.shake(io, opening, deadline).await {
-        Handshake::Done(io) => converse(relay, io, visitor, Opening::default(), deadline).await,
-        Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
+    let visitor = Visitor::new(&relay, entry, remote);
+    announce(visitor, io, deadline).await.map(Box::new)
+}
+
+/// The same, and TLS behind it: a proxy that passes TLS on sends its header before it.
+#[cfg(feature = "tls")]
+async fn begin_tls(
+    relay: Rc<Relay>,
+    secure: Rc<Secure>,
+    io: Tcp,
+    remote: IpAddr,
+    entry: Entry,
+) -> Option<Box<Begun<Tls>>> {
+    let deadline = Instant::now() + relay.config.header_timeout;
+    let visitor = Visitor::over_tls(&relay, entry, remote, &secure);
+    let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
+    match secure.shake(io, opening.into_bytes(), deadline).await {
+        Handshake::Done(io) => {
+            Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline }))
+        }
+        Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, visitor.address()).await,
+        Handshake::Challenge => {
+            events::challenge_answered(visitor.address());
+            None
+        }
         Handshake::Unwanted(refused, error) => {
-            events::handshake_failed(remote, &error);
+            events::handshake_failed(visitor.address(), &error);
             relay.metrics.refused.bump(refused);
             None
         }
     }
 }
 
-/// Reads the PROXY header, if there is to be one. Without it: what to answer, if anything.
-async fn announcement<S: Transport>(
-    relay: &Relay,
-    io: &mut S,
-    visitor: &mut Visitor,
+/// Reads the PROXY header, if there is to be one.
+async fn announce<S: Transport>(
+    mut visitor: Visitor,
+    mut io: S,
     deadline: Instant,
-) -> Result<Opening, Option<Refusal>> {
-    let proxy = visitor.address();
+) -> Option<Begun<S>> {
+    let (relay, proxy) = (Rc::clone(visitor.relay()), visitor.address());
     if !relay.config.proxies.send_header_from(proxy) {
-        return Ok(Opening::default());
+        return Some(Begun { io, visitor, opening: Opening::default(), deadline });
     }
-    match head::read_proxy_header(io, deadline, &relay.scratch, &relay.ledger).await {
-        Announcement::From(from, rest) => {
+    match head::read_proxy_header(&mut io, deadline, &relay.scratch, &relay.ledger).await {
+        Announcement::From(from, opening) => {
             visitor.is_announced(from);
-            Ok(rest)
+            Some(Begun { io, visitor, opening, deadline })
         }
         Announcement::Malformed => {
             relay.note_proxy_fault(proxy);
-            Err(None)
+            None
         }
-        Announcement::TimedOut => Err(Some(Refusal::HeadTimeout)),
-        Announcement::Gone => Err(None),
+        Announcement::TimedOut => refuse(&relay, io, None, Refusal::HeadTimeout, proxy).await,
+        Announcement::Gone => None,
     }
 }
 
-/// The request, over whatever carries it.
-async fn converse<S: Transport + 'static>(
+/// Reads and answers the request; what follows an upgrade is returned, to be run on its own.
+async fn receive<S: Transport + 'static>(
     relay: Rc<Relay>,
-    mut io: S,
-    mut visitor: Visitor,
-    opening: Opening,
-    deadline: Instant,
+    begun: Option<Box<Begun<S>>>,
 ) -> Option<Session> {
+    let Begun { mut io, mut visitor, opening, deadline } = *begun?;
     let (scratch, ledger) = (&relay.scratch, &relay.ledger);
     let read = head::read(&mut io, deadline, scratch, ledger, opening, &mut visitor).await;
     let remote = visitor.address();
@@ -141,7 +151,9 @@ async fn converse<S: Transport + 'static>(
     let upgrade = match admission {
         Admission::Health { head_only } => {
             let counts = relay.registry.counts();
-            let page = health::response(counts, relay.started.elapsed(), head_only);
+            let certificate = relay.certificate();
+            let up = relay.started.elapsed();
+            let page = health::response(counts, up, certificate.as_ref(), head_only);
             head::answer(&mut io, &page, relay.config.write_timeout, &relay.scratch).await;
             return None;
         }
@@ -197,13 +209,14 @@ enum Leg {
     Binary(Label, Pledge),
 }
 
-async fn refuse<S: Transport>(
+/// Answers with a refusal, which is the end of the connection.
+async fn refuse<S: Transport, T>(
     relay: &Relay,
     mut io: S,
     attempted: Option<Endpoint>,
     refusal: Refusal,
     remote: IpAddr,
-) -> Option<Session> {
+) -> Option<T> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
@@ -223,14 +236,18 @@ mod tests {
     use super::*;
     use crate::transport::Tcp;
 
-    fn future_size<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+    fn size_of_task<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_stage<A, B, F>(_: fn(A, B) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
     fn a_task_weighs_little_and_its_stages_what_they_need() {
-        let task = future_size(serve::<Tcp>);
-        let head = future_size(receive::<Tcp>);
+        let task = size_of_task(serve::<Tcp>);
+        let head = size_of_stage(receive::<Tcp>);
         assert!(task <= 256, "the task of one connection: {task} bytes");
         assert!(head <= 2048, "reading and answering a request: {head} bytes");
     }

@@ -7,7 +7,8 @@
 //!
 //! All code of the relay runs on one thread, the one that calls [`accept::run`]. `async-io` starts
 //! one helper thread of its own, which polls the operating system only while that thread does not;
-//! none of the relay's state is ever touched by it.
+//! none of the relay's state is ever touched by it. While a certificate is ordered by ACME, names are
+//! resolved and files read and written on threads that end soon after.
 //!
 //! # Where things are
 //!
@@ -19,6 +20,7 @@ pub mod allow;
 pub mod attempts;
 pub mod board;
 pub mod budget;
+pub mod certificate;
 pub mod check;
 pub mod close;
 pub mod config;

@@ -143,6 +143,11 @@ pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// What a TLS connection may hold of bytes that its socket has not taken: two records of the largest
 /// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
 pub const TLS_WRITE_BUFFER: usize = 32 * 1024;
+/// A certificate that expires sooner is a problem that the pages tell, or in the last sixth of its
+/// life if that is shorter: by ACME it would have been renewed by then.
+pub const CERTIFICATE_PROBLEM: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// How often systemd is told anew how many days a certificate has left.
+pub const CERTIFICATE_STATUS: Duration = Duration::from_secs(60 * 60);
 /// How often files with a certificate are looked at for a change, which costs two system calls.
 pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 /// Connections taken from one listener before other tasks get their turn.
@@ -163,6 +168,29 @@ pub const RATE_TABLE_HALF: usize = 8 * 1024;
 
 /// What a `503` tells a client to wait; a probe takes up to 10 s, and a cap clears at any time.
 pub const RETRY_AFTER_BUSY: Duration = Duration::from_secs(5);
+
+/// A whole order of a certificate: with Let's Encrypt it takes 10 s, a domain a few more; a
+/// directory that hangs must not keep the relay from trying again.
+pub const ORDER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// First pause after an order that brought no certificate to last; the next ones are
+/// [`ORDER_BACKOFF_FACTOR`] times longer, up to [`ORDER_BACKOFF_MAX`]. Attempts come 15 s, 75 s,
+/// 5 min, 21 min and 85 min after the first one: Let's Encrypt allows 5 failed validations an hour.
+pub const ORDER_BACKOFF_MIN: Duration = Duration::from_secs(15);
+/// By what each pause between orders is longer than the one before.
+pub const ORDER_BACKOFF_FACTOR: u32 = 4;
+/// Longest pause between orders: a name that points here at last is noticed on the same day.
+pub const ORDER_BACKOFF_MAX: Duration = Duration::from_secs(6 * 60 * 60);
+/// Every pause is longer by a random part, up to one in so many: relays that lost their directory
+/// together do not come back together.
+pub const ORDER_JITTER: u32 = 4;
+/// How often the wall clock is looked at while a certificate lasts: a board without a clock of its
+/// own learns the time after the start.
+pub const CLOCK_STEP: Duration = Duration::from_secs(60 * 60);
+/// Where a reason that others supplied is cut, in bytes, before it is logged: the detail of an ACME
+/// problem is a sentence or two.
+pub const MAX_REASON_BYTES: usize = 512;
+/// Largest file of the certificate cache in bytes; key and chain have 5 KiB.
+pub const MAX_CACHED_BYTES: u64 = 256 * 1024;
 
 /// Bounds of the buckets in which turns of the event loop are counted: a turn usually takes
 /// microseconds, and one of 100 ms is felt by a person.

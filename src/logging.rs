@@ -2,7 +2,8 @@
 //!
 //! Whatever comes from a peer is quoted and escaped, so that it can forge neither a line nor a
 //! field. Records of the WebSocket codec below `warn` are dropped whatever is asked for: they hold
-//! whole messages. Refusals that repeat are summed up.
+//! whole messages; and so are those of the ACME client, which hold whole answers of the directory.
+//! Refusals that repeat are summed up.
 
 mod journal;
 mod json;
@@ -123,10 +124,10 @@ impl Log for Logger {
 
 fn may_log(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
-    let codec = ["tungstenite", "async_tungstenite"].iter().any(|name| {
+    let tells_all = ["tungstenite", "async_tungstenite", "rustls_acme"].iter().any(|name| {
         target == *name || target.strip_prefix(name).is_some_and(|rest| rest.starts_with("::"))
     });
-    !codec || metadata.level() <= Level::Warn
+    !tells_all || metadata.level() <= Level::Warn
 }
 
 fn line(record: &Record<'_>, time: Option<SystemTime>) -> String {
@@ -247,8 +248,11 @@ mod tests {
     }
 
     #[test]
-    fn the_codec_is_silent_below_warn() {
+    fn the_codec_and_the_acme_client_are_silent_below_warn() {
         for (target, level, expected) in [
+            ("rustls_acme::acme", Level::Debug, false),
+            ("rustls_acme::state", Level::Info, false),
+            ("rustls_acme", Level::Error, true),
             ("tungstenite::protocol", Level::Trace, false),
             ("async_tungstenite", Level::Info, false),
             ("tungstenite", Level::Warn, true),

@@ -3,11 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::allow::AllowFile;
 use crate::attempts::Attempts;
 use crate::budget::Ledger;
+use crate::certificate::Condition;
 use crate::config::Config;
 use crate::events;
 use crate::heartbeat::Ticks;
@@ -128,6 +130,24 @@ impl Relay {
         if address.is_loopback() && !self.hinted.replace(true) {
             events::loopback_limited(address);
         }
+    }
+
+    /// How the certificate is, if TLS is spoken.
+    pub fn certificate(&self) -> Option<Condition> {
+        #[cfg(feature = "tls")]
+        return self.secure.as_ref().map(|secure| secure.certificates().condition());
+        #[cfg(not(feature = "tls"))]
+        None
+    }
+
+    /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
+    pub fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+        #[cfg(feature = "tls")]
+        if let Some(secure) = &self.secure {
+            return secure.certificates().poll_changed(cx, seen);
+        }
+        let _ = (cx, seen);
+        Poll::Pending
     }
 
     /// Whether `server` may be claimed.

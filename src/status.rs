@@ -234,6 +234,12 @@ fn table(page: &Value, status: &str, healthy: bool, colour: bool) -> String {
     if let Some(resident) = size(&memory["resident_bytes"]) {
         rows.push(("memory", resident));
     }
+    let certificate = &page["certificate"];
+    if let (Some(days), Some(until)) =
+        (certificate["days_left"].as_i64(), certificate["not_after"].as_str())
+    {
+        rows.push(("certificate", format!("{days} days left, until {}", escaped(until))));
+    }
     let descriptors = &page["descriptors"];
     if let (Some(used), Some(limit)) = (number(&descriptors["used"]), number(&descriptors["limit"]))
     {

@@ -1,7 +1,10 @@
 //! TLS between accept and head: a stream adapter, and where its certificates come from.
 
+pub mod acme;
+pub mod cache;
 pub mod certificates;
 pub mod files;
+pub mod names;
 pub mod stream;
 
 use std::cell::RefCell;
@@ -11,13 +14,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use async_io::Timer;
-use futures_lite::{AsyncReadExt as _, FutureExt as _};
+use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
 use futures_rustls::LazyConfigAcceptor;
 use futures_rustls::rustls::crypto::ring::{Ticketer, default_provider};
 use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesServerCert};
 use futures_rustls::rustls::{Error, ServerConfig};
 
-use self::certificates::{Certificates, Condition};
+use self::acme::Challenges;
+use self::certificates::Certificates;
 use self::files::Files;
 use self::stream::{Ciphertext, Tls};
 use crate::events;
@@ -31,6 +35,9 @@ pub struct Secure {
     certificates: Arc<Certificates>,
     files: Option<RefCell<Files>>,
     domains: Vec<String>,
+    /// Where certificates are ordered, if they are.
+    orders: Option<acme::Settings>,
+    challenges: Rc<Challenges>,
     config: Arc<ServerConfig>,
     /// The same, with a certificate for nobody.
     refusing: Arc<ServerConfig>,
@@ -43,6 +50,8 @@ pub enum Handshake {
     Done(Tls),
     /// The peer does not speak TLS; this is its socket.
     NotTls(Tcp),
+    /// It was a check of an ACME directory, which has its answer.
+    Challenge,
     /// It failed: how that is counted, and why. What was to be said to the peer has been said.
     Unwanted(Refused, io::Error),
 }
@@ -53,20 +62,25 @@ impl Secure {
     pub fn from_files(mut files: Files, domains: Vec<String>) -> Result<Rc<Self>, String> {
         let pair = files.read(SystemTime::now()).map_err(|bad| bad.to_string())?;
         events::certificate_read(files.chain(), pair.not_after());
-        let secure = Self::new(Some(files), domains)?;
+        let secure = Self::new(Some(files), None, domains)?;
         secure.certificates.install(pair);
         Ok(secure)
     }
 
-    /// Shows what is put into [`Self::certificates`].
-    pub fn for_domains(domains: Vec<String>) -> Result<Rc<Self>, String> {
-        Self::new(None, domains)
+    /// Shows what is ordered by ACME, to peers that ask for one of its domains alone.
+    pub fn by_acme(orders: acme::Settings) -> Result<Rc<Self>, String> {
+        let domains = orders.domains.clone();
+        Self::new(None, Some(orders), domains)
     }
 
     /// TLS 1.2 and 1.3, HTTP/1.1 by ALPN (RFC 7301), and session tickets (RFC 8446, section 4.6.1)
     /// that hold the whole state: a session that may be resumed costs no memory here. Early data is
     /// not taken: it could be played again.
-    fn new(files: Option<Files>, domains: Vec<String>) -> Result<Rc<Self>, String> {
+    fn new(
+        files: Option<Files>,
+        orders: Option<acme::Settings>,
+        domains: Vec<String>,
+    ) -> Result<Rc<Self>, String> {
         let certificates = Arc::<Certificates>::default();
         let configure = || -> Result<ServerConfig, Error> {
             let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
@@ -85,6 +99,8 @@ impl Secure {
             certificates,
             files: files.map(RefCell::new),
             domains,
+            orders,
+            challenges: Rc::default(),
             config: Arc::new(config),
             refusing: Arc::new(refusing),
         }))
@@ -93,11 +109,6 @@ impl Secure {
     /// What is shown.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
-    }
-
-    /// How the certificate is.
-    pub fn condition(&self) -> Condition {
-        self.certificates.condition()
     }
 
     /// Whether a request for this `Host` is served.
@@ -128,14 +139,21 @@ impl Secure {
         }
     }
 
-    /// Reads the files again whenever they change. Never returns.
-    pub async fn watch_files(&self) {
+    /// Keeps the certificate up to date: reads the files again whenever they change, or orders
+    /// another one in time. Never returns; `on_change` is called when the condition is another.
+    pub async fn maintain(&self, on_change: impl Fn()) {
+        if let Some(orders) = self.orders.clone() {
+            let certificates = Arc::clone(&self.certificates);
+            let challenges = Rc::clone(&self.challenges);
+            match acme::keep(certificates, challenges, orders, on_change).await {}
+        }
         let Some(files) = &self.files else { return std::future::pending().await };
         loop {
             Timer::after(CERTIFICATE_CHECK).await;
             let have_changed = files.borrow().have_changed();
             if have_changed {
                 self.reload();
+                on_change();
             }
         }
     }
@@ -167,6 +185,19 @@ impl Secure {
             Ok(begun) => begun,
             Err(error) => return failed(error),
         };
+        let protocols = begun.client_hello().alpn().into_iter().flatten();
+        // While nothing is ordered it is refused like any other unknown protocol.
+        let challenge = if protocols.eq([ACME_TLS_ALPN]) { self.challenges.config() } else { None };
+        if let Some(config) = challenge {
+            return match begun.into_stream(config).await {
+                Ok(mut stream) => {
+                    // The certificate was the answer.
+                    let _ = stream.close().await;
+                    Handshake::Challenge
+                }
+                Err(error) => failed(error),
+            };
+        }
         let is_served = self.serves(begun.client_hello().server_name().unwrap_or_default());
         let config = if is_served { &self.config } else { &self.refusing };
         let completed = begun.into_stream_with(Arc::clone(config), |session| {
@@ -192,6 +223,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
+/// What a check of an ACME directory speaks, and nothing else (RFC 8737, section 4).
+const ACME_TLS_ALPN: &[u8] = b"acme-tls/1";
 /// The content type of a record with a handshake message (RFC 8446, section 5.1), which is the first
 /// byte of every TLS connection.
 const HANDSHAKE: u8 = 0x16;

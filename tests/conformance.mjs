@@ -8,10 +8,11 @@ const require = createRequire(process.env.WS_PLACE + "/");
 const WebSocket = require("ws");
 const sockets = new Map();
 
-function open(number, address, headers) {
+function open(number, address, headers, options) {
   const socket = new WebSocket(address, {
     headers: { "User-Agent": "conformance", ...headers },
     perMessageDeflate: { threshold: 0 },
+    ...options,
   });
   const tell = (...words) => process.stdout.write(JSON.stringify([number, ...words]) + "\n");
   socket.on("open", () => tell("open", socket.extensions));
@@ -27,7 +28,7 @@ lines.on("line", (line) => {
   const words = JSON.parse(line);
   const socket = sockets.get(words.number);
   if (words.open !== undefined) {
-    open(words.number, words.open, words.headers);
+    open(words.number, words.open, words.headers, words.options);
   } else if (words.send !== undefined) {
     words.send.forEach((part, place) => {
       const fin = place === words.send.length - 1;

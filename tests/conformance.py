@@ -41,13 +41,13 @@ class Failed(Exception):
 
 # --- the clients: connect, send(kind, parts), ping, pong, close, next -------------------------------
 
-def head(address, role, server, more=""):
+def head(address, role, server, more="", host="relay"):
     path, own = {
         "phone": ("/v1/client", "X-Pyrycode-Token: token\r\n"),
         "binary": ("/v1/server", "X-Pyrycode-Version: 9.9.9-test\r\n"),
     }[role]
     key = base64.b64encode(secrets.token_bytes(16)).decode()
-    return (f"GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    return (f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nUser-Agent: conformance\r\n"
             f"X-Pyrycode-Server: {server}\r\n{own}{more}\r\n").encode()
 
@@ -273,11 +273,12 @@ class Websockets:
 
 
 class Node:
-    """`ws` for Node, told by lines of JSON what to do; one process for all its connections."""
+    """`ws` for Node, told by lines of JSON what to do; one process for all its connections; over
+    TLS with `tls`, of tests/tls.py."""
 
     child, events, number = None, {}, 0
 
-    def __init__(self, address, role, server):
+    def __init__(self, address, role, server, tls=None):
         if Node.child is None:
             Node.child = subprocess.Popen(
                 ["node", os.path.join(HERE, "conformance.mjs")], stdin=subprocess.PIPE,
@@ -287,7 +288,13 @@ class Node:
         self.number = Node.number
         Node.events[self.number] = queue.Queue()
         path = "/v1/client" if role == "phone" else "/v1/server"
-        self.tell(open=f"ws://{address[0]}:{address[1]}{path}", headers=fields(role, server))
+        where, headers = f"{address[0]}:{address[1]}{path}", fields(role, server)
+        if tls:
+            with open(tls.certificate) as file:
+                options = {"ca": file.read(), "servername": tls.name}
+            self.tell(open=f"wss://{where}", headers={"Host": tls.name, **headers}, options=options)
+        else:
+            self.tell(open=f"ws://{where}", headers=headers)
         opened = self.next()
         if opened != ("open", ""):
             raise Failed(f"the upgrade came to {opened}")

@@ -7,6 +7,7 @@ use clap::Args;
 use super::Listen;
 use super::command::parse_listen;
 use crate::limits;
+use crate::tls::names;
 
 /// The options as they are written.
 #[derive(Args, Clone, Debug)]
@@ -51,21 +52,21 @@ pub struct TlsOptions {
     /// got and renewed by ACME. The directory must reach this relay at port 443 of each of them.
     #[arg(
         long, env = "PYRYCODE_RELAY_DOMAIN", value_name = "NAME", value_delimiter = ',',
-        value_parser = parse_domain, help_heading = "TLS"
+        value_parser = names::domain, help_heading = "TLS"
     )]
     pub domain: Vec<String>,
 
     /// E-mail address that the ACME directory may write to
     #[arg(
         long, env = "PYRYCODE_RELAY_ACME_CONTACT", value_name = "EMAIL", value_delimiter = ',',
-        value_parser = parse_contact, help_heading = "TLS"
+        value_parser = names::contact, help_heading = "TLS"
     )]
     pub acme_contact: Vec<String>,
 
     /// URL of the ACME directory, which this machine must trust
     #[arg(
         long, env = "PYRYCODE_RELAY_ACME_DIRECTORY", value_name = "URL",
-        default_value = limits::DEFAULT_ACME_DIRECTORY, value_parser = parse_directory,
+        default_value = limits::DEFAULT_ACME_DIRECTORY, value_parser = names::directory,
         help_heading = "TLS"
     )]
     pub acme_directory: String,
@@ -75,18 +76,6 @@ pub struct TlsOptions {
     /// Without it: the state directory that systemd gives (StateDirectory=).
     #[arg(long, env = "PYRYCODE_RELAY_CERT_CACHE", value_name = "DIR", help_heading = "TLS")]
     pub cert_cache: Option<PathBuf>,
-}
-
-fn parse_domain(text: &str) -> Result<String, String> {
-    Ok(text.to_ascii_lowercase())
-}
-
-fn parse_contact(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
-}
-
-fn parse_directory(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
 }
 
 /// TLS as it is to be.

@@ -50,6 +50,11 @@ impl Visitor {
         Self { secure: Some(Rc::clone(secure)), ..Self::new(relay, entry, address) }
     }
 
+    /// The relay that it visits.
+    pub fn relay(&self) -> &Rc<Relay> {
+        &self.relay
+    }
+
     /// From where it comes, as far as that is known by now: what limits and logs go by.
     pub fn address(&self) -> IpAddr {
         self.address

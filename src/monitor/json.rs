@@ -1,5 +1,8 @@
 //! `/status.json`.
 
+use std::time::SystemTime;
+
+use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
 use super::snapshot::{Series, Snapshot};
@@ -30,6 +33,11 @@ pub fn status(snapshot: &Snapshot) -> String {
             "budget_bytes": snapshot.budget,
             "resident_bytes": process.resident,
         },
+        "certificate": snapshot.certificate.as_ref().map(|certificate| json!({
+            "not_after": certificate.not_after().map(|at| format_rfc3339_seconds(at).to_string()),
+            "days_left": certificate.days_left(SystemTime::now()),
+            "problem": certificate.problem,
+        })),
         "descriptors": { "used": process.descriptors, "limit": process.descriptor_limit },
         "refusals_last_hour": refusals,
         "history": { "hour": series(&snapshot.hour), "day": series(&snapshot.day) },

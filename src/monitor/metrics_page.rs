@@ -6,6 +6,7 @@
 //! descriptions, and in the end mark.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::snapshot::Snapshot;
+use crate::certificate::Condition;
 use crate::limits::LAG_BUCKETS;
 use crate::metrics::{
     AttemptOutcome, Code, Counter, Counters, Direction, Endpoint, Label, Metrics, Side,
@@ -179,6 +181,17 @@ fn families(snapshot: &Snapshot, metrics: &Metrics) -> Vec<Family> {
         "What may be held for all peers",
         gauge(snapshot.budget),
     );
+    let certificate = snapshot.certificate.as_ref();
+    add(
+        "pyrycode_relay_certificate_not_after_seconds",
+        "Until when the certificate for TLS is valid, in seconds since 1970; 0 without one",
+        Value::Gauge(certificate.and_then(Condition::not_after).map_or(0.0, since_1970)),
+    );
+    add(
+        "pyrycode_relay_certificate_renewal_fails",
+        "1 if a newer certificate was wanted and could not be had",
+        gauge(usize::from(certificate.is_some_and(|certificate| certificate.problem.is_some()))),
+    );
     add(
         "pyrycode_relay_event_loop_lag_seconds",
         "Length of the turns of the event loop; what becomes ready during one waits for its end",
@@ -259,6 +272,10 @@ fn by_label<L: Label, const N: usize>(name: &'static str, counters: &Counters<L,
 
 fn pair(name: &'static str, label: impl Label) -> Pair {
     (name, label.as_str())
+}
+
+fn since_1970(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn gauge(value: usize) -> Value {

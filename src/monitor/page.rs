@@ -3,7 +3,7 @@
 //! Nothing on it was sent by a peer, so there is nothing to escape.
 
 use std::fmt::Write as _;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 
@@ -68,6 +68,18 @@ fn tiles(page: &mut String, snapshot: &Snapshot) {
         kept => format!(", {kept} messages kept for them"),
     };
     let queued = snapshot.backlog.to_binaries + snapshot.backlog.to_phones;
+    let certificate = snapshot.certificate.as_ref().map(|certificate| {
+        let days = match certificate.days_left(SystemTime::now()) {
+            None => "none".to_owned(),
+            Some(1) => "1 day".to_owned(),
+            Some(days) => format!("{days} days"),
+        };
+        let until = certificate.not_after().map(|at| {
+            let date = humantime::format_rfc3339_seconds(at).to_string();
+            format!("until {}", &date[..date.len().min(10)])
+        });
+        ("Certificate", days, until.unwrap_or_default())
+    });
     page.push_str("<section class=\"tiles\">");
     for (name, value, more) in [
         ("Up", duration(snapshot.uptime), format!("version {}", env!("CARGO_PKG_VERSION"))),
@@ -94,7 +106,10 @@ fn tiles(page: &mut String, snapshot: &Snapshot) {
             known(process.descriptors),
             format!("of {}", known(process.descriptor_limit)),
         ),
-    ] {
+    ]
+    .into_iter()
+    .chain(certificate)
+    {
         let _ = write!(page, "<div><h2>{name}</h2><b>{value}</b><p>{more}</p></div>");
     }
     page.push_str("</section>");

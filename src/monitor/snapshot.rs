@@ -1,14 +1,16 @@
 //! How the relay is at one moment, as all pages tell it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use crate::certificate::Condition;
 use crate::history::{Point, Span};
 use crate::limits::{LAG_PROBLEM, USE_PROBLEM};
 use crate::process::Process;
 use crate::registry::{Backlog, Counts};
 use crate::relay::{Relay, refusal_kinds};
 
-/// The figures of one moment. It holds nothing that a peer sent.
+/// The figures of one moment. It holds nothing that a peer sent, but it may hold what an ACME
+/// directory said.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Time since the start.
@@ -25,6 +27,8 @@ pub struct Snapshot {
     pub budget: usize,
     /// What the operating system says.
     pub process: Process,
+    /// How the certificate is, if TLS is spoken.
+    pub certificate: Option<Condition>,
     /// Messages a second over about the last minute.
     pub rate: f64,
     /// The longest turn of the event loop in about the last minute.
@@ -71,6 +75,7 @@ impl Snapshot {
             held: relay.ledger.total(),
             budget: relay.ledger.limit(),
             process: Process::look(),
+            certificate: relay.certificate(),
             rate: history.rate(),
             worst_turn: Duration::from_micros(longest.into()),
             refusals: refusal_kinds().zip(history.refusals()).collect(),
@@ -101,6 +106,9 @@ impl Snapshot {
         if let (Some(used), Some(limit)) = (self.process.descriptors, self.process.descriptor_limit)
         {
             nearly("descriptors", used, limit);
+        }
+        if let Some(certificate) = &self.certificate {
+            problems.extend(certificate.problems(SystemTime::now()));
         }
         problems
     }
@@ -148,6 +156,11 @@ pub(crate) mod tests {
         assert_eq!(
             told(&|snapshot| (snapshot.held, snapshot.budget) = (10, 10), 0),
             ["10 of 10 bytes of the memory budget are in use"]
+        );
+        let none = Condition { validity: None, problem: None };
+        assert_eq!(
+            told(&|snapshot| snapshot.certificate = Some(none.clone()), 0),
+            ["there is no certificate for TLS"]
         );
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_rustls::pki_types::pem::PemObject as _;
@@ -13,6 +14,8 @@ use futures_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesSer
 use futures_rustls::rustls::sign::CertifiedKey;
 use futures_rustls::rustls::{Error, InconsistentKeys};
 use x509_parser::extensions::GeneralName;
+
+use crate::certificate::Condition;
 
 /// A certificate chain and the key that belongs to it.
 #[derive(Clone, Debug)]
@@ -128,44 +131,51 @@ pub struct Certificates {
 struct State {
     pair: Option<Pair>,
     problem: Option<String>,
-}
-
-/// How the certificate is, for people and programs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Condition {
-    /// Until when the present certificate is valid; none while there is none.
-    pub not_after: Option<SystemTime>,
-    /// Why there is no newer one, if one was wanted.
-    pub problem: Option<String>,
-}
-
-impl Condition {
-    /// Whole days until the certificate expires; negative ones since then.
-    pub fn days_left(&self, now: SystemTime) -> Option<i64> {
-        let seconds = |time: SystemTime| match time.duration_since(UNIX_EPOCH) {
-            Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            Err(_) => 0,
-        };
-        self.not_after.map(|at| (seconds(at) - seconds(now)).div_euclid(DAY))
-    }
+    /// How often anything has changed.
+    changes: u64,
+    waiting: Option<Waker>,
 }
 
 impl Certificates {
     /// Shows `pair` from the next handshake on. What was wrong is over.
     pub fn install(&self, pair: Pair) {
-        *self.state() = State { pair: Some(pair), problem: None };
+        self.change(|state| (state.pair, state.problem) = (Some(pair), None));
     }
 
     /// Notes why there is no newer certificate; the present one goes on.
     pub fn failed(&self, problem: String) {
-        self.state().problem = Some(problem);
+        self.change(|state| state.problem = Some(problem));
     }
 
     /// How it is at present.
     pub fn condition(&self) -> Condition {
         let state = self.state();
-        let not_after = state.pair.as_ref().map(Pair::not_after);
-        Condition { not_after, problem: state.problem.clone() }
+        let validity = state.pair.as_ref().map(|pair| (pair.not_before, pair.not_after));
+        Condition { validity, problem: state.problem.clone() }
+    }
+
+    /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
+    /// Cancel safe.
+    pub fn poll_changed(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+        let mut state = self.state();
+        if state.changes != *seen {
+            *seen = state.changes;
+            return Poll::Ready(());
+        }
+        state.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waiting = {
+            let mut state = self.state();
+            change(&mut state);
+            state.changes += 1;
+            state.waiting.take()
+        };
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -185,5 +195,3 @@ fn from_unix(seconds: i64) -> SystemTime {
         Err(_) => UNIX_EPOCH,
     }
 }
-
-const DAY: i64 = 24 * 60 * 60;

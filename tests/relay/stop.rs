@@ -204,7 +204,10 @@ impl LateRequests {
             stream.write_all(first.as_bytes()).unwrap();
             (stream, rest.to_owned())
         });
-        Self(begun.collect())
+        let begun = begun.collect();
+        // Answered: what connected before it has been accepted.
+        relay.health();
+        Self(begun)
     }
 
     /// The answers; none where this machine took longer than a relay that stops waits for them.

@@ -1,6 +1,7 @@
 //! TLS of its own: real handshakes with certificates made for the test.
 
 mod client;
+mod display;
 mod handshake;
 mod reload;
 mod traffic;
