@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{deliver, introduce, narrow_phone, numbered, patient, read_slowly, settle, widen};
 use crate::rig::ws::{CLOSE, PONG, TEXT};
-use crate::rig::{Relay, envelope, events, fresh_id, millis, notice, scaled};
+use crate::rig::{envelope, events, fresh_id, millis, notice, scaled};
 
 /// What the kernel may hold of a stalled narrow connection, generously, and one batch.
 const OUT_OF_REACH: usize = 512 * 1024;
