@@ -197,6 +197,7 @@ def run(stack, place, program):
     check(nobody_gets_the_answer_of_a_check_that_is_over, relay)
     check(a_client_that_trusts_the_root_is_served, relay)
     check(another_relay_gets_one_too, lost)
+    check(the_threads_of_an_order_end, relay)
     check(after_a_restart_the_certificate_comes_from_the_cache, directory, relay)
     directory.point(lost.name, NOBODY)
     first = relay.serial()
@@ -303,6 +304,11 @@ def another_relay_gets_one_too(relay):
     relay.start()
     relay.event("certificate_issued")
     relay.serial()
+
+
+def the_threads_of_an_order_end(relay):
+    # One is the relay's, the other that of the event loop.
+    until("there are two threads", lambda: len(os.listdir(f"/proc/{relay.child.pid}/task")) == 2)
 
 
 def after_a_restart_the_certificate_comes_from_the_cache(directory, relay):

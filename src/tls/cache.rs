@@ -66,7 +66,7 @@ impl Cache {
     /// larger than [`MAX_CACHED_BYTES`]. Does not block the event loop.
     pub async fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let path = self.path(name);
-        smol::unblock(move || read(&path)).await
+        blocking::unblock(move || read(&path)).await
     }
 
     /// Makes these bytes the content of the file of that name, on the disk when this returns.
@@ -75,7 +75,7 @@ impl Cache {
     /// Cancel safety: the write may happen or not, and never in part.
     pub async fn write(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
         let (directory, name) = (self.directory.clone(), name.to_owned());
-        smol::unblock(move || write(&directory, &name, &bytes)).await
+        blocking::unblock(move || write(&directory, &name, &bytes)).await
     }
 }
 

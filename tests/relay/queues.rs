@@ -28,6 +28,16 @@ fn narrow(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// A relay that gives a stalled peer all the time that a slow machine may need, unless `arguments`
+/// say how much it gets: what is full is to decide, not how long that took.
+fn patient(arguments: &[&str]) -> Relay {
+    let mut all = arguments.to_vec();
+    if !arguments.contains(&"--write-timeout") {
+        all.extend(["--write-timeout", "1000s"]);
+    }
+    Relay::start(&all)
+}
+
 /// Lets the kernel take in more again: a narrow connection is slow to drain.
 fn widen(ws: &Ws) {
     SockRef::from(&ws.stream).set_recv_buffer_size(1024 * 1024).unwrap();

@@ -44,7 +44,7 @@ pub(super) async fn run(
 
 async fn place(settings: &Settings, challenges: &Challenges) -> Result<Vec<u8>, String> {
     // Hundreds of files, or a large one.
-    let trust = smol::unblock(trust).await?;
+    let trust = blocking::unblock(trust).await?;
     let (issued, outcome) = bounded(1);
     let account = settings.account_file();
     let hand_over = HandOver { cache: settings.cache.clone(), account, issued };

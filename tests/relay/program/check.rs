@@ -1,5 +1,8 @@
 //! `pyrycode-relay check`, on this machine.
 
+#[cfg(feature = "tls")]
+mod tls;
+
 use std::net::TcpListener;
 use std::process::{Command, Output};
 

@@ -90,7 +90,8 @@ fn the_long_help_groups_the_options_shows_their_defaults_and_ends_with_the_exit_
 #[test]
 fn the_short_help_is_shorter_and_has_every_option() {
     let (short, long) = (printed(&["-h"]), printed(&["--help"]));
-    assert!(short.lines().count() < 60 && short.len() * 3 < long.len() * 2, "{short}");
+    assert!(short.lines().count() * 3 < long.lines().count(), "{short}");
+    assert!(short.len() * 3 < long.len() * 2, "{short}");
     for (option, _) in OPTIONS {
         assert!(short.contains(&format!("--{option} ")), "no --{option}");
     }

@@ -1,6 +1,6 @@
 //! The memory budget: the phone that holds most goes first, a binary never.
 
-use super::{deliver, introduce, narrow_phone, numbered, widen};
+use super::{deliver, introduce, narrow_phone, numbered, patient, widen};
 use crate::rig::ws::{CLOSE, CONTINUATION, TEXT, encode};
 use crate::rig::{Relay, Ws, envelope, events, fresh_id, notice};
 
@@ -42,7 +42,7 @@ fn expect_cut_short(phone: &mut Ws) -> usize {
 
 #[test]
 fn the_phone_that_holds_most_is_closed_first_and_nobody_else_notices() {
-    let relay = Relay::start(&TIGHT);
+    let relay = patient(&TIGHT);
     let id = fresh_id("largest");
     let mut binary = relay.binary(&id);
     let (mut large, large_id) = narrow_phone(&relay, &id);
@@ -77,7 +77,7 @@ fn the_phone_that_holds_most_is_closed_first_and_nobody_else_notices() {
 
 #[test]
 fn of_many_stalled_phones_as_many_are_closed_as_the_budget_asks_for() {
-    let relay = Relay::start(&TIGHT);
+    let relay = patient(&TIGHT);
     let mut servers: Vec<_> = (0..3)
         .map(|_| {
             let id = fresh_id("stalled");
@@ -118,7 +118,7 @@ fn of_many_stalled_phones_as_many_are_closed_as_the_budget_asks_for() {
 
 #[test]
 fn half_received_messages_count_and_the_largest_of_them_goes_first() {
-    let relay = Relay::start(&[
+    let relay = patient(&[
         "--max-slot-queue-bytes",
         "516KiB",
         "--max-queue-bytes",
@@ -188,7 +188,7 @@ fn expect_kept(binary: &mut Ws, conn_id: &str, count: usize) {
 
 #[test]
 fn a_slots_queue_counts_for_the_phones_whose_messages_it_holds() {
-    let relay = Relay::start(&WINDOW);
+    let relay = patient(&WINDOW);
     let (first, mut small, small_id) = in_grace(&relay);
     let (second, mut large, large_id) = in_grace(&relay);
     let (third, mut medium, medium_id) = in_grace(&relay);
@@ -212,7 +212,7 @@ fn a_slots_queue_counts_for_the_phones_whose_messages_it_holds() {
 
 #[test]
 fn what_a_departed_phone_left_in_the_queue_counts_too() {
-    let relay = Relay::start(&WINDOW);
+    let relay = patient(&WINDOW);
     let (first, mut small, small_id) = in_grace(&relay);
     let (second, mut large, large_id) = in_grace(&relay);
     let (third, mut medium, medium_id) = in_grace(&relay);
@@ -236,7 +236,7 @@ fn what_a_departed_phone_left_in_the_queue_counts_too() {
 
 #[test]
 fn a_binary_is_never_closed_for_the_budget_but_waits_until_there_is_room() {
-    let relay = Relay::start(&[
+    let relay = patient(&[
         "--max-slot-queue-bytes",
         "516KiB",
         "--max-queue-bytes",

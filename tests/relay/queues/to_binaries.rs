@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    FLOOD_LENGTH, Flooder, flood, introduce, narrow_binary, numbered, read_slowly, settle, widen,
+    FLOOD_LENGTH, Flooder, flood, introduce, narrow_binary, numbered, patient, read_slowly, settle,
+    widen,
 };
 use crate::rig::ws::{PING, PONG, TEXT, encode};
 use crate::rig::{Relay, Ws, envelope, events, fresh_id, millis, notice, scaled};
@@ -13,7 +14,7 @@ const SMALL: [&str; 4] = ["--max-frame-bytes", "16KiB", "--max-slot-queue-bytes"
 
 /// A relay with these options and small queues, and a binary of another server-id to see it go on.
 fn start(options: &[&str]) -> (Relay, Ws) {
-    let relay = Relay::start(&[&SMALL, options].concat());
+    let relay = patient(&[&SMALL, options].concat());
     let bystander = relay.binary(&fresh_id("bystander"));
     (relay, bystander)
 }

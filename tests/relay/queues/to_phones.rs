@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::{deliver, introduce, narrow_phone, numbered, read_slowly, settle, widen};
+use super::{deliver, introduce, narrow_phone, numbered, patient, read_slowly, settle, widen};
 use crate::rig::ws::{CLOSE, PONG, TEXT};
-use crate::rig::{Relay, envelope, events, fresh_id, millis, notice, scaled};
+use crate::rig::{envelope, events, fresh_id, millis, notice, scaled};
 
 /// What the kernel may hold of a stalled narrow connection, generously, and one batch.
 const OUT_OF_REACH: usize = 512 * 1024;
 
 #[test]
 fn a_stalled_phone_is_closed_with_1013_and_its_siblings_notice_nothing() {
-    let relay = Relay::start(&["--max-queue-bytes", "1MiB"]);
+    let relay = patient(&["--max-queue-bytes", "1MiB"]);
     let id = fresh_id("backlog");
     let mut binary = relay.binary(&id);
     let (mut stalled, stalled_id) = narrow_phone(&relay, &id);
@@ -49,7 +49,7 @@ fn a_stalled_phone_is_closed_with_1013_and_its_siblings_notice_nothing() {
 
 #[test]
 fn a_stalled_phone_that_the_binary_does_not_know_is_closed_without_a_notice() {
-    let relay = Relay::start(&["--max-queue-bytes", "512KiB"]);
+    let relay = patient(&["--max-queue-bytes", "512KiB"]);
     let id = fresh_id("unknown-backlog");
     let mut binary = relay.binary(&id);
     let (_stalled, stalled_id) = narrow_phone(&relay, &id);
@@ -66,7 +66,7 @@ fn a_stalled_phone_that_the_binary_does_not_know_is_closed_without_a_notice() {
 
 #[test]
 fn a_phone_that_reads_late_gets_a_whole_file_within_the_bound_in_order() {
-    let relay = Relay::start(&[]);
+    let relay = patient(&[]);
     let id = fresh_id("file");
     let mut binary = relay.binary(&id);
     let (mut phone, conn_id) = narrow_phone(&relay, &id);
@@ -84,7 +84,7 @@ fn a_phone_that_reads_late_gets_a_whole_file_within_the_bound_in_order() {
 #[test]
 fn a_phone_that_stalls_below_the_bound_is_cut_after_the_write_timeout() {
     let timeout = millis(400);
-    let relay = Relay::start(&["--write-timeout", &timeout]);
+    let relay = patient(&["--write-timeout", &timeout]);
     let id = fresh_id("write-timeout");
     let mut binary = relay.binary(&id);
     let (mut stalled, stalled_id) = narrow_phone(&relay, &id);
@@ -108,7 +108,7 @@ fn a_phone_that_stalls_below_the_bound_is_cut_after_the_write_timeout() {
 fn a_slow_phone_that_makes_progress_is_never_cut_and_gets_every_byte() {
     const MESSAGES: usize = 40;
     const LENGTH: usize = 16 * 1024;
-    let relay = Relay::start(&["--write-timeout", &millis(800)]);
+    let relay = patient(&["--write-timeout", &millis(800)]);
     let id = fresh_id("slow");
     let mut binary = relay.binary(&id);
     let (mut phone, conn_id) = narrow_phone(&relay, &id);
@@ -132,7 +132,7 @@ fn a_slow_phone_that_makes_progress_is_never_cut_and_gets_every_byte() {
 
 #[test]
 fn a_directive_waits_for_the_whole_queue_of_a_slow_phone() {
-    let relay = Relay::start(&[]);
+    let relay = patient(&[]);
     let id = fresh_id("slow-farewell");
     let mut binary = relay.binary(&id);
     let (mut phone, conn_id) = narrow_phone(&relay, &id);
@@ -153,7 +153,7 @@ fn a_directive_waits_for_the_whole_queue_of_a_slow_phone() {
 fn a_pong_passes_a_full_data_lane() {
     // Below and above the size from which frames are written from the queue itself.
     for length in [700, 87_400] {
-        let relay = Relay::start(&[]);
+        let relay = patient(&[]);
         let id = fresh_id("pong");
         let mut binary = relay.binary(&id);
         let (mut phone, conn_id) = narrow_phone(&relay, &id);
@@ -190,7 +190,7 @@ fn a_pong_passes_a_full_data_lane() {
 #[test]
 fn one_byte_messages_count_with_what_they_cost() {
     const BOUND: usize = 512 * 1024;
-    let relay = Relay::start(&["--max-queue-bytes", "512KiB"]);
+    let relay = patient(&["--max-queue-bytes", "512KiB"]);
     let id = fresh_id("tiny");
     let mut binary = relay.binary(&id);
     let (_phone, conn_id) = narrow_phone(&relay, &id);
