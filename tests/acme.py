@@ -23,14 +23,13 @@ import sys
 import tempfile
 import time
 
+sys.dont_write_bytecode = True
+from rig import Failed, free_ports, start, until
+
 DEADLINE = 60.0
 # Two thirds are more than the pause that two orders must have between them.
 LIFE = 30
 NOBODY = "127.0.0.9"
-
-
-class Failed(Exception):
-    """A check that did not hold."""
 
 
 class Directory:
@@ -38,9 +37,9 @@ class Directory:
 
     def __init__(self, stack, place):
         self.stack, self.place = stack, place
-        self.port, self.management, self.dns, self.names = free_ports("127.0.0.1", 4)
+        self.port, self.management, self.dns, self.names = free_ports(4)
         # The same port at every address: pebble knows one.
-        (self.tls_port,) = free_ports("127.0.0.1", 1)
+        (self.tls_port,) = free_ports(1)
         self.authority = make_certificates(place)
         self.log = os.path.join(place, "pebble.log")
         # No default address: a name that is not known is not found.
@@ -439,45 +438,6 @@ def make_certificates(place):
         if done.returncode != 0:
             raise Failed(done.stderr)
     return authority
-
-
-def start(stack, log, command, variables):
-    """Starts a program that ends when the stack is left."""
-    with open(log, "wb") as file:
-        child = subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL,
-                                 stdout=file, stderr=subprocess.STDOUT)
-    stack.callback(end, child)
-    return child
-
-
-def end(child):
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
-def until(what, condition):
-    """Asks until the answer is yes, and returns it."""
-    limit = time.monotonic() + DEADLINE
-    while True:
-        with contextlib.suppress(ConnectionError):
-            answer = condition()
-            if answer:
-                return answer
-        if time.monotonic() > limit:
-            raise Failed(f"not within {DEADLINE:.0f} s: {what}")
-        time.sleep(0.05)
-
-
-def free_ports(address, count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((address, 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ import sys
 import threading
 import time
 
+sys.dont_write_bytecode = True
+from rig import Failed
+
 HERE = os.path.dirname(os.path.realpath(__file__))
 ROOT = os.path.dirname(HERE)
 DOCUMENT = os.path.join(ROOT, "docs", "conformance.md")
@@ -33,10 +36,6 @@ DEADLINE = 20.0
 LIMIT, ALLOWANCE = 256 * 1024, 1024
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 END = ("end",)
-
-
-class Failed(Exception):
-    """A case that did not come to what it must."""
 
 
 # --- the clients: connect, send(kind, parts), ping, pong, close, next -------------------------------

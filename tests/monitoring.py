@@ -13,11 +13,9 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -25,14 +23,13 @@ import time
 import urllib.parse
 import urllib.request
 
+sys.dont_write_bytecode = True
+from rig import Failed, WebSocket, free_ports, stop, until
+
 HERE = os.path.dirname(os.path.realpath(__file__))
 MONITORING = os.path.join(HERE, "..", "docs", "monitoring")
 DEADLINE = 60.0
 OPEN_METRICS = "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;q=0.5"
-
-
-class Failed(Exception):
-    """A check that did not hold."""
 
 
 def check(name):
@@ -51,93 +48,24 @@ def check(name):
     return wrap
 
 
-def until(what, condition):
-    """What the condition returns once that is true; it may raise meanwhile."""
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        error = None
-        try:
-            value = condition()
-            if value:
-                return value
-        except (OSError, ValueError, KeyError, IndexError) as failure:
-            error = failure
-        if time.monotonic() > deadline:
-            raise Failed(f"{what}: {error or value}")
-        time.sleep(0.05)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class WebSocket:
-    """As much of a WebSocket client as these checks need."""
-
-    def __init__(self, port, path, **headers):
-        self.socket = socket.create_connection(("127.0.0.1", port), DEADLINE)
-        self.received = b""
-        lines = [
-            f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade",
-            "Upgrade: websocket", "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: " + base64.b64encode(secrets.token_bytes(16)).decode(),
-        ] + [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-        while b"\r\n\r\n" not in self.received:
-            self._receive()
-        head, self.received = self.received.split(b"\r\n\r\n", 1)
-        if head.split()[1] != b"101":
-            raise Failed(head.decode())
-
-    def _receive(self):
-        data = self.socket.recv(1 << 20)
-        if not data:
-            raise Failed("the connection ended")
-        self.received += data
-
-    def _take(self, count):
-        while len(self.received) < count:
-            self._receive()
-        taken, self.received = self.received[:count], self.received[count:]
-        return taken
-
-    def send(self, text):
-        payload = text.encode()
-        size = len(payload)
-        if size < 126:
-            length = bytes([0x80 | size])
-        elif size < 65536:
-            length = b"\xfe" + struct.pack("!H", size)
-        else:
-            length = b"\xff" + struct.pack("!Q", size)
-        # A mask of zeros is a mask.
-        self.socket.sendall(b"\x81" + length + bytes(4) + payload)
-
-    def text(self):
-        """The next text message."""
-        while True:
-            first, second = self._take(2)
-            size = second & 0x7F
-            if size == 126:
-                (size,) = struct.unpack("!H", self._take(2))
-            elif size == 127:
-                (size,) = struct.unpack("!Q", self._take(8))
-            payload = self._take(size)
-            if first & 0x0F == 0x1:
-                return payload.decode()
+def client(port, path, **headers):
+    """A WebSocket client without TLS, upgraded."""
+    connected = socket.create_connection(("127.0.0.1", port), DEADLINE)
+    upgraded = WebSocket(connected, f"127.0.0.1:{port}", path, **headers)
+    if upgraded.status != 101:
+        raise Failed(upgraded.head)
+    return upgraded
 
 
 class Relay:
     """A running relay with a metrics listener."""
 
     def __init__(self, stack, program, *options):
-        self.port, self.metrics = free_port(), free_port()
+        self.port, self.metrics = free_ports(2)
         command = [program, "--listen", f"127.0.0.1:{self.port}", "--rate-limit", "off",
                    "--metrics-listen", f"127.0.0.1:{self.metrics}", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        stack.callback(end, self.process)
+        stack.callback(stop, self.process)
         until("the relay answers", lambda: self.get("/metrics"))
 
     def url(self, path="/"):
@@ -149,11 +77,11 @@ class Relay:
             return answer.read().decode()
 
     def binary(self, server):
-        return WebSocket(self.port, "/v1/server", X_Pyrycode_Server=server,
+        return client(self.port, "/v1/server", X_Pyrycode_Server=server,
                          X_Pyrycode_Version="9.9.9-test", User_Agent="test-binary")
 
     def phone(self, server):
-        return WebSocket(self.port, "/v1/client", X_Pyrycode_Server=server,
+        return client(self.port, "/v1/client", X_Pyrycode_Server=server,
                          X_Pyrycode_Token="token", User_Agent="test-phone")
 
     def use(self, server, messages):
@@ -166,15 +94,6 @@ class Relay:
             if phone.text() != str(number):
                 raise Failed("another message came back")
         return binary, phone
-
-
-def end(process):
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(DEADLINE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 # --- Prometheus ---------------------------------------------------------------------------------
@@ -243,12 +162,12 @@ class Prometheus:
         with open(os.path.join(place, "prometheus.yml"), "w", encoding="utf-8") as file:
             file.write("global: {scrape_interval: 500ms, evaluation_interval: 500ms}\n"
                        + configuration)
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         log = open(os.path.join(place, "log"), "wb")
         process = subprocess.Popen(
             ["prometheus", f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data",
              f"--web.listen-address=127.0.0.1:{self.port}"], stdout=log, stderr=log)
-        stack.callback(end, process)
+        stack.callback(stop, process)
 
     def ask(self, path, **query):
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
@@ -304,7 +223,7 @@ def no_alert_fires(prometheus):
 
 @check("the socket that systemd names metrics")
 def systemd_hands_over(program):
-    listen, metrics = free_port(), free_port()
+    listen, metrics = free_ports(2)
     command = ["systemd-socket-activate", "-l", f"127.0.0.1:{metrics}", "--fdname=metrics", program,
                "--listen", f"127.0.0.1:{listen}"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -315,7 +234,7 @@ def systemd_hands_over(program):
         until("the metrics answer", lambda: "pyrycode_relay_" in page(metrics, "/metrics"))
         until("the relay listens beside it", lambda: '"ok"' in page(listen, "/healthz"))
     finally:
-        end(process)
+        stop(process)
 
 
 # --- the status page ----------------------------------------------------------------------------
@@ -330,7 +249,7 @@ class Browser:
                    "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={place}",
                    "--remote-debugging-port=0", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        stack.callback(end, process)
+        stack.callback(stop, process)
         port_file = os.path.join(place, "DevToolsActivePort")
         until("the browser is up", lambda: os.path.exists(port_file))
         port = int(until("its port", lambda: open(port_file).read().split("\n"))[0])
@@ -339,7 +258,7 @@ class Browser:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=DEADLINE) as list_:
                 return [page for page in json.load(list_) if page["type"] == "page"]
         [page] = until("its page", find_page)
-        self.socket = WebSocket(port, urllib.parse.urlparse(page["webSocketDebuggerUrl"]).path)
+        self.socket = client(port, urllib.parse.urlparse(page["webSocketDebuggerUrl"]).path)
         self.number, self.events = 0, []
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
@@ -444,7 +363,7 @@ def main():
                 relay_root = f"http://127.0.0.1:{relay.port}/"
                 urllib.request.urlopen(relay_root, timeout=DEADLINE)
         load = subprocess.Popen([sys.executable, os.path.realpath(__file__), "--load", str(relay.port)])
-        stack.callback(end, load)
+        stack.callback(stop, load)
         until("there is load",
               lambda: json.loads(relay.get("/status.json"))["messages_per_second"] > 50)
         the_page_looks_well(browser, relay, "load", pictures)

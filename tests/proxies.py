@@ -9,20 +9,19 @@ ports and certificates are its own. One line is printed a check; the first that 
 caddy, nginx with its stream module, openssl and python3.
 """
 
-import base64
 import contextlib
 import json
 import os
 import re
-import secrets
-import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import tempfile
 import time
+
+sys.dont_write_bytecode = True
+from rig import PING, PONG, Failed, WebSocket, free_ports, start, until
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 DOCUMENT = os.path.join(HERE, "..", "docs", "raspberry-pi.md")
@@ -32,7 +31,6 @@ DEADLINE = 30.0
 CERTIFICATE = f"/etc/letsencrypt/live/{NAME}/fullchain.pem"
 KEY = f"/etc/letsencrypt/live/{NAME}/privkey.pem"
 ADDRESSES = (f"127.1.{high}.{low}" for high in range(256) for low in range(1, 255))
-TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 
 
 def fresh_address():
@@ -40,90 +38,15 @@ def fresh_address():
     return next(ADDRESSES)
 
 
-class Failed(Exception):
-    """A check that did not hold."""
-
-
-class Peer:
-    """A WebSocket client over TLS: text messages and closes, no more than these checks need."""
+class Peer(WebSocket):
+    """A client over TLS."""
 
     def __init__(self, proxy, path, source=None, **headers):
         # Every client has an address of its own, as it would have in the internet.
         self.address = source or fresh_address()
         raw = socket.create_connection(("127.0.0.1", proxy.port), DEADLINE, (self.address, 0))
         raw.settimeout(DEADLINE)
-        self.socket = proxy.tls.wrap_socket(raw, server_hostname=NAME)
-        self.received = b""
-        lines = [
-            f"GET {path} HTTP/1.1", f"Host: {NAME}", "Connection: Upgrade", "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: " + base64.b64encode(secrets.token_bytes(16)).decode(),
-        ] + [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        while b"\r\n\r\n" not in self.received:
-            self._receive()
-        head, self.received = self.received.split(b"\r\n\r\n", 1)
-        self.status = int(head.split()[1])
-        self.head = head.decode("latin-1").lower()
-
-    def _receive(self):
-        data = self.socket.recv(65536)
-        if not data:
-            raise Failed("the connection ended")
-        self.received += data
-
-    def _take(self, count):
-        while len(self.received) < count:
-            self._receive()
-        taken, self.received = self.received[:count], self.received[count:]
-        return taken
-
-    def _send(self, opcode, payload):
-        size = len(payload)
-        if size < 126:
-            length = bytes([0x80 | size])
-        elif size < 65536:
-            length = b"\xfe" + struct.pack("!H", size)
-        else:
-            length = b"\xff" + struct.pack("!Q", size)
-        # A mask of zeros is a mask.
-        self.socket.sendall(bytes([0x80 | opcode]) + length + bytes(4) + payload)
-
-    def _frame(self):
-        first, second = self._take(2)
-        size = second & 0x7F
-        if size == 126:
-            (size,) = struct.unpack("!H", self._take(2))
-        elif size == 127:
-            (size,) = struct.unpack("!Q", self._take(8))
-        return first & 0x0F, self._take(size)
-
-    def send(self, text):
-        self._send(TEXT, text.encode())
-
-    def frame(self):
-        """The next frame that is no ping."""
-        while True:
-            opcode, payload = self._frame()
-            if opcode != PING:
-                return opcode, payload
-            self._send(PONG, payload)
-
-    def text(self):
-        opcode, payload = self.frame()
-        if opcode != TEXT:
-            raise Failed(f"a frame of opcode {opcode} came instead of a text: {payload!r}")
-        return payload.decode()
-
-    def close_frame(self):
-        """Reads on to the close frame; returns its code and reason."""
-        while True:
-            opcode, payload = self.frame()
-            if opcode == CLOSE:
-                return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
-
-    def close(self):
-        self.socket.close()
+        super().__init__(proxy.tls.wrap_socket(raw, server_hostname=NAME), NAME, path, **headers)
 
 
 class Proxy:
@@ -236,9 +159,9 @@ def a_phone_stays_attached_while_its_binary_is_away(proxy):
 def a_silent_session_is_kept_by_the_relays_pings(proxy):
     binary, phone, conn_id = pair(proxy, "silent")
     for peer in (binary, phone):
-        opcode, payload = peer._frame()
+        opcode, payload = peer.any_frame()
         expect(opcode, PING)
-        peer._send(PONG, payload)
+        peer.send_frame(PONG, payload)
     phone.send('"still here"')
     expect(binary.text(), f'{{"conn_id":"{conn_id}","frame":"still here"}}')
 
@@ -401,40 +324,11 @@ def snippet(language, replacements):
     return text
 
 
-def start(stack, log, command, variables):
-    """Starts a program that ends, with what it started, when the stack is left."""
-    with open(log, "wb") as file:
-        child = subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL,
-                                 stdout=file, stderr=subprocess.STDOUT)
-    stack.callback(stop, child)
-
-
-def stop(child):
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
 def answers(proxy):
     try:
         return Peer(proxy, "/healthz").status == 200
     except OSError:
         return False
-
-
-def until(what, condition):
-    """Asks until the answer is yes, and returns it."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > end:
-            raise Failed(f"not within {DEADLINE:.0f} s: {what}")
-        time.sleep(0.05)
 
 
 def found(pattern, path):
@@ -448,14 +342,6 @@ def write(place, name, text):
     with open(path, "w") as file:
         file.write(text)
     return path
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import os
 import re
 import select
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -29,7 +28,8 @@ import time
 
 sys.dont_write_bytecode = True
 import conformance
-from conformance import END, PYTHON, Failed, Node, Raw, expect, fields, frame, head
+from conformance import END, PYTHON, Node, Raw, expect, fields, frame, head
+from rig import Failed, start, stop, until
 
 NAME = "relay.test"
 DEADLINE = 30.0
@@ -451,35 +451,6 @@ def make_certificate(place, label):
          "-keyout", key, "-out", certificate],
         check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE)
     return certificate, key
-
-
-def start(stack, log, command):
-    """Starts a program that ends when the stack is left."""
-    with open(log, "wb") as file:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file,
-                                 stderr=subprocess.STDOUT)
-    stack.callback(stop, child)
-
-
-def stop(child):
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
-def until(what, condition):
-    """Asks until the answer is yes, and returns it."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        answer = condition()
-        if answer:
-            return answer
-        if time.monotonic() > end:
-            raise Failed(f"not within {DEADLINE:.0f} s: {what}")
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":
