@@ -137,11 +137,8 @@ async fn serve(
     relay.announce();
     let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
     #[cfg(feature = "tls")]
-    let watcher = relay.secure.clone().map(|secure| {
-        executor.spawn(async move {
-            secure.maintain(|| {}).await;
-        })
-    });
+    let watcher =
+        relay.secure.clone().map(|secure| executor.spawn(async move { secure.maintain().await }));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 

@@ -140,12 +140,12 @@ impl Secure {
     }
 
     /// Keeps the certificate up to date: reads the files again whenever they change, or orders
-    /// another one in time. Never returns; `on_change` is called when the condition is another.
-    pub async fn maintain(&self, on_change: impl Fn()) {
+    /// another one in time. Never returns.
+    pub async fn maintain(&self) {
         if let Some(orders) = self.orders.clone() {
             let certificates = Arc::clone(&self.certificates);
             let challenges = Rc::clone(&self.challenges);
-            match acme::keep(certificates, challenges, orders, on_change).await {}
+            match acme::keep(certificates, challenges, orders).await {}
         }
         let Some(files) = &self.files else { return std::future::pending().await };
         loop {
@@ -153,7 +153,6 @@ impl Secure {
             let have_changed = files.borrow().have_changed();
             if have_changed {
                 self.reload();
-                on_change();
             }
         }
     }

@@ -57,7 +57,7 @@ impl Drop for Shown<'_> {
 }
 
 /// Keeps `certificates` in a certificate for the domains, from the cache and from the directory, for
-/// ever; `on_change` is called when another one is shown and when an order has failed.
+/// ever. What became of an order is theirs to tell ([`Certificates::poll_changed`]).
 ///
 /// Names are resolved and files are read and written on other threads, which end when they have
 /// nothing to do.
@@ -67,14 +67,12 @@ pub async fn keep(
     certificates: Arc<Certificates>,
     challenges: Rc<Challenges>,
     settings: Settings,
-    on_change: impl Fn(),
 ) -> Infallible {
     let mut due = None;
     if let Some(pair) = cached(&settings).await {
         due = Some(renewal(&pair));
         events::certificate_cached(pair.not_after(), &settings.domains);
         certificates.install(pair);
-        on_change();
     }
     // Orders in a row that brought no certificate to last.
     let mut fruitless = 0_u32;
@@ -88,7 +86,6 @@ pub async fn keep(
                 due = Some(at);
                 events::certificate_issued(pair.not_after(), &settings.domains);
                 certificates.install(pair);
-                on_change();
                 store(&settings, pem).await;
                 if !schedule::is_premature(SystemTime::now(), at) {
                     fruitless = 0;
@@ -105,7 +102,6 @@ pub async fn keep(
                 let left = certificates.condition().days_left(SystemTime::now());
                 events::certificate_order_failed(&reason, left, pause);
                 certificates.failed(reason);
-                on_change();
                 Timer::after(pause).await;
             }
         }
@@ -165,13 +161,13 @@ async fn until(due: SystemTime) {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::path::PathBuf;
     use std::time::{Duration, UNIX_EPOCH};
 
     use futures_lite::FutureExt as _;
     use futures_lite::future::block_on;
     use futures_rustls::rustls::crypto::ring::default_provider;
-    use smol::channel::bounded;
 
     use super::*;
     use crate::tls::cache::Cache;
@@ -258,22 +254,15 @@ mod tests {
         /// The certificates when something has changed for the first time.
         fn first_change(&self) -> Arc<Certificates> {
             let certificates = Arc::new(Certificates::default());
-            let (changed, change) = bounded(8);
-            let keeping = keep(
-                Arc::clone(&certificates),
-                Rc::new(Challenges::default()),
-                self.settings.clone(),
-                || changed.try_send(()).unwrap(),
-            );
+            let challenges = Rc::new(Challenges::default());
+            let keeping = keep(Arc::clone(&certificates), challenges, self.settings.clone());
+            let mut seen = 0;
+            let changed = poll_fn(|cx| certificates.poll_changed(cx, &mut seen));
             let late = async {
                 Timer::after(Duration::from_secs(60)).await;
                 panic!("too late");
             };
-            block_on(
-                async { match keeping.await {} }
-                    .or(async { change.recv().await.unwrap() })
-                    .or(late),
-            );
+            block_on(async { match keeping.await {} }.or(changed).or(late));
             certificates
         }
     }
