@@ -1,11 +1,14 @@
 //! Who gets in, who does not, and what it costs.
 
 use std::io::{Read as _, Write as _};
+use std::time::Instant;
 
 use futures_rustls::rustls::{HandshakeKind, ProtocolVersion};
 
 use super::client::{Client, Files, NAME};
-use crate::rig::{Ws, binary_head, connect, events, fresh_id, fresh_source, millis, phone_head};
+use crate::rig::{
+    Ws, binary_head, connect, deadline, events, fresh_id, fresh_source, millis, phone_head,
+};
 use crate::rig::{connect_from, envelope};
 
 #[test]
@@ -176,10 +179,12 @@ fn a_handshake_that_stalls_has_the_time_of_a_request_head() {
         bytes
     };
     // Nothing, a part of the first message, all of it.
-    for sent in [0, 1, hello.len() / 2, hello.len()] {
-        let source = fresh_source();
-        let mut stream = connect_from(source, relay.tls.unwrap());
+    let stalled = [0, 1, hello.len() / 2, hello.len()].map(|sent| {
+        let mut stream = connect_from(fresh_source(), relay.tls.unwrap());
         stream.write_all(&hello[..sent]).unwrap();
+        (sent, stream)
+    });
+    for (sent, mut stream) in stalled {
         // Ends or is reset, within the deadline of a read.
         let ended = stream.read_to_end(&mut Vec::new());
         assert!(
@@ -187,7 +192,11 @@ fn a_handshake_that_stalls_has_the_time_of_a_request_head() {
             "{sent} bytes keep the connection"
         );
     }
-    assert!(files.client().meet(relay.tls.unwrap(), NAME).is_ok());
+    // A handshake in time is served; one that this machine is too slow for is one of those above.
+    let until = Instant::now() + deadline();
+    while files.client().meet(relay.tls.unwrap(), NAME).is_err() {
+        assert!(Instant::now() < until, "no handshake is in time");
+    }
 }
 
 #[test]
