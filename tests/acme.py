@@ -24,7 +24,7 @@ import tempfile
 import time
 
 sys.dont_write_bytecode = True
-from rig import Failed, free_ports, start, until
+from rig import Failed, WebSocket, free_ports, start, until
 
 DEADLINE = 60.0
 # Two thirds are more than the pause that two orders must have between them.
@@ -138,28 +138,17 @@ class Relay:
         with self.connect() as connection:
             return connection.getpeercert()["serialNumber"]
 
-    def request(self, path, **fields):
-        """A connection with a request on it, and the head of the answer."""
-        connection = self.connect()
-        lines = [f"GET {path} HTTP/1.1", f"Host: {self.name}:{self.directory.tls_port}"]
-        lines += [f"{field.replace('_', '-')}: {value}" for field, value in fields.items()]
-        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-        received = b""
-        while b"\r\n\r\n" not in received:
-            data = connection.recv(1)
-            if not data:
-                raise Failed("the connection ended")
-            received += data
-        return connection, int(received.split()[1])
+    def request(self, path, server=""):
+        """A connection with a request for an upgrade on it, and the head of the answer."""
+        return WebSocket(
+            self.connect(), f"{self.name}:{self.directory.tls_port}", path, X_Pyrycode_Server=server,
+            X_Pyrycode_Version="1", X_Pyrycode_Token="token", X_Pyrycode_Device_Name="phone",
+            User_Agent="test")
 
     def upgrade(self, path, server):
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        connection, status = self.request(
-            path, Connection="Upgrade", Upgrade="websocket", Sec_WebSocket_Version="13",
-            Sec_WebSocket_Key=key, X_Pyrycode_Server=server, X_Pyrycode_Version="1",
-            X_Pyrycode_Token="token", X_Pyrycode_Device_Name="phone", User_Agent="test")
-        expect(status, 101)
-        return connection
+        peer = self.request(path, server)
+        expect(peer.status, 101)
+        return peer
 
 
 def main():
@@ -290,9 +279,9 @@ def nobody_gets_the_answer_of_a_check_that_is_over(relay):
 
 
 def a_client_that_trusts_the_root_is_served(relay):
-    connection, status = relay.request("/healthz")
-    connection.close()
-    expect(status, 200)
+    peer = relay.request("/healthz")
+    peer.close()
+    expect(peer.status, 200)
     binary, phone = open_pair(relay)
     carries(binary, phone, "first")
     for peer in (binary, phone):
@@ -404,16 +393,8 @@ def open_pair(relay):
 
 def carries(binary, phone, text):
     """Whether what the phone sends arrives at the binary."""
-    payload = json.dumps(text).encode()
-    # A mask of zeros is a mask.
-    phone.sendall(bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload)
-    binary.settimeout(DEADLINE)
-    received = b""
-    while payload not in received:
-        data = binary.recv(4096)
-        if not data:
-            raise Failed("the binary's connection ended")
-        received += data
+    phone.send(json.dumps(text))
+    expect(json.loads(binary.text())["frame"], text)
 
 
 def expect(seen, wanted):

@@ -25,7 +25,7 @@ import threading
 import time
 
 sys.dont_write_bytecode = True
-from rig import Failed
+from rig import Ended, Failed, Frames
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -72,33 +72,18 @@ def frame(opcode, payload=b"", fin=True, rsv=0, masked=True):
     return bytes([(0x80 if fin else 0) | rsv << 4 | opcode]) + length + mask + payload
 
 
-class Raw:
+class Raw(Frames):
     """Bare frames over a socket."""
 
     def __init__(self, address, role, server):
-        self.socket = socket.create_connection(address, DEADLINE)
+        super().__init__(socket.create_connection(address, DEADLINE))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.received = b""
         # Offered as browsers do; the relay must not take it.
         offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
         self.socket.sendall(head(address, role, server, offer))
-        while b"\r\n\r\n" not in self.received:
-            self._receive()
-        answer, self.received = self.received.split(b"\r\n\r\n", 1)
-        if not answer.startswith(b"HTTP/1.1 101 ") or b"extensions" in answer.lower():
+        answer = self.take_head()
+        if not answer.startswith("HTTP/1.1 101 ") or "extensions" in answer.lower():
             raise Failed(f"the upgrade was answered {answer!r}")
-
-    def _receive(self):
-        data = self.socket.recv(65536)
-        if not data:
-            raise EOFError
-        self.received += data
-
-    def _take(self, count):
-        while len(self.received) < count:
-            self._receive()
-        taken, self.received = self.received[:count], self.received[count:]
-        return taken
 
     def raw(self, data, segment=None):
         for at in range(0, len(data), segment or max(1, len(data))):
@@ -120,16 +105,10 @@ class Raw:
 
     def next(self):
         try:
-            first, second = self._take(2)
+            first, second, payload = self.take_frame()
             if first & 0xF0 != 0x80 or second & 0x80:
                 raise Failed(f"a frame that begins with {first:02x} {second:02x}")
-            size = second & 0x7F
-            if size == 126:
-                (size,) = struct.unpack("!H", self._take(2))
-            elif size == 127:
-                (size,) = struct.unpack("!Q", self._take(8))
-            payload = self._take(size)
-        except EOFError:
+        except Ended:
             return END
         except ConnectionError as error:
             return ("reset", str(error))

@@ -98,7 +98,7 @@ def main():
 def the_health_page_answers(proxy):
     peer = Peer(proxy, "/healthz")
     while b"}" not in peer.received:
-        peer._receive()
+        peer.receive()
     body = json.loads(peer.received[peer.received.index(b"{"):peer.received.index(b"}") + 1])
     expect(peer.status, 200)
     expect(body["status"], "ok")

@@ -17,35 +17,60 @@ class Failed(Exception):
     """A check that did not hold."""
 
 
-class WebSocket:
+class Ended(Failed):
+    """The other side has ended the connection."""
+
+
+class Frames:
+    """What comes from a connected socket: the head of a response, then frames."""
+
+    def __init__(self, connected):
+        self.socket = connected
+        self.received = b""
+
+    def receive(self):
+        data = self.socket.recv(1 << 16)
+        if not data:
+            raise Ended("the connection ended")
+        self.received += data
+
+    def _take(self, count):
+        while len(self.received) < count:
+            self.receive()
+        taken, self.received = self.received[:count], self.received[count:]
+        return taken
+
+    def take_head(self):
+        while b"\r\n\r\n" not in self.received:
+            self.receive()
+        head, self.received = self.received.split(b"\r\n\r\n", 1)
+        return head.decode("latin-1")
+
+    def take_frame(self):
+        """The next frame: its first two bytes, and its payload."""
+        first, second = self._take(2)
+        size = second & 0x7F
+        if size == 126:
+            (size,) = struct.unpack("!H", self._take(2))
+        elif size == 127:
+            (size,) = struct.unpack("!Q", self._take(8))
+        return first, second, self._take(size)
+
+
+class WebSocket(Frames):
     """A client on a connected socket: text messages and closes, no more than these checks need."""
 
     def __init__(self, connected, host, path, **headers):
-        self.socket = connected
-        self.received = b""
+        super().__init__(connected)
         lines = [
             f"GET {path} HTTP/1.1", f"Host: {host}", "Connection: Upgrade", "Upgrade: websocket",
             "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: " + base64.b64encode(secrets.token_bytes(16)).decode(),
         ] + [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        while b"\r\n\r\n" not in self.received:
-            self._receive()
-        head, self.received = self.received.split(b"\r\n\r\n", 1)
+        head = self.take_head()
         self.status = int(head.split()[1])
-        self.head = head.decode("latin-1").lower()
-
-    def _receive(self):
-        data = self.socket.recv(1 << 16)
-        if not data:
-            raise Failed("the connection ended")
-        self.received += data
-
-    def _take(self, count):
-        while len(self.received) < count:
-            self._receive()
-        taken, self.received = self.received[:count], self.received[count:]
-        return taken
+        self.head = head.lower()
 
     def send_frame(self, opcode, payload):
         size = len(payload)
@@ -60,13 +85,8 @@ class WebSocket:
 
     def any_frame(self):
         """The next frame; a ping is not answered."""
-        first, second = self._take(2)
-        size = second & 0x7F
-        if size == 126:
-            (size,) = struct.unpack("!H", self._take(2))
-        elif size == 127:
-            (size,) = struct.unpack("!Q", self._take(8))
-        return first & 0x0F, self._take(size)
+        first, _, payload = self.take_frame()
+        return first & 0x0F, payload
 
     def send(self, text):
         self.send_frame(TEXT, text.encode())

@@ -29,7 +29,7 @@ import time
 sys.dont_write_bytecode = True
 import conformance
 from conformance import END, PYTHON, Node, Raw, expect, fields, frame, head
-from rig import Failed, start, stop, until
+from rig import Failed, Frames, start, stop, until
 
 NAME = "relay.test"
 DEADLINE = 30.0
@@ -85,13 +85,9 @@ class Bare(Raw):
     """Bare frames over a socket, without TLS if it is told so."""
 
     def __init__(self, site, role, server, over=None):
-        self.socket = over or site.connect()
-        self.received = b""
+        Frames.__init__(self, over or site.connect())
         self.socket.sendall(head(None, role, server, host=NAME))
-        while b"\r\n\r\n" not in self.received:
-            self._receive()
-        answer, self.received = self.received.split(b"\r\n\r\n", 1)
-        expect(answer.split(b"\r\n")[0], b"HTTP/1.1 101 Switching Protocols")
+        expect(self.take_head().split("\r\n")[0], "HTTP/1.1 101 Switching Protocols")
 
 
 class Plain(Bare):
