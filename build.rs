@@ -1,4 +1,5 @@
-//! Records for `--version` what was built: commit, target and profile.
+//! Records for `--version` what was built: commit, target and profile. Tells the tests whether they
+//! will run under emulation, as `cross/cargo` says.
 
 use std::process::Command;
 
@@ -18,5 +19,10 @@ fn main() {
     for (name, variable) in [("RELAY_TARGET", "TARGET"), ("RELAY_PROFILE", "PROFILE")] {
         let value = std::env::var(variable).unwrap_or_else(|_| "unknown".to_owned());
         println!("cargo::rustc-env={name}={value}");
+    }
+    println!("cargo::rustc-check-cfg=cfg(relay_emulated)");
+    println!("cargo::rerun-if-env-changed=RELAY_EMULATED");
+    if std::env::var_os("RELAY_EMULATED").is_some() {
+        println!("cargo::rustc-cfg=relay_emulated");
     }
 }

@@ -5,7 +5,7 @@
 //! `RELAY_TORTURE_SECONDS` (3) is how long it rages, `RELAY_TORTURE_SEED` repeats the decisions of
 //! a run (the timing is the machine's), `RELAY_TORTURE_PROGRAM` is another build of the
 //! relay, `RELAY_TORTURE_SERVERS` (30) is how many daemons there are,
-//! each with three phones at a time. docs/reliability.md says what it can find.
+//! each with three phones at a time, `RELAY_TORTURE_SCALE` (1) stretches all times. docs/reliability.md says what it can find.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
@@ -257,7 +257,7 @@ fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
 
 /// A duration, stretched on slow machines.
 pub fn scaled(duration: Duration) -> Duration {
-    duration.mul_f64(setting("RELAY_TEST_SCALE", 1.0))
+    duration.mul_f64(setting("RELAY_TORTURE_SCALE", 1.0))
 }
 
 /// How long anybody waits for what must happen.
