@@ -176,9 +176,11 @@ impl Config {
         #[cfg(not(feature = "tls"))]
         let is_set_up = false;
         match (is_set_up, listens) {
-            (true, false) => {
-                Err("a certificate is of no use without an address for it: --tls-listen".into())
-            }
+            (true, false) => Err(
+                "a certificate is of no use without a socket for TLS: --tls-listen, or systemd's \
+                    pyrycode-relay-tls.socket"
+                    .into(),
+            ),
             (false, true) if cfg!(feature = "tls") => Err("a socket for TLS needs a certificate: \
                 --tls-cert and --tls-key, or a --domain to get one for"
                 .into()),
