@@ -72,7 +72,7 @@ pub struct Link<S, P> {
     drained: bool,
     opened: Instant,
     tally: Tally,
-    /// The peer has sent its close frame, or its end: nothing more is to come.
+    /// The peer has shut down writing.
     peer_done: bool,
     remote: IpAddr,
     _permit: Permit,
@@ -109,7 +109,9 @@ enum Phase {
     Starved,
     /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
     Closing { ended: Ended, deadline: Option<Instant> },
-    /// The close frame is out; input is discarded until the peer ends or a bound is reached.
+    /// The close frame is out; input is discarded until the peer answers, ends or a bound is
+    /// reached. A peer that closed first may still have a pong under way: closing before that comes
+    /// would send a reset, which destroys what is on its way to the peer.
     Lingering { ended: Ended, until: Instant, bytes: usize },
     /// All is done.
     Over(Ended),

@@ -142,9 +142,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Close(frame) => {
                 let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
-                self.peer_done = true;
-                match self.phase {
-                    Phase::Lingering { ended, .. } => self.phase = Phase::Over(ended),
+                match &mut self.phase {
+                    // The answer to ours: what is there already is still read.
+                    Phase::Lingering { until, .. } => *until = now,
                     _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
                 }
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::rig::ws::{CLOSE, PING, TEXT, encode, is_timeout};
+use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode, is_timeout};
 use crate::rig::{
     Relay, Ws, binary_head, deadline, envelope, events, fresh_id, fresh_source, millis, notice,
     phone_head, scaled,
@@ -33,6 +33,38 @@ fn a_close_with_the_registered_code_1014_is_a_close_like_any_other() {
     phone.send_close(1014, "");
     phone.expect_close(1014, "");
     assert_eq!(scene.binary.read_text(), notice(&conn_id, 1014));
+}
+
+#[test]
+fn what_a_peer_sends_behind_its_close_frame_costs_it_nothing_that_is_on_its_way_to_it() {
+    // An invalid code is a close frame too, which 1002 answers (RFC 6455 section 7.4).
+    for (code, answer) in [(1000, 1000), (2999, 1002)] {
+        let relay = Relay::start(&[]);
+        let id = fresh_id("behind");
+        let mut binary = relay.binary(&id);
+        let seen = events::mark();
+        let mut phone = slow_reader(relay.address, &phone_head(&id));
+        let line = events::wait_after(seen, "phone_registered", &[("server_id", &id)]);
+        let conn_id = events::field(&line, "conn_id");
+        phone.send_text("1");
+        assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+        // More than the phone's kernel takes in, so that the answer waits in the relay's.
+        let message = format!("\"{}\"", "x".repeat(1000 - 2));
+        for _ in 0..60 {
+            binary.send_text(&envelope(&conn_id, &message));
+        }
+        binary.sync();
+        phone.send_close(code, "");
+        assert_eq!(binary.read_text(), notice(&conn_id, answer));
+        // A library may answer pings until it is answered itself.
+        binary.sync();
+        phone.send_frame(true, PONG, b"late");
+        binary.sync();
+        for number in 0..60 {
+            assert_eq!(phone.read_text(), message, "message {number}");
+        }
+        phone.expect_close(answer, "");
+    }
 }
 
 #[test]
@@ -333,7 +365,7 @@ fn a_peer_that_never_answers_a_close_is_let_go_after_two_seconds() {
 }
 
 #[test]
-fn a_peer_that_closes_answers_or_ends_is_let_go_before_one_that_does_nothing() {
+fn a_peer_that_answers_or_ends_is_let_go_before_one_that_does_nothing() {
     let relay = Relay::start(&[]);
     let id = fresh_id("answer");
     let mut binary = relay.binary(&id);
@@ -350,7 +382,9 @@ fn a_peer_that_closes_answers_or_ends_is_let_go_before_one_that_does_nothing() {
     first.send_close(1000, "");
     first.expect_close(1000, "");
     polite.send_close(4000, "");
-    ending.stream.shutdown(Shutdown::Write).unwrap();
+    for phone in [&first, &ending] {
+        phone.stream.shutdown(Shutdown::Write).unwrap();
+    }
     for conn_id in [&first_id, &polite_id, &ending_id] {
         events::wait("connection_closed", &[("conn_id", conn_id)]);
     }

@@ -5,7 +5,8 @@
 //! `RELAY_TORTURE_SECONDS` (3) is how long it rages, `RELAY_TORTURE_SEED` repeats the decisions of
 //! a run (the timing is the machine's), `RELAY_TORTURE_PROGRAM` is another build of the
 //! relay, `RELAY_TORTURE_SERVERS` (30) is how many daemons there are,
-//! each with three phones at a time, `RELAY_TORTURE_SCALE` (1) stretches all times. docs/reliability.md says what it can find.
+//! each with three phones at a time, `RELAY_TORTURE_SCALE` (1) stretches all times.
+//! docs/reliability.md says what it can find.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
@@ -32,7 +33,7 @@ use smol::{LocalExecutor, Timer};
 
 use self::site::{Relay, Site, field};
 use self::text::mix;
-use self::wire::{Cut, Link, NoLink};
+use self::wire::{Cut, Link, Next, NoLink};
 use self::world::{Tally, World};
 
 #[test]
@@ -101,23 +102,33 @@ fn all_permits_are_back(relay: &Relay) {
     let site = Site::new(relay.address, Rc::clone(&executor), GRACE);
     let filling = async {
         let mut random = fastrand::Rng::with_seed(1);
-        let mut links = Vec::new();
-        loop {
-            let number = u32::try_from(links.len()).unwrap();
+        for number in 0_u32.. {
             let head = site.binary_head(&format!("last-{number}"));
             // Some permits are for those alone who hold none: everybody comes from elsewhere.
             let [_, _, high, low] = number.to_be_bytes();
             let source = Ipv4Addr::new(127, 9, high, low);
             let dial = site.dial(source, head, Vec::new(), Cut::Huge, None, &mut random);
             match Link::dial(dial).await {
-                Ok(link) => links.push(link),
-                Err(NoLink::Refused(503)) => return links.len(),
+                Ok(link) => executor.spawn(stay(link)).detach(),
+                Err(NoLink::Refused(503)) => return number as usize,
                 Err(error) => panic!("connection {number}: {error:?}"),
             }
         }
+        unreachable!("nobody makes as many connections")
     };
     let taken = smol::block_on(executor.run(filling));
     assert_eq!(taken, MAX_CONNECTIONS, "connections that could be made at the end");
+}
+
+/// Answers pings until the executor goes: nobody who stays may be taken for silent.
+async fn stay(mut link: Link) {
+    loop {
+        match link.next(Instant::now() + patience()).await {
+            Next::Frame(frame) if frame.opcode == wire::PING => {}
+            Next::Time => {}
+            other => panic!("a connection that was to stay got {other:?}"),
+        }
+    }
 }
 
 /// One time of raging and its end.

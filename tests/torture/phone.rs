@@ -256,6 +256,7 @@ impl Life<'_> {
             // What comes behind its end is nobody's: it counts as never sent.
             let late = self.text(self.world.borrow().phones[&self.number].sent);
             link.send_text(&late);
+            with(self.world, self.number, |phone| phone.babbled = true);
         }
         let until = Instant::now() + patience();
         loop {

@@ -129,6 +129,9 @@ pub struct Phone {
     pub sent: u64,
     /// How it leaves by its own decision.
     pub leaving: Option<Leaving>,
+    /// It sent more behind its close frame, which no peer may (RFC 6455 section 5.5.1): where the
+    /// relay's close crossed it, a reset may meet that.
+    pub babbled: bool,
     /// It does not read: the relay may lose patience with it.
     pub stalled: bool,
     /// Its connection is over.

@@ -268,6 +268,11 @@ impl World {
         }
         match phone.leaving {
             Some(Leaving::Orderly { answer, .. }) if answer == code => Ok(()),
+            Some(Leaving::Orderly { .. })
+                if code.is_none() && phone.babbled && (phone.directive.is_some() || silent) =>
+            {
+                Ok(())
+            }
             Some(Leaving::Orderly { answer, .. }) => Err(format!("{answer:?} was due")),
             Some(Leaving::Abrupt) if code.is_none() => Ok(()),
             _ => Err("nobody asked for it".to_owned()),
