@@ -3,8 +3,9 @@
 //! It hands bytes up to the codec only to the end of the frame in progress, so that at a frame
 //! boundary the codec holds nothing and serves the next connection that has something to decode:
 //! between messages a connection has no codec at all. On the way it sees every byte, knows since
-//! when a message is begun, and how much memory the codec holds for it. What the codec would write by itself (pongs, close replies) is discarded:
-//! ours go through the outbox, in their order and with their bounds.
+//! when a message is begun, and how much memory the codec holds for it. What the codec would write
+//! by itself (pongs, close replies) is discarded: ours go through the outbox, in their order and
+//! with their bounds.
 
 mod follower;
 

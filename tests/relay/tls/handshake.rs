@@ -7,9 +7,9 @@ use futures_rustls::rustls::{HandshakeKind, ProtocolVersion};
 
 use super::client::{Client, Files, NAME};
 use crate::rig::{
-    Ws, binary_head, connect, deadline, events, fresh_id, fresh_source, millis, phone_head,
+    Ws, binary_head, connect, connect_from, deadline, envelope, events, fresh_id, fresh_source,
+    millis, phone_head,
 };
-use crate::rig::{connect_from, envelope};
 
 #[test]
 fn http_1_1_is_agreed_on_in_tls_1_3_and_in_1_2() {
