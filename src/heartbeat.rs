@@ -48,6 +48,11 @@ impl Heartbeat {
         }
     }
 
+    /// Whether [`Self::check`] gives the peer up at `now`.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.pinged.is_some() && now >= self.deadline()
+    }
+
     /// What is due at `now`.
     pub fn check(&mut self, now: Instant) -> Beat {
         if now < self.deadline() {

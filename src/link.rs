@@ -5,6 +5,8 @@
 
 mod peer;
 mod reading;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -189,6 +191,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// One turn of everything; whether there is more to do at once.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         self.notice_seal(now);
+        if self.is_overdue(now) {
+            self.look_again();
+        }
         let more_input = self.read(cx, now);
         self.check_deadlines(now);
         // A message may have sealed the outbox.
@@ -310,6 +315,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 false
             }
         }
+    }
+
+    /// Whether the peer is about to be closed for its silence.
+    fn is_overdue(&self, now: Instant) -> bool {
+        let unfinished = self.message_deadline().is_some_and(|deadline| now >= deadline);
+        self.phase == Phase::Open && (unfinished || self.heartbeat.is_over(now))
     }
 
     fn check_deadlines(&mut self, now: Instant) {

@@ -68,6 +68,13 @@ impl<S: Transport, P: Peer> Link<S, P> {
         true
     }
 
+    /// Makes the next read ask the kernel. Where this process did not run for a while, the timers
+    /// know of it before the reactor has told what arrived meanwhile.
+    pub(super) fn look_again(&mut self) {
+        self.drained = false;
+        self.incoming.io().look_again();
+    }
+
     /// Reads from the socket; whether input came.
     fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         if self.peer_done {

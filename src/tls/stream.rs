@@ -27,6 +27,10 @@ impl Transport for Tls {
         if session.wants_read() { ciphertext.poll_readable(cx) } else { Poll::Ready(Ok(())) }
     }
 
+    fn look_again(&mut self) {
+        self.0.get_mut().0.drained = false;
+    }
+
     fn reset(&mut self) {
         self.0.get_mut().0.tcp.reset();
     }

@@ -1,4 +1,4 @@
-//! How the program is stopped.
+//! How the program is stopped, for good and for a while.
 
 use std::time::{Duration, Instant};
 
@@ -67,4 +67,21 @@ fn flood(binary: &mut Ws, conn_id: &str) {
         binary.send_text(&envelope(conn_id, &frame));
     }
     binary.sync();
+}
+
+#[test]
+fn an_answer_to_a_probe_that_came_while_the_program_stood_still_counts() {
+    let timeout = 1000;
+    let relay = Running::start(&["--probe-timeout", &millis(timeout)]);
+    let mut holder = relay.binary("stood-still");
+    let mut newcomer = relay.binary("stood-still");
+    let ping = holder.read_frame();
+    assert_eq!(ping.opcode, ws::PING);
+    relay.signal("STOP");
+    holder.send_frame(true, ws::PONG, &ping.payload);
+    // Not for an event: the time has to pass that the newcomer is to wait.
+    std::thread::sleep(scaled(Duration::from_millis(timeout)));
+    relay.signal("CONT");
+    newcomer.expect_close(4409, "server-id already claimed");
+    holder.sync();
 }

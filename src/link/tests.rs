@@ -1,0 +1,141 @@
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::task::Waker;
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite};
+
+use super::*;
+use crate::config::{Config, Options};
+use crate::shutdown::Stop;
+use crate::source::Source;
+
+/// A masked frame without payload, of this opcode (RFC 6455 section 5.2).
+fn frame(opcode: u8) -> Vec<u8> {
+    vec![0x80 | opcode, 0x80, 1, 2, 3, 4]
+}
+
+const TEXT: u8 = 0x1;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xa;
+
+/// A socket of which nobody tells that it has become readable.
+#[derive(Clone, Default)]
+struct Untold {
+    arrived: Rc<RefCell<VecDeque<Vec<u8>>>>,
+    /// The opcodes that were written.
+    written: Rc<RefCell<Vec<u8>>>,
+}
+
+impl Transport for Untold {
+    fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn reset(&mut self) {}
+}
+
+impl AsyncRead for Untold {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.arrived.borrow_mut().pop_front() {
+            Some(bytes) => {
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                Poll::Ready(Ok(bytes.len()))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Untold {
+    /// One frame a write: small ones that come one after the other.
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.written.borrow_mut().push(bytes[0] & 0xf);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A link over such a socket.
+struct Scene {
+    began: Instant,
+    socket: Untold,
+    link: Link<Untold, Rejected>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let options = Options::parse_arguments(["pyrycode-relay"]).unwrap();
+        let relay = Relay::new(Config::from_options(options).unwrap(), Stop::new());
+        let socket = Untold::default();
+        let remote = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let upgraded = Upgraded {
+            io: socket.clone(),
+            leftover: Vec::new(),
+            remote,
+            permit: relay.permits.acquire(Source::of(remote)).unwrap(),
+        };
+        let peer = Rejected { endpoint: Endpoint::Client, relay: Rc::clone(&relay) };
+        let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
+        Self { began: Instant::now(), socket, link }
+    }
+
+    /// What arrives while nobody looks.
+    fn arrives(&self, bytes: Vec<u8>) {
+        self.socket.arrived.borrow_mut().push_back(bytes);
+    }
+
+    /// A turn at that time after the first, and the opcodes that it wrote.
+    fn turn_after(&mut self, minutes: u32) -> Vec<u8> {
+        let now = self.began + minutes * Duration::from_secs(60);
+        self.link.turn(&mut Context::from_waker(Waker::noop()), now);
+        self.socket.written.take()
+    }
+}
+
+const NOTHING: [u8; 0] = [];
+
+#[test]
+fn an_answer_that_came_while_nobody_looked_is_heard_before_the_peer_is_given_up() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.turn_after(0), NOTHING);
+    assert_eq!(scene.turn_after(1), [PING]);
+    scene.arrives(frame(PONG));
+    assert_eq!(scene.turn_after(2), NOTHING);
+    assert_eq!(scene.turn_after(3), [PING]);
+    assert_eq!(scene.turn_after(4), [CLOSE]);
+}
+
+#[test]
+fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
+    for comes_to_its_end in [true, false] {
+        let mut scene = Scene::new();
+        let mut beginning = frame(TEXT);
+        let end = beginning.split_off(3);
+        scene.arrives(beginning);
+        assert_eq!(scene.turn_after(0), NOTHING);
+        if comes_to_its_end {
+            scene.arrives(end);
+        }
+        let written = scene.turn_after(1);
+        assert_eq!(written.contains(&CLOSE), !comes_to_its_end, "{written:?}");
+    }
+}
