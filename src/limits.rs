@@ -191,6 +191,9 @@ pub const CLOCK_STEP: Duration = Duration::from_secs(60 * 60);
 pub const MAX_REASON_BYTES: usize = 512;
 /// Largest file of the certificate cache in bytes; key and chain have 5 KiB.
 pub const MAX_CACHED_BYTES: u64 = 256 * 1024;
+/// What an interrupted write of the certificate cache left is cleared away once it is this old:
+/// nobody is still writing it.
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// Bounds of the buckets in which turns of the event loop are counted: a turn usually takes
 /// microseconds, and one of 100 ms is felt by a person.

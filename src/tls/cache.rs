@@ -1,14 +1,14 @@
 //! The directory in which keys and certificates that were ordered outlive the program.
 //!
 //! Files are of mode 0600 from their first moment and appear under their name as a whole or not at
-//! all.
+//! all. What a loss of power leaves of a write is cleared away later.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::limits::MAX_CACHED_BYTES;
+use crate::limits::{LEFTOVER_AGE, MAX_CACHED_BYTES};
 
 /// A directory that only its owner, this program, can look into.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +54,7 @@ impl Cache {
         if owner != us {
             return refused(format!("it belongs to user {owner}, and this is user {us}"));
         }
+        clear_leftovers(directory);
         Ok(Self { directory: directory.to_owned() })
     }
 
@@ -119,6 +120,27 @@ fn create(path: &Path) -> io::Result<File> {
 /// A name beside the real one, which nobody else has at this moment.
 fn temporary(name: &str) -> String {
     format!(".{name}-{:016x}", fastrand::u64(..))
+}
+
+fn is_temporary(name: &str) -> bool {
+    let Some((_, number)) = name.strip_prefix('.').and_then(|name| name.rsplit_once('-')) else {
+        return false;
+    };
+    number.len() == 16 && number.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Removes what writes left that were interrupted; not what another process may be writing now.
+fn clear_leftovers(directory: &Path) {
+    // Best effort: a leftover takes a few kilobytes and harms nobody.
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let modified = entry.metadata().and_then(|found| found.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        let is_old = age.is_some_and(|age| age >= LEFTOVER_AGE);
+        if is_old && entry.file_name().to_str().is_some_and(is_temporary) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -259,6 +281,27 @@ mod tests {
         fs::create_dir(path.join("a")).unwrap();
         assert!(block_on(cache.write("a", b"new".to_vec())).is_err());
         assert_eq!(names(&path), ["a"]);
+    }
+
+    #[test]
+    fn what_interrupted_writes_left_is_cleared_away_and_nothing_else() {
+        let place = Place::new();
+        let path = place.directory(0o700);
+        let old = std::time::SystemTime::now() - LEFTOVER_AGE;
+        let number = "0123456789abcdef";
+        let kept =
+            ["a", ".a", &format!(".a-{number}0"), &format!("a-{number}"), ".a-0123456789ABCDEF"];
+        let young = format!(".young-{number}");
+        for name in kept.into_iter().chain([&*format!(".old-{number}")]) {
+            File::create(path.join(name)).unwrap().set_modified(old).unwrap();
+        }
+        File::create(path.join(&young)).unwrap();
+        Cache::open(&path).unwrap();
+        let (mut found, mut expected) = (names(&path), kept.map(str::to_owned).to_vec());
+        expected.push(young);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
     }
 
     #[test]
