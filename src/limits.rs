@@ -102,6 +102,10 @@ pub const HEARTBEAT_STEPS: u32 = 128;
 /// they get an answer. An address without connections may have more.
 pub const REQUESTS_AT_CAP: usize = 16;
 
+/// Turns of reading for a message whose time is over, while there is more to read at once: where the
+/// process did not run for a while, the rest may have come in time. The largest message takes fewer.
+pub const LATE_TURNS: u8 = 32;
+
 /// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
 /// may have been on its way before the peer vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);

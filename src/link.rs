@@ -22,7 +22,7 @@ use self::peer::{Rejected, count_end};
 use crate::budget::Charge;
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
-use crate::limits::LINGER_TIME;
+use crate::limits::{LATE_TURNS, LINGER_TIME};
 use crate::metrics::{Direction, Endpoint};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
@@ -74,6 +74,8 @@ pub struct Link<S, P> {
     drained: bool,
     opened: Instant,
     tally: Tally,
+    /// Turns since the message in progress should have been complete.
+    late_turns: u8,
     /// The peer has shut down writing.
     peer_done: bool,
     remote: IpAddr,
@@ -150,6 +152,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             drained: false,
             opened: Instant::now(),
             tally: Tally::default(),
+            late_turns: 0,
             peer_done: false,
             remote,
             _permit: permit,
@@ -191,11 +194,15 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// One turn of everything; whether there is more to do at once.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         self.notice_seal(now);
-        if self.is_overdue(now) {
+        let last_call = self.outbox.is_last_call();
+        if last_call || self.is_overdue(now) {
             self.look_again();
         }
         let more_input = self.read(cx, now);
-        self.check_deadlines(now);
+        if last_call && !more_input {
+            self.outbox.nothing_more();
+        }
+        self.check_deadlines(now, more_input);
         // A message may have sealed the outbox.
         self.notice_seal(now);
         let more_output = self.write(cx, now);
@@ -323,12 +330,15 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.phase == Phase::Open && (unfinished || self.heartbeat.is_over(now))
     }
 
-    fn check_deadlines(&mut self, now: Instant) {
+    fn check_deadlines(&mut self, now: Instant, more_input: bool) {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
         match self.phase {
             Phase::Open => {
-                if due(self.message_deadline()) {
-                    return self.close(Close::MessageTimeout, now);
+                match due(self.message_deadline()) {
+                    // The rest of the message may be what has not been read yet.
+                    true if more_input && self.late_turns < LATE_TURNS => self.late_turns += 1,
+                    true => return self.close(Close::MessageTimeout, now),
+                    false => self.late_turns = 0,
                 }
                 match self.heartbeat.check(now) {
                     Beat::Quiet => {}

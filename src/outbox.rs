@@ -149,6 +149,26 @@ impl Outbox {
         }
     }
 
+    /// Has the link read what the peer has sent by now: the probe's time is over.
+    pub fn call_last(&self) {
+        if let Some(probe) = &*self.probe.borrow() {
+            probe.call_last();
+        }
+        self.state.borrow_mut().wake();
+    }
+
+    /// Whether a probe waits for the link to have read everything.
+    pub fn is_last_call(&self) -> bool {
+        self.probed.get() && self.probe.borrow().as_ref().is_some_and(|probe| probe.is_last_call())
+    }
+
+    /// The link has read everything.
+    pub fn nothing_more(&self) {
+        if let Some(probe) = &*self.probe.borrow() {
+            probe.nothing_more();
+        }
+    }
+
     /// Seals the outbox with a close frame. The first close stands; an abort after an orderly
     /// close still skips the queue.
     pub fn close(&self, close: Close, manner: Manner) {

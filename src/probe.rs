@@ -12,6 +12,7 @@ use crate::limits::PROBE_BLIND;
 pub struct Probe {
     payload: [u8; 8],
     asked: Instant,
+    last_call: Cell<bool>,
     outcome: Cell<Option<Outcome>>,
     waiting: RefCell<Option<Waker>>,
 }
@@ -23,6 +24,8 @@ pub enum Outcome {
     Answered,
     /// The holder's connection ended meanwhile: the slot is free to take.
     HolderGone,
+    /// The time is over, and nothing was there when the holder's socket was read for the last time.
+    Silent,
 }
 
 impl Probe {
@@ -31,6 +34,7 @@ impl Probe {
         Self {
             payload: random_payload(),
             asked,
+            last_call: Cell::new(false),
             outcome: Cell::new(None),
             waiting: RefCell::new(None),
         }
@@ -60,6 +64,23 @@ impl Probe {
     pub fn holder_gone(&self) {
         self.outcome.take();
         self.settle(Outcome::HolderGone);
+    }
+
+    /// The time is over: what has arrived by now still counts, once the holder's link has read it.
+    pub fn call_last(&self) {
+        self.last_call.set(true);
+    }
+
+    /// Whether the time is over.
+    pub fn is_last_call(&self) -> bool {
+        self.last_call.get()
+    }
+
+    /// The holder's link has read all there is.
+    pub fn nothing_more(&self) {
+        if self.last_call.get() {
+            self.settle(Outcome::Silent);
+        }
     }
 
     /// The outcome so far.
@@ -114,6 +135,17 @@ mod tests {
         assert_eq!(probe.outcome(), None);
         probe.heard(now + PROBE_BLIND + Duration::from_millis(1));
         assert_eq!(probe.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
+    fn silence_is_an_outcome_once_the_time_is_over_and_all_is_read() {
+        let probe = Probe::new(Instant::now());
+        probe.nothing_more();
+        assert_eq!(probe.outcome(), None);
+        probe.call_last();
+        assert_eq!(probe.outcome(), None);
+        probe.nothing_more();
+        assert_eq!(probe.outcome(), Some(Outcome::Silent));
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// cannot tell is always ready. Cancel safe.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Makes the next read ask the kernel, whatever is known of the socket's readiness.
+    /// Makes the next read ask the kernel, whatever the transport knows of its readiness; most know
+    /// nothing.
     fn look_again(&mut self) {}
 
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.

@@ -76,10 +76,11 @@ pub async fn open<S: Transport + 'static>(
 /// Waits for what becomes of the holder. What the newcomer sends meanwhile stays unread.
 async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<ServerSeat, Close> {
     let server = contest.server().clone();
-    let outcome = std::future::poll_fn(|cx| contest.poll_outcome(cx).map(Some));
+    let outcome = std::future::poll_fn(|cx| contest.poll_outcome(cx));
     let silence = async {
         Timer::after(relay.config.probe_timeout).await;
-        None
+        contest.call_last();
+        std::future::pending().await
     };
     let stop = async {
         relay.stop.raised().await;
@@ -91,9 +92,9 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
         return Err(Close::NotAllowed);
     }
     let won = match outcome {
-        Some(Outcome::Answered) => None,
-        Some(Outcome::HolderGone) => contest.win().ok(),
-        None => {
+        Outcome::Answered => None,
+        Outcome::HolderGone => contest.win().ok(),
+        Outcome::Silent => {
             let won = contest.win().ok();
             if won.is_some() {
                 events::server_id_takeover(&server, remote);

@@ -150,7 +150,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
                 match &mut self.phase {
-                    // The answer to ours: what is there already is still read.
+                    // It answers ours or crosses it: that ends the lingering, once what is there
+                    // already is read.
                     Phase::Lingering { until, .. } => *until = now,
                     _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
                 }

@@ -9,12 +9,24 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::*;
 use crate::config::{Config, Options};
+use crate::limits::{BATCH_BYTES, TURN_BATCHES};
+use crate::probe::{Outcome, Probe};
 use crate::shutdown::Stop;
 use crate::source::Source;
 
-/// A masked frame without payload, of this opcode (RFC 6455 section 5.2).
-fn frame(opcode: u8) -> Vec<u8> {
-    vec![0x80 | opcode, 0x80, 1, 2, 3, 4]
+/// A final, masked frame (RFC 6455 section 5.2).
+fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x80 | opcode, 0xff];
+    frame.extend(u64::try_from(payload.len()).unwrap().to_be_bytes());
+    match u8::try_from(payload.len()) {
+        // The shortest form is the one to use; control frames have no other.
+        Ok(length @ ..126) => frame.splice(1.., [0x80 | length]).for_each(drop),
+        _ => assert!(payload.len() > usize::from(u16::MAX), "not needed here"),
+    }
+    let mask = [1, 2, 3, 4];
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
 }
 
 const TEXT: u8 = 0x1;
@@ -118,24 +130,62 @@ fn an_answer_that_came_while_nobody_looked_is_heard_before_the_peer_is_given_up(
     let mut scene = Scene::new();
     assert_eq!(scene.turn_after(0), NOTHING);
     assert_eq!(scene.turn_after(1), [PING]);
-    scene.arrives(frame(PONG));
+    scene.arrives(masked(PONG, b""));
     assert_eq!(scene.turn_after(2), NOTHING);
     assert_eq!(scene.turn_after(3), [PING]);
     assert_eq!(scene.turn_after(4), [CLOSE]);
 }
 
 #[test]
+fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
+    for (answer, outcome) in [(true, Outcome::Answered), (false, Outcome::Silent)] {
+        let mut scene = Scene::new();
+        let probe = Rc::new(Probe::new(scene.began));
+        scene.link.outbox.ask(&probe);
+        assert_eq!(scene.turn_after(0), [PING]);
+        if answer {
+            scene.arrives(masked(PONG, probe.payload()));
+        }
+        scene.link.outbox.call_last();
+        assert_eq!(probe.outcome(), None);
+        scene.turn_after(0);
+        assert_eq!(probe.outcome(), Some(outcome));
+    }
+}
+
+#[test]
 fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
+    let message = masked(TEXT, &[b' '; 256 * 1024]);
     for comes_to_its_end in [true, false] {
         let mut scene = Scene::new();
-        let mut beginning = frame(TEXT);
-        let end = beginning.split_off(3);
-        scene.arrives(beginning);
+        let (beginning, rest) = message.split_at(9);
+        scene.arrives(beginning.to_vec());
         assert_eq!(scene.turn_after(0), NOTHING);
-        if comes_to_its_end {
-            scene.arrives(end);
+        let until = rest.len() - usize::from(!comes_to_its_end);
+        // More than a turn takes; a read that is not full has taken all there was.
+        for record in rest[..until].chunks(BATCH_BYTES) {
+            scene.arrives(record.to_vec());
         }
-        let written = scene.turn_after(1);
+        let written: Vec<_> = (0..20).flat_map(|_| scene.turn_after(1)).collect();
         assert_eq!(written.contains(&CLOSE), !comes_to_its_end, "{written:?}");
+    }
+}
+
+#[test]
+fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
+    let mut scene = Scene::new();
+    let mut first = masked(TEXT, b"1");
+    first[0] &= 0x7f;
+    scene.arrives(first);
+    assert_eq!(scene.turn_after(0), NOTHING);
+    let pongs = masked(PONG, &[b'p'; 125]).repeat(500);
+    let mut flood = pongs.iter().copied().cycle();
+    for turn in 0.. {
+        assert!(turn <= LATE_TURNS, "it goes on for ever");
+        (0..TURN_BATCHES).for_each(|_| scene.arrives(flood.by_ref().take(BATCH_BYTES).collect()));
+        if scene.turn_after(1).contains(&CLOSE) {
+            assert_eq!(turn, LATE_TURNS, "there was more to read");
+            break;
+        }
     }
 }

@@ -223,6 +223,16 @@ impl Contest {
         self.probe.poll_outcome(cx)
     }
 
+    /// The time is over: the holder's link reads once more what is there, and then tells the outcome.
+    pub fn call_last(&self) {
+        let map = self.registry.map.borrow();
+        if let Some(Holder::Live { outbox, .. }) =
+            map.slots.get(&self.server).map(|slot| &slot.holder)
+        {
+            outbox.call_last();
+        }
+    }
+
     /// Takes the slot: the holder is gone, or has not answered in time. The error says that it has
     /// answered after all.
     pub fn win(self) -> Result<ServerSeat, Lost> {
@@ -231,7 +241,7 @@ impl Contest {
             let free = match map.slots.get(&self.server).map(|slot| &slot.holder) {
                 Some(Holder::Grace { .. }) => true,
                 Some(Holder::Live { serial, .. }) => {
-                    *serial == self.holder && self.probe.outcome().is_none()
+                    *serial == self.holder && self.probe.outcome() != Some(Outcome::Answered)
                 }
                 // A slot is not released while it is contested.
                 None => false,
