@@ -39,32 +39,45 @@ fn a_close_with_the_registered_code_1014_is_a_close_like_any_other() {
 fn what_a_peer_sends_behind_its_close_frame_costs_it_nothing_that_is_on_its_way_to_it() {
     // An invalid code is a close frame too, which 1002 answers (RFC 6455 section 7.4).
     for (code, answer) in [(1000, 1000), (2999, 1002)] {
-        let relay = Relay::start(&[]);
-        let id = fresh_id("behind");
-        let mut binary = relay.binary(&id);
-        let seen = events::mark();
-        let mut phone = slow_reader(relay.address, &phone_head(&id));
-        let line = events::wait_after(seen, "phone_registered", &[("server_id", &id)]);
-        let conn_id = events::field(&line, "conn_id");
-        phone.send_text("1");
-        assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
-        // More than the phone's kernel takes in, so that the answer waits in the relay's.
-        let message = format!("\"{}\"", "x".repeat(1000 - 2));
-        for _ in 0..60 {
-            binary.send_text(&envelope(&conn_id, &message));
-        }
-        binary.sync();
-        phone.send_close(code, "");
-        assert_eq!(binary.read_text(), notice(&conn_id, answer));
-        // A library may answer pings until it is answered itself.
-        binary.sync();
-        phone.send_frame(true, PONG, b"late");
-        binary.sync();
-        for number in 0..60 {
-            assert_eq!(phone.read_text(), message, "message {number}");
-        }
-        phone.expect_close(answer, "");
+        // The relay waits for two seconds; a machine that stalls for longer is too late.
+        let in_time = (0..10).any(|_| closes_and_pongs(code, answer));
+        assert!(in_time, "the relay does not wait for what comes behind a close frame");
     }
+}
+
+/// A phone with messages on their way to it closes with `code`, sends a pong, and then reads what
+/// it gets. Whether the pong came while the relay still waited for the phone's end.
+fn closes_and_pongs(code: u16, answer: u16) -> bool {
+    let relay = Relay::start(&[]);
+    let id = fresh_id("behind");
+    let mut binary = relay.binary(&id);
+    let seen = events::mark();
+    let mut phone = slow_reader(relay.address, &phone_head(&id));
+    let line = events::wait_after(seen, "phone_registered", &[("server_id", &id)]);
+    let conn_id = events::field(&line, "conn_id");
+    // More than the phone's kernel takes in, so that the answer waits in the relay's.
+    let message = format!("\"{}\"", "x".repeat(1000 - 2));
+    for _ in 0..60 {
+        binary.send_text(&envelope(&conn_id, &message));
+    }
+    binary.sync();
+    // Behind a turn that reads this, everything is written.
+    phone.send_text("1");
+    assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+    phone.send_close(code, "");
+    assert_eq!(binary.read_text(), notice(&conn_id, answer));
+    binary.sync();
+    // A library may answer pings until it is answered itself.
+    phone.send_frame(true, PONG, b"late");
+    binary.sync();
+    if events::count("connection_closed", &[("conn_id", &conn_id)]) > 0 {
+        return false;
+    }
+    for number in 0..60 {
+        assert_eq!(phone.read_text(), message, "message {number}");
+    }
+    phone.expect_close(answer, "");
+    true
 }
 
 #[test]

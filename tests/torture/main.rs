@@ -189,8 +189,8 @@ impl Round {
                 Timer::at(due).await;
                 let late = due.elapsed();
                 worst = worst.max(late);
-                lately.push_back((due, late));
-                while lately.front().is_some_and(|(due, _)| due.elapsed() > scaled(LATELY)) {
+                lately.push_back((Instant::now(), late));
+                while lately.front().is_some_and(|(rang, _)| rang.elapsed() > scaled(LATELY)) {
                     lately.pop_front();
                 }
                 if let Some(wrong) =

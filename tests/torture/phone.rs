@@ -227,6 +227,7 @@ impl Life<'_> {
         };
         self.world.borrow_mut().note(format!("phone {} leaves: {exit:?}", self.number));
         with(self.world, self.number, |phone| {
+            phone.leaving_since = Some(Instant::now());
             phone.leaving = (exit != Exit::Stall).then_some(leaving);
             phone.stalled = exit == Exit::Stall;
         });
@@ -269,6 +270,9 @@ impl Life<'_> {
                     return;
                 }
                 next => {
+                    if matches!(&next, Next::Frame(frame) if frame.opcode == PING) {
+                        with(self.world, self.number, |phone| phone.babbled = true);
+                    }
                     if self.take(&link, next) {
                         return;
                     }

@@ -129,8 +129,9 @@ pub struct Phone {
     pub sent: u64,
     /// How it leaves by its own decision.
     pub leaving: Option<Leaving>,
-    /// It sent more behind its close frame, which no peer may (RFC 6455 section 5.5.1): where the
-    /// relay's close crossed it, a reset may meet that.
+    pub leaving_since: Option<Instant>,
+    /// It sent more behind its close frame, a pong or what no peer may (RFC 6455 section 5.5.1): where
+    /// the relay's close crossed it, or once the relay has waited for two seconds, a reset meets that.
     pub babbled: bool,
     /// It does not read: the relay may lose patience with it.
     pub stalled: bool,

@@ -1,6 +1,6 @@
 //! The judge of what arrives: as strict as the contract allows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{End, Leaving, Phone, World, cut};
 use crate::text::{Text, Way};
@@ -250,6 +250,9 @@ impl World {
         let directed = phone.directive.filter(|directive| {
             code.is_some_and(|code| directive.codes.contains(&code)) && code.is_some()
         });
+        let crossed = phone.directive.is_some() || silent || expired || self.overdue();
+        let unawaited =
+            crossed || phone.leaving_since.is_some_and(|since| since.elapsed() >= LINGER_TIME);
         match (code, reason) {
             (Some(4404), "binary reclaimed server-id") if silent => return Ok(()),
             (Some(4404), "no server with that id") if expired || self.overdue() => return Ok(()),
@@ -268,11 +271,7 @@ impl World {
         }
         match phone.leaving {
             Some(Leaving::Orderly { answer, .. }) if answer == code => Ok(()),
-            Some(Leaving::Orderly { .. })
-                if code.is_none() && phone.babbled && (phone.directive.is_some() || silent) =>
-            {
-                Ok(())
-            }
+            Some(Leaving::Orderly { .. }) if code.is_none() && phone.babbled && unawaited => Ok(()),
             Some(Leaving::Orderly { answer, .. }) => Err(format!("{answer:?} was due")),
             Some(Leaving::Abrupt) if code.is_none() => Ok(()),
             _ => Err("nobody asked for it".to_owned()),
@@ -285,3 +284,6 @@ impl World {
         left.is_some_and(|left| left.elapsed() >= self.grace)
     }
 }
+
+/// How long the relay waits for the end of a peer that has closed; not stretched by anything.
+const LINGER_TIME: Duration = Duration::from_secs(2);
