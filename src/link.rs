@@ -194,13 +194,13 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// One turn of everything; whether there is more to do at once.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         self.notice_seal(now);
-        let last_call = self.outbox.is_last_call();
-        if last_call || self.is_overdue(now) {
+        let last_call = self.outbox.last_call();
+        if last_call.is_some() || self.is_overdue(now) {
             self.look_again();
         }
         let more_input = self.read(cx, now);
-        if last_call && !more_input {
-            self.outbox.nothing_more();
+        if let (Some(probe), false) = (last_call, more_input) {
+            probe.nothing_more();
         }
         self.check_deadlines(now, more_input);
         // A message may have sealed the outbox.

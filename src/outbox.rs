@@ -157,16 +157,12 @@ impl Outbox {
         self.state.borrow_mut().wake();
     }
 
-    /// Whether a probe waits for the link to have read everything.
-    pub fn is_last_call(&self) -> bool {
-        self.probed.get() && self.probe.borrow().as_ref().is_some_and(|probe| probe.is_last_call())
-    }
-
-    /// The link has read everything.
-    pub fn nothing_more(&self) {
-        if let Some(probe) = &*self.probe.borrow() {
-            probe.nothing_more();
+    /// The probe that waits for the link to have read everything, if one does.
+    pub fn last_call(&self) -> Option<Rc<Probe>> {
+        if !self.probed.get() {
+            return None;
         }
+        self.probe.borrow().as_ref().filter(|probe| probe.is_last_call()).cloned()
     }
 
     /// Seals the outbox with a close frame. The first close stands; an abort after an orderly

@@ -331,4 +331,4 @@ impl AsyncWrite for Feed {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

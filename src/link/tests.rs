@@ -13,26 +13,7 @@ use crate::limits::{BATCH_BYTES, TURN_BATCHES};
 use crate::probe::{Outcome, Probe};
 use crate::shutdown::Stop;
 use crate::source::Source;
-
-/// A final, masked frame (RFC 6455 section 5.2).
-fn masked(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x80 | opcode, 0xff];
-    frame.extend(u64::try_from(payload.len()).unwrap().to_be_bytes());
-    match u8::try_from(payload.len()) {
-        // The shortest form is the one to use; control frames have no other.
-        Ok(length @ ..126) => frame.splice(1.., [0x80 | length]).for_each(drop),
-        _ => assert!(payload.len() > usize::from(u16::MAX), "not needed here"),
-    }
-    let mask = [1, 2, 3, 4];
-    frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    frame
-}
-
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
+use crate::wire::tests::{CLOSE, PING, PONG, TEXT, frame};
 
 /// A socket of which nobody tells that it has become readable.
 #[derive(Clone, Default)]
@@ -130,7 +111,7 @@ fn an_answer_that_came_while_nobody_looked_is_heard_before_the_peer_is_given_up(
     let mut scene = Scene::new();
     assert_eq!(scene.turn_after(0), NOTHING);
     assert_eq!(scene.turn_after(1), [PING]);
-    scene.arrives(masked(PONG, b""));
+    scene.arrives(frame(true, PONG, b""));
     assert_eq!(scene.turn_after(2), NOTHING);
     assert_eq!(scene.turn_after(3), [PING]);
     assert_eq!(scene.turn_after(4), [CLOSE]);
@@ -144,7 +125,7 @@ fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
         scene.link.outbox.ask(&probe);
         assert_eq!(scene.turn_after(0), [PING]);
         if answer {
-            scene.arrives(masked(PONG, probe.payload()));
+            scene.arrives(frame(true, PONG, probe.payload()));
         }
         scene.link.outbox.call_last();
         assert_eq!(probe.outcome(), None);
@@ -155,7 +136,7 @@ fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
 
 #[test]
 fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
-    let message = masked(TEXT, &[b' '; 256 * 1024]);
+    let message = frame(true, TEXT, &[b' '; 256 * 1024]);
     for comes_to_its_end in [true, false] {
         let mut scene = Scene::new();
         let (beginning, rest) = message.split_at(9);
@@ -174,11 +155,9 @@ fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
 #[test]
 fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
     let mut scene = Scene::new();
-    let mut first = masked(TEXT, b"1");
-    first[0] &= 0x7f;
-    scene.arrives(first);
+    scene.arrives(frame(false, TEXT, b"1"));
     assert_eq!(scene.turn_after(0), NOTHING);
-    let pongs = masked(PONG, &[b'p'; 125]).repeat(500);
+    let pongs = frame(true, PONG, &[b'p'; 125]).repeat(500);
     let mut flood = pongs.iter().copied().cycle();
     for turn in 0.. {
         assert!(turn <= LATE_TURNS, "it goes on for ever");

@@ -15,11 +15,11 @@ const LARGEST: usize = 256 * 1024;
 const CODEC: usize = CODEC_BUFFER + CODEC_OVERHEAD;
 
 const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
+pub(crate) const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
+pub(crate) const CLOSE: u8 = 0x8;
+pub(crate) const PING: u8 = 0x9;
+pub(crate) const PONG: u8 = 0xa;
 
 /// A socket that gives what it was fed, a chunk a read, and waits between.
 #[derive(Default, Debug)]
@@ -169,7 +169,7 @@ impl Peer {
     }
 }
 
-fn frame(is_final: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(is_final: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x11, 0x9c, 0xe2, 0x7f];
     let mut bytes = vec![u8::from(is_final) << 7 | opcode];
     match payload.len() {

@@ -60,15 +60,6 @@ fn a_second_signal_exits_at_once_with_1() {
     }
 }
 
-/// Sends more than a connection's buffers hold to a phone that does not read.
-fn flood(binary: &mut Ws, conn_id: &str) {
-    let frame = format!("\"{}\"", "x".repeat(100_000));
-    for _ in 0..100 {
-        binary.send_text(&envelope(conn_id, &frame));
-    }
-    binary.sync();
-}
-
 #[test]
 fn an_answer_to_a_probe_that_came_while_the_program_stood_still_counts() {
     let timeout = 1000;
@@ -84,4 +75,13 @@ fn an_answer_to_a_probe_that_came_while_the_program_stood_still_counts() {
     relay.signal("CONT");
     newcomer.expect_close(4409, "server-id already claimed");
     holder.sync();
+}
+
+/// Sends more than a connection's buffers hold to a phone that does not read.
+fn flood(binary: &mut Ws, conn_id: &str) {
+    let frame = format!("\"{}\"", "x".repeat(100_000));
+    for _ in 0..100 {
+        binary.send_text(&envelope(conn_id, &frame));
+    }
+    binary.sync();
 }

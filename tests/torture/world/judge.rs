@@ -1,6 +1,8 @@
 //! The judge of what arrives: as strict as the contract allows.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use pyrycode_relay::limits::LINGER_TIME;
 
 use super::{End, Leaving, Phone, World, cut};
 use crate::text::{Text, Way};
@@ -247,9 +249,9 @@ impl World {
         };
         let silent = passed(|end| matches!(end, End::Silent { .. }));
         let expired = passed(|end| matches!(end, End::Expired { .. }));
-        let directed = phone.directive.filter(|directive| {
-            code.is_some_and(|code| directive.codes.contains(&code)) && code.is_some()
-        });
+        let directed = phone
+            .directive
+            .filter(|directive| code.is_some_and(|code| directive.codes.contains(&code)));
         let crossed = phone.directive.is_some() || silent || expired || self.overdue();
         let unawaited =
             crossed || phone.leaving_since.is_some_and(|since| since.elapsed() >= LINGER_TIME);
@@ -284,6 +286,3 @@ impl World {
         left.is_some_and(|left| left.elapsed() >= self.grace)
     }
 }
-
-/// How long the relay waits for the end of a peer that has closed; not stretched by anything.
-const LINGER_TIME: Duration = Duration::from_secs(2);
