@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import random
 import secrets
 import signal
 import socket
@@ -150,10 +151,22 @@ def stop(child):
         child.wait()
 
 
-def free_ports(count, address="127.0.0.1"):
-    """Ports that nobody has now, for programs that cannot be told to pick one."""
+def free_ports(count):
+    """Ports that nobody has now, for programs that cannot be told to pick one.
+
+    On all addresses, as such a program may listen: a connection from 127.7.0.1 that another check has
+    just closed keeps its port there for a minute. And none of those that the kernel gives to outgoing
+    connections, one of which may have it by the time that the program starts.
+    """
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        lowest, highest = map(int, file.read().split())
+    candidates = [*range(10000, lowest), *range(highest + 1, 65536)]
+    free = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((address, 0))
-        return [one.getsockname()[1] for one in sockets]
+        while len(free) < count:
+            one = stack.enter_context(socket.socket())
+            port = random.choice(candidates)
+            with contextlib.suppress(OSError):
+                one.bind(("", port))
+                free.append(port)
+    return free
