@@ -384,8 +384,8 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::config::Listen;
     use crate::listen;
+    use crate::listen::Listen;
 
     #[test]
     fn no_listener_is_the_first_of_every_batch() {

@@ -15,8 +15,9 @@ use bytesize::ByteSize;
 
 use self::address::Occupancy;
 use crate::board::Board;
-use crate::config::{Config, Listen, Sources};
+use crate::config::{Config, Sources};
 use crate::limits::RESERVED_DESCRIPTORS;
+use crate::listen::Listen;
 
 /// What was found.
 #[derive(Debug, Default)]

@@ -5,8 +5,6 @@ mod sources;
 #[cfg(feature = "tls")]
 mod tls;
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,6 +15,7 @@ pub use self::tls::{Source, TlsSettings};
 use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
+use crate::listen::Listen;
 use crate::proxies::Proxies;
 
 /// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts
@@ -70,24 +69,6 @@ pub struct Config {
     pub metrics_listen: Option<Listen>,
     /// Whether they may be served to other machines.
     pub metrics_public: bool,
-}
-
-/// An address to listen on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Listen {
-    /// Every interface, both families where the kernel has both.
-    Everywhere(u16),
-    /// This address.
-    At(SocketAddr),
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Everywhere(port) => write!(f, ":{port}"),
-            Self::At(address) => write!(f, "{address}"),
-        }
-    }
 }
 
 impl Config {

@@ -1,13 +1,57 @@
-//! Opens the listening sockets.
+//! Addresses to listen on, and the sockets that are opened there.
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use log::info;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::Listen;
 use crate::limits::LISTEN_BACKLOG;
+
+/// An address to listen on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// Every interface, both families where the kernel has both.
+    Everywhere(u16),
+    /// This address.
+    At(SocketAddr),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everywhere(port) => write!(f, ":{port}"),
+            Self::At(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// Parses `ADDRESS:PORT` or `:PORT`. Names are not looked up: that would take a resolver thread. The
+/// error is a sentence for the operator.
+pub fn parse_listen(text: &str) -> Result<Listen, String> {
+    let port = |digits: &str| {
+        digits.parse::<u16>().map_err(|_| format!("{digits:?} is no port (0 to 65535)"))
+    };
+    if let Some(digits) = text.strip_prefix(':') {
+        return port(digits).map(Listen::Everywhere);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Listen::At(address));
+    }
+    Err(match text.rsplit_once(':') {
+        Some(("localhost", digits)) if port(digits).is_ok() => {
+            format!("names are not looked up: use 127.0.0.1:{digits} or [::1]:{digits}")
+        }
+        _ if text.parse::<std::net::IpAddr>().is_ok() => {
+            "the port is missing: write 192.0.2.1:8080 or [2001:db8::1]:8080".to_owned()
+        }
+        _ if text.parse::<u16>().is_ok() => format!("write :{text} to listen on every interface"),
+        _ => {
+            "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080".to_owned()
+        }
+    })
+}
 
 /// Opens a listening socket. An address that the machine does not have yet is bound all the same
 /// (free bind); `:port` falls back to IPv4 alone where the kernel has no IPv6.

@@ -12,9 +12,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use async_io::{Async, Timer};
+use pyrycode_relay::accept;
 use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::listen;
 use pyrycode_relay::shutdown::Stop;
-use pyrycode_relay::{accept, listen};
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::config::Listen;
 use crate::limits::{CHECK_MAX_ANSWER, CHECK_TIMEOUT};
 use crate::listen;
+use crate::listen::Listen;
 
 /// What was found at an address.
 #[derive(Clone, PartialEq, Eq, Debug)]

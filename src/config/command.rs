@@ -1,7 +1,6 @@
 //! The definition of the command line: one place for names, defaults, help and parsing.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,9 +9,9 @@ use clap::{ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, P
 use ipnet::IpNet;
 use log::LevelFilter;
 
-use super::Listen;
 use super::sources::{Sources, name_variable};
 use crate::limits::{self, MAX_DURATION};
+use crate::listen::{Listen, parse_listen};
 use crate::logging::Format;
 use crate::proxies::parse_network;
 
@@ -414,30 +413,6 @@ pub fn command() -> Command {
     let command = Options::command();
     let options: Vec<_> = command.get_arguments().cloned().collect();
     command.mut_subcommand(CHECK, |check| check.args(options))
-}
-
-pub(super) fn parse_listen(text: &str) -> Result<Listen, String> {
-    let port = |digits: &str| {
-        digits.parse::<u16>().map_err(|_| format!("{digits:?} is no port (0 to 65535)"))
-    };
-    if let Some(digits) = text.strip_prefix(':') {
-        return port(digits).map(Listen::Everywhere);
-    }
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Listen::At(address));
-    }
-    Err(match text.rsplit_once(':') {
-        Some(("localhost", digits)) if port(digits).is_ok() => {
-            format!("names are not looked up: use 127.0.0.1:{digits} or [::1]:{digits}")
-        }
-        _ if text.parse::<std::net::IpAddr>().is_ok() => {
-            "the port is missing: write 192.0.2.1:8080 or [2001:db8::1]:8080".to_owned()
-        }
-        _ if text.parse::<u16>().is_ok() => format!("write :{text} to listen on every interface"),
-        _ => {
-            "write an IP address and a port, such as 127.0.0.1:8080, [::1]:8080 or :8080".to_owned()
-        }
-    })
 }
 
 fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Listen;
-use super::command::parse_listen;
 use crate::limits;
+use crate::listen::{Listen, parse_listen};
 use crate::tls::names;
 
 /// The options as they are written.
