@@ -13,16 +13,16 @@ use log::debug;
 
 use self::server::Pledge;
 use self::visitor::Visitor;
-use crate::events;
 use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::head::{self, Announcement, Head, Opening};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
-use crate::metrics::Endpoint;
 use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
+use crate::telemetry::events;
+use crate::telemetry::metrics::Endpoint;
 #[cfg(feature = "tls")]
 use crate::tls::stream::Tls;
 #[cfg(feature = "tls")]

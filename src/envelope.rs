@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::frames::Frame;
 use crate::json::Fields;
-use crate::metrics::Dropped;
+use crate::telemetry::metrics::Dropped;
 
 /// What every envelope with this phone's frames begins with, escaped once and kept.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 
 use crate::ids::ServerId;
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
-use crate::metrics::{AttemptOutcome, Endpoint, Refused};
+use crate::telemetry::metrics::{AttemptOutcome, Endpoint, Refused};
 
 /// What a judged head came to.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::certificate::Condition;
 use crate::registry::Counts;
+use crate::telemetry::certificate::Condition;
 
 /// The whole response to `GET /healthz`, or to `HEAD` without the body. Keys and their order are
 /// the contract's; those of a certificate follow where there is to be one. Why one could not be

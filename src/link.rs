@@ -23,10 +23,10 @@ use crate::budget::Charge;
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::limits::{LATE_TURNS, LINGER_TIME};
-use crate::metrics::{Direction, Endpoint};
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
+use crate::telemetry::metrics::{Direction, Endpoint};
 use crate::transport::Transport;
 use crate::wire::Incoming;
 

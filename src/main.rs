@@ -16,11 +16,11 @@ use pyrycode_relay::check::{Report, address};
 use pyrycode_relay::config::{Config, Options, Sources, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::listen::{self, Listen};
-use pyrycode_relay::logging::{self, Format, Repeats};
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::status::{self, Style};
 use pyrycode_relay::systemd::{self, Inherited};
+use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 
 /// Exit code: could not start, or told twice to stop.
 const FAILURE: u8 = 1;

@@ -21,12 +21,12 @@ use self::slot::{Holder, Retired, Slot};
 use crate::budget::{Account, Ledger};
 use crate::close::{Close, Ended};
 use crate::config::Config;
-use crate::events;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
 use crate::lane::{Lane, Source};
-use crate::metrics::Metrics;
 use crate::outbox::{Manner, Outbox};
 use crate::probe::Probe;
+use crate::telemetry::events;
+use crate::telemetry::metrics::Metrics;
 
 /// All slots. Shared by every connection of the one thread.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use std::path::Path;
 /// The rooms, lowest first; those on one line are of one height. As in `docs/architecture.md`.
 const ORDER: &[&str] = &[
     "limits ids close origin signals leg clock source shutdown reload",
-    "telemetry metrics events history process certificate logging",
+    "telemetry",
     "net transport scratch listen",
     "websocket frames heartbeat wire",
     "envelope json",

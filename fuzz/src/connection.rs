@@ -22,12 +22,12 @@ use pyrycode_relay::envelope::{Action, Envelope};
 use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::heads::Heads;
 use pyrycode_relay::limits::MAX_HEADS;
-use pyrycode_relay::metrics::Endpoint;
 use pyrycode_relay::proxy_header::{self, ProxyHeader};
 use pyrycode_relay::registry::Counts;
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::source::Source;
+use pyrycode_relay::telemetry::metrics::Endpoint;
 use serde_json::Value;
 
 use super::pipe::{End, Far, pipe};

@@ -12,8 +12,8 @@ use log::LevelFilter;
 use super::sources::{Sources, name_variable};
 use crate::limits::{self, MAX_DURATION};
 use crate::listen::{Listen, parse_listen};
-use crate::logging::Format;
 use crate::proxies::parse_network;
+use crate::telemetry::logging::Format;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LONG_VERSION: &str = concat!(

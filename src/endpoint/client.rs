@@ -7,16 +7,16 @@ use std::time::Instant;
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::envelope::Prefix;
-use crate::events;
 use crate::frames::Frame;
 use crate::gate::Label;
 use crate::ids::ServerId;
 use crate::json;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
-use crate::metrics::{AttemptOutcome, Endpoint};
 use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
+use crate::telemetry::events;
+use crate::telemetry::metrics::{AttemptOutcome, Endpoint};
 use crate::transport::Transport;
 
 /// Opens the leg of an upgraded phone.

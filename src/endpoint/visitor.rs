@@ -9,9 +9,9 @@ use httparse::Header;
 
 use crate::gate::{Caller, Refusal};
 use crate::heads::Entry;
-use crate::metrics::Endpoint;
 use crate::relay::Relay;
 use crate::source::Source;
+use crate::telemetry::metrics::Endpoint;
 #[cfg(feature = "tls")]
 use crate::tls::Secure;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use crate::budget::Account;
 use crate::close::{Close, Ended};
-use crate::metrics::{Endpoint, Metrics, Side};
 use crate::relay::Relay;
+use crate::telemetry::metrics::{Endpoint, Metrics, Side};
 
 /// What one leg does with its connection.
 pub trait Peer {

@@ -15,9 +15,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::snapshot::Snapshot;
-use crate::certificate::Condition;
 use crate::limits::LAG_BUCKETS;
-use crate::metrics::{
+use crate::telemetry::certificate::Condition;
+use crate::telemetry::metrics::{
     AttemptOutcome, Code, Counter, Counters, Direction, Endpoint, Label, Metrics, Side,
 };
 

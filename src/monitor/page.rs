@@ -9,9 +9,9 @@ use bytesize::ByteSize;
 
 use super::chart::{Line, draw, round_up};
 use super::snapshot::{Series, Snapshot};
-use crate::history::Point;
 use crate::ids::random_payload;
 use crate::limits::{HISTORY_DAY, HISTORY_HOUR};
+use crate::telemetry::history::Point;
 
 /// A fresh value that lets the page's own style pass its content policy.
 pub fn nonce() -> String {

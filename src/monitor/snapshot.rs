@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::certificate::Condition;
-use crate::history::{Point, Span};
 use crate::limits::{LAG_PROBLEM, USE_PROBLEM};
-use crate::process::Process;
 use crate::registry::{Backlog, Counts};
 use crate::relay::{Relay, refusal_kinds};
+use crate::telemetry::certificate::Condition;
+use crate::telemetry::history::{Point, Span};
+use crate::telemetry::process::Process;
 
 /// The figures of one moment. It holds nothing that a peer sent, but it may hold what an ACME
 /// directory said.

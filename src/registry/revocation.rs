@@ -4,8 +4,8 @@ use super::Registry;
 use super::slot::Holder;
 use crate::allow::AllowList;
 use crate::close::{Close, Ended};
-use crate::events;
 use crate::outbox::Manner;
+use crate::telemetry::events;
 
 impl Registry {
     /// Takes away the slots of server-ids that are not on `list`, live or in grace: their binaries

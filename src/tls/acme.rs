@@ -18,8 +18,8 @@ use async_io::Timer;
 use futures_rustls::rustls::ServerConfig;
 
 pub use self::settings::Settings;
-use crate::events;
 use crate::limits::ORDER_TIMEOUT;
+use crate::telemetry::events;
 use crate::tls::certificates::{Certificates, Pair};
 
 /// What the checks of a directory are answered with, while it makes some. A connection that offers

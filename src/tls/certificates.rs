@@ -15,7 +15,7 @@ use futures_rustls::rustls::sign::CertifiedKey;
 use futures_rustls::rustls::{Error, InconsistentKeys};
 use x509_parser::extensions::GeneralName;
 
-use crate::certificate::Condition;
+use crate::telemetry::certificate::Condition;
 
 /// A certificate chain and the key that belongs to it.
 #[derive(Clone, Debug)]

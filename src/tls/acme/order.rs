@@ -18,8 +18,8 @@ use rustls_acme::acme::{AcmeError, Auth, Identifier, Problem};
 use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventError, OrderError};
 use smol::channel::{Sender, bounded};
 
-use crate::events;
 use crate::limits::MAX_REASON_BYTES;
+use crate::telemetry::events;
 use crate::tls::acme::Challenges;
 use crate::tls::acme::settings::Settings;
 use crate::tls::cache::Cache;

@@ -233,7 +233,7 @@ fn rust_log_is_heeded_and_the_option_wins() {
     assert!(debug.contains("event=connection_opened") && debug.contains("event=server_claimed"));
     let debug_off = log(start("debug", &["--log-level", "info"]));
     assert!(!debug_off.contains("level=debug") && debug_off.contains("event=server_claimed"));
-    let by_target = log(start("info,pyrycode_relay::events=off", &[]));
+    let by_target = log(start("info,pyrycode_relay::telemetry::events=off", &[]));
     assert!(!by_target.contains("server_claimed") && by_target.contains("event=stopped"));
 }
 
