@@ -23,6 +23,7 @@ use crate::limits::{
     MAX_HEADS,
 };
 use crate::monitor;
+use crate::net::transport::Tcp;
 use crate::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
@@ -32,7 +33,6 @@ use crate::source::Source;
 use crate::systemd::Manager;
 #[cfg(feature = "tls")]
 use crate::tls::{Secure, acme, cache::Cache, files::Files};
-use crate::transport::Tcp;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
 ///
@@ -384,8 +384,8 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
-    use crate::listen;
-    use crate::listen::Listen;
+    use crate::net::listen;
+    use crate::net::listen::Listen;
 
     #[test]
     fn no_listener_is_the_first_of_every_batch() {

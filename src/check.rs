@@ -17,7 +17,7 @@ use self::address::Occupancy;
 use crate::board::Board;
 use crate::config::{Config, Sources};
 use crate::limits::RESERVED_DESCRIPTORS;
-use crate::listen::Listen;
+use crate::net::listen::Listen;
 
 /// What was found.
 #[derive(Debug, Default)]

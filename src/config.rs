@@ -15,7 +15,7 @@ pub use self::tls::{Source, TlsSettings};
 use crate::allow::AllowFile;
 use crate::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
-use crate::listen::Listen;
+use crate::net::listen::Listen;
 use crate::proxies::Proxies;
 
 /// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts

@@ -18,6 +18,9 @@ use crate::head::{self, Announcement, Head, Opening};
 use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
+#[cfg(feature = "tls")]
+use crate::net::transport::Tcp;
+use crate::net::transport::Transport;
 use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
@@ -27,9 +30,6 @@ use crate::telemetry::metrics::Endpoint;
 use crate::tls::stream::Tls;
 #[cfg(feature = "tls")]
 use crate::tls::{Handshake, Secure};
-#[cfg(feature = "tls")]
-use crate::transport::Tcp;
-use crate::transport::Transport;
 
 /// Serves one connection to its end.
 pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
@@ -234,7 +234,7 @@ async fn refuse<S: Transport, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Tcp;
+    use crate::net::transport::Tcp;
 
     fn size_of_task<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()

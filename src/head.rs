@@ -14,8 +14,8 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 use crate::budget::{Account, Charge, Ledger};
 use crate::gate::{Admission, Caller, Judgement, Refusal, judge};
 use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
+use crate::net::scratch::Scratch;
 use crate::proxy_header::{self, ProxyHeader};
-use crate::scratch::Scratch;
 
 /// What was read.
 #[derive(Debug)]

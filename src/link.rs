@@ -23,11 +23,11 @@ use crate::budget::Charge;
 use crate::close::{Close, Ended};
 use crate::heartbeat::{Beat, Heartbeat};
 use crate::limits::{LATE_TURNS, LINGER_TIME};
+use crate::net::transport::Transport;
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
 use crate::telemetry::metrics::{Direction, Endpoint};
-use crate::transport::Transport;
 use crate::wire::Incoming;
 
 /// The rest of a connection's life once it is upgraded. Boxed, so that a task weighs no more than

@@ -15,7 +15,7 @@ use pyrycode_relay::board::Board;
 use pyrycode_relay::check::{Report, address};
 use pyrycode_relay::config::{Config, Options, Sources, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
-use pyrycode_relay::listen::{self, Listen};
+use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use pyrycode_relay::status::{self, Style};

@@ -28,8 +28,8 @@ use crate::gate::Refusal;
 use crate::head::{self, Unread};
 use crate::heads::{Entry, Heads};
 use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
+use crate::net::transport::Tcp;
 use crate::relay::Relay;
-use crate::transport::Tcp;
 
 /// Serves the pages at `listeners`. Never returns.
 ///

@@ -25,9 +25,9 @@ use self::certificates::Certificates;
 use self::files::Files;
 use self::stream::{Ciphertext, Tls};
 use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
+use crate::net::transport::Tcp;
 use crate::telemetry::events;
 use crate::telemetry::metrics::Refused;
-use crate::transport::Tcp;
 
 /// Makes TLS connections of accepted sockets, with the certificate of the moment.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 use self::follower::Follower;
 use crate::close::Close;
 use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD, SPARE_CODECS};
-use crate::scratch::{Lent, Scratch};
+use crate::net::scratch::{Lent, Scratch};
 
 /// The reading half of one WebSocket, and the socket itself.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_io::{Async, Timer};
 use pyrycode_relay::accept;
 use pyrycode_relay::config::{Config, Options};
-use pyrycode_relay::listen;
+use pyrycode_relay::net::listen;
 use pyrycode_relay::shutdown::Stop;
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};

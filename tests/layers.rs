@@ -13,7 +13,7 @@ use std::path::Path;
 const ORDER: &[&str] = &[
     "limits ids close origin signals leg clock source shutdown reload",
     "telemetry",
-    "net transport scratch listen",
+    "net",
     "websocket frames heartbeat wire",
     "envelope json",
     "queue budget lane outbox probe",

@@ -12,7 +12,7 @@ use pyrycode_relay::budget::Ledger;
 use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::head::{self, Head, Opening};
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
-use pyrycode_relay::scratch::Scratch;
+use pyrycode_relay::net::scratch::Scratch;
 use pyrycode_relay::telemetry::metrics::Endpoint;
 
 use super::pipe::{End, pipe};

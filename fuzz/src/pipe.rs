@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use pyrycode_relay::transport::Transport;
+use pyrycode_relay::net::transport::Transport;
 
 /// The relay's end.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::limits::{CHECK_MAX_ANSWER, CHECK_TIMEOUT};
-use crate::listen;
-use crate::listen::Listen;
+use crate::net::listen;
+use crate::net::listen::Listen;
 
 /// What was found at an address.
 #[derive(Clone, PartialEq, Eq, Debug)]

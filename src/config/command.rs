@@ -11,7 +11,7 @@ use log::LevelFilter;
 
 use super::sources::{Sources, name_variable};
 use crate::limits::{self, MAX_DURATION};
-use crate::listen::{Listen, parse_listen};
+use crate::net::listen::{Listen, parse_listen};
 use crate::proxies::parse_network;
 use crate::telemetry::logging::Format;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::limits;
-use crate::listen::{Listen, parse_listen};
+use crate::net::listen::{Listen, parse_listen};
 use crate::tls::names;
 
 /// The options as they are written.

@@ -13,11 +13,11 @@ use crate::ids::ServerId;
 use crate::json;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
+use crate::net::transport::Transport;
 use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
 use crate::telemetry::metrics::{AttemptOutcome, Endpoint};
-use crate::transport::Transport;
 
 /// Opens the leg of an upgraded phone.
 pub fn open<S: Transport + 'static>(
@@ -127,7 +127,7 @@ impl Peer for Phone {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Tcp;
+    use crate::net::transport::Tcp;
 
     #[test]
     fn an_upgraded_phone_weighs_less_than_a_kibibyte() {

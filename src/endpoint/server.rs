@@ -14,12 +14,12 @@ use crate::envelope::{Envelope, Malformed};
 use crate::gate::{Label, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
+use crate::net::transport::Transport;
 use crate::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
 use crate::telemetry::metrics::{AttemptOutcome, Dropped, Endpoint};
-use crate::transport::Transport;
 
 /// What a claim came to before the upgrade.
 pub enum Pledge {

@@ -8,7 +8,7 @@ use async_tungstenite::tungstenite::Message;
 use super::{Link, Peer, Phase, Verdict};
 use crate::close::{Close, Ended};
 use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_BATCHES, TURN_MESSAGES};
-use crate::transport::Transport;
+use crate::net::transport::Transport;
 use crate::wire::Decoded;
 
 impl<S: Transport, P: Peer> Link<S, P> {

@@ -8,7 +8,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::server::TlsStream;
 
 use crate::limits::TLS_WRITE_BUFFER;
-use crate::transport::{Tcp, Transport};
+use crate::net::transport::{Tcp, Transport};
 
 /// A TLS connection whose handshake is done. Boxed: a link weighs the same over TLS and without.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pyrycode_relay::accept;
 use pyrycode_relay::config::{Config, Options, command};
-use pyrycode_relay::listen;
+use pyrycode_relay::net::listen;
 use pyrycode_relay::reload::Reload;
 use pyrycode_relay::shutdown::Stop;
 use smol::LocalExecutor;

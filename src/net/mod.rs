@@ -1,0 +1,6 @@
+//! Sockets: the addresses that are listened on, what a link needs of a socket, and the one large
+//! buffer that all connections share.
+
+pub mod listen;
+pub mod scratch;
+pub mod transport;
