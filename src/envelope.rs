@@ -6,9 +6,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::frames::Frame;
 use crate::json::Fields;
 use crate::telemetry::metrics::Dropped;
+use crate::websocket::frames::Frame;
 
 /// What every envelope with this phone's frames begins with, escaped once and kept.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use crate::budget::{Account, Ledger};
-use crate::frames::Frame;
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
+use crate::websocket::frames::Frame;
 
 /// A queue of whole frames, bounded in bytes held.
 #[derive(Debug)]

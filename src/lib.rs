@@ -26,12 +26,10 @@ pub mod config;
 pub mod endpoint;
 pub mod envelope;
 pub mod forwarded;
-pub mod frames;
 pub mod gate;
 pub mod head;
 pub mod heads;
 pub mod health;
-pub mod heartbeat;
 pub mod ids;
 pub mod json;
 pub mod lane;
@@ -54,4 +52,4 @@ pub mod systemd;
 pub mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;
-pub mod wire;
+pub mod websocket;

@@ -21,14 +21,14 @@ pub use self::peer::{Peer, Verdict};
 use self::peer::{Rejected, count_end};
 use crate::budget::Charge;
 use crate::close::{Close, Ended};
-use crate::heartbeat::{Beat, Heartbeat};
 use crate::limits::{LATE_TURNS, LINGER_TIME};
 use crate::net::transport::Transport;
 use crate::outbox::{FlushEnd, Manner, Outbox};
 use crate::permits::Permit;
 use crate::relay::Relay;
 use crate::telemetry::metrics::{Direction, Endpoint};
-use crate::wire::Incoming;
+use crate::websocket::heartbeat::{Beat, Heartbeat};
+use crate::websocket::wire::Incoming;
 
 /// The rest of a connection's life once it is upgraded. Boxed, so that a task weighs no more than
 /// the stage that it is in.

@@ -18,10 +18,10 @@ use futures_lite::AsyncWrite;
 
 use crate::budget::{Account, Charge};
 use crate::close::Close;
-use crate::frames::Frame;
 use crate::lane::{Completed, Lane};
 use crate::limits::{GATHER_BELOW, TURN_BATCHES};
 use crate::probe::Probe;
+use crate::websocket::frames::Frame;
 
 /// What one connection still has to write. The connection's link writes it; anybody may add.
 #[derive(Debug)]

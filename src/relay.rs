@@ -10,7 +10,6 @@ use crate::allow::AllowFile;
 use crate::attempts::Attempts;
 use crate::budget::Ledger;
 use crate::config::Config;
-use crate::heartbeat::Ticks;
 use crate::ids::ServerId;
 use crate::net::scratch::Scratch;
 use crate::permits::Permits;
@@ -23,7 +22,8 @@ use crate::telemetry::metrics::{Direction, Failure, Label as _, Metrics, Refused
 use crate::telemetry::process::wall_clock;
 #[cfg(feature = "tls")]
 use crate::tls::Secure;
-use crate::wire::Codecs;
+use crate::websocket::heartbeat::Ticks;
+use crate::websocket::wire::Codecs;
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ const ORDER: &[&str] = &[
     "limits ids close origin signals leg clock source shutdown reload",
     "telemetry",
     "net",
-    "websocket frames heartbeat wire",
+    "websocket",
     "envelope json",
     "queue budget lane outbox probe",
     "admission attempts permits heads allow",

@@ -7,7 +7,6 @@ use std::time::Instant;
 use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::envelope::Prefix;
-use crate::frames::Frame;
 use crate::gate::Label;
 use crate::ids::ServerId;
 use crate::json;
@@ -18,6 +17,7 @@ use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
 use crate::telemetry::metrics::{AttemptOutcome, Endpoint};
+use crate::websocket::frames::Frame;
 
 /// Opens the leg of an upgraded phone.
 pub fn open<S: Transport + 'static>(

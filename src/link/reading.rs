@@ -9,7 +9,7 @@ use super::{Link, Peer, Phase, Verdict};
 use crate::close::{Close, Ended};
 use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_BATCHES, TURN_MESSAGES};
 use crate::net::transport::Transport;
-use crate::wire::Decoded;
+use crate::websocket::wire::Decoded;
 
 impl<S: Transport, P: Peer> Link<S, P> {
     /// Reads and handles what is there; whether there is more.

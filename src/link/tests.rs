@@ -13,7 +13,7 @@ use crate::limits::{BATCH_BYTES, TURN_BATCHES};
 use crate::probe::{Outcome, Probe};
 use crate::shutdown::Stop;
 use crate::source::Source;
-use crate::wire::tests::{CLOSE, PING, PONG, TEXT, frame};
+use crate::websocket::wire::tests::{CLOSE, PING, PONG, TEXT, frame};
 
 /// A socket of which nobody tells that it has become readable.
 #[derive(Clone, Default)]

@@ -8,11 +8,11 @@ use super::slot::{Holder, Routed};
 use super::{Leaving, Registry, report};
 use crate::close::Ended;
 use crate::envelope::Envelope;
-use crate::frames::Frame;
 use crate::ids::{PhoneKey, Serial, ServerId};
 use crate::lane::Source;
 use crate::outbox::Outbox;
 use crate::probe::{Outcome, Probe};
+use crate::websocket::frames::Frame;
 
 /// A binary's hold on its slot. Dropping it starts the grace window.
 #[derive(Debug)]

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
-use crate::frames::Frame;
 use crate::ids::{PhoneKey, Serial, ServerId};
 use crate::lane::{Lane, Source};
 use crate::limits::REMEMBERED_NOTICES;
 use crate::outbox::{Manner, Outbox};
 use crate::probe::Probe;
+use crate::websocket::frames::Frame;
 
 /// A claimed server-id, live or in its grace window.
 #[derive(Debug)]

@@ -16,10 +16,10 @@ use super::*;
 use crate::allow::AllowList;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
-use crate::frames::Frame;
 use crate::limits::{BATCH_BYTES, REMEMBERED_NOTICES};
 use crate::outbox::FlushEnd;
 use crate::probe::Outcome;
+use crate::websocket::frames::Frame;
 
 const GRACE: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
