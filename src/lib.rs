@@ -31,7 +31,6 @@ pub mod head;
 pub mod heads;
 pub mod health;
 pub mod ids;
-pub mod json;
 pub mod lane;
 pub mod limits;
 pub mod link;

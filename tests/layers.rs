@@ -15,7 +15,7 @@ const ORDER: &[&str] = &[
     "telemetry",
     "net",
     "websocket",
-    "envelope json",
+    "envelope",
     "queue budget lane outbox probe",
     "admission attempts permits heads allow",
     "http head gate proxies forwarded proxy_header",

@@ -1,7 +1,7 @@
 //! The routing envelope against `serde_json::Value` and the grammar of RFC 8259.
 
+use pyrycode_relay::envelope::json::is_value;
 use pyrycode_relay::envelope::{Action, Envelope, Malformed, Prefix, close_notice};
-use pyrycode_relay::json::is_value;
 use pyrycode_relay::websocket::frames::Frame;
 use serde_json::Value;
 

@@ -3,10 +3,12 @@
 //! Nothing here builds a JSON value: input is validated in one pass without recursion and handed
 //! out as slices (contract, Routing envelope).
 
+pub mod json;
+
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::json::Fields;
+use crate::envelope::json::Fields;
 use crate::telemetry::metrics::Dropped;
 use crate::websocket::frames::Frame;
 
@@ -21,7 +23,7 @@ impl Prefix {
     }
 
     /// The envelope around `message`, which is spliced in byte for byte. The caller has checked
-    /// with [`json::is_value`](crate::json::is_value) that it is one JSON value.
+    /// with [`json::is_value`](crate::envelope::json::is_value) that it is one JSON value.
     pub fn wrap(&self, message: &str) -> Frame {
         Frame::text(&[self.0.as_bytes(), message.as_bytes(), b"}"])
     }
@@ -168,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::json::is_value;
+    use crate::envelope::json::is_value;
 
     fn text_of(frame: Frame) -> String {
         let bytes = frame.into_bytes();
