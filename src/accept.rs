@@ -24,7 +24,7 @@ use crate::limits::{
 };
 use crate::monitor;
 use crate::net::transport::Tcp;
-use crate::outbox::Manner;
+use crate::queue::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::reload::Reload;

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 
-use crate::budget::{Account, Charge, Ledger};
 use crate::gate::{Admission, Caller, Judgement, Refusal, judge};
 use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
 use crate::net::scratch::Scratch;
 use crate::proxy_header::{self, ProxyHeader};
+use crate::queue::budget::{Account, Charge, Ledger};
 
 /// What was read.
 #[derive(Debug)]

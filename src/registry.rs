@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 pub use self::backlog::Backlog;
 pub use self::seat::{Contest, Delivery, Forwarded, PhoneSeat, ServerSeat};
 use self::slot::{Holder, Retired, Slot};
-use crate::budget::{Account, Ledger};
 use crate::close::{Close, Ended};
 use crate::config::Config;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
-use crate::lane::{Lane, Source};
-use crate::outbox::{Manner, Outbox};
-use crate::probe::Probe;
+use crate::queue::budget::{Account, Ledger};
+use crate::queue::lane::{Lane, Source};
+use crate::queue::outbox::{Manner, Outbox};
+use crate::queue::probe::Probe;
 use crate::telemetry::events;
 use crate::telemetry::metrics::Metrics;
 

@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use crate::allow::AllowFile;
 use crate::attempts::Attempts;
-use crate::budget::Ledger;
 use crate::config::Config;
 use crate::ids::ServerId;
 use crate::net::scratch::Scratch;
 use crate::permits::Permits;
+use crate::queue::budget::Ledger;
 use crate::registry::Registry;
 use crate::shutdown::Stop;
 use crate::telemetry::certificate::Condition;

@@ -16,7 +16,7 @@ const ORDER: &[&str] = &[
     "net",
     "websocket",
     "envelope",
-    "queue budget lane outbox probe",
+    "queue",
     "admission attempts permits heads allow",
     "http head gate proxies forwarded proxy_header",
     "tls",

@@ -15,7 +15,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use httparse::Header;
-use pyrycode_relay::budget::Account;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::endpoint;
 use pyrycode_relay::envelope::{Action, Envelope};
@@ -23,6 +22,7 @@ use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::heads::Heads;
 use pyrycode_relay::limits::MAX_HEADS;
 use pyrycode_relay::proxy_header::{self, ProxyHeader};
+use pyrycode_relay::queue::budget::Account;
 use pyrycode_relay::registry::Counts;
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::shutdown::Stop;

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::budget::{Account, Charge};
 use crate::close::{Close, Ended};
 use crate::envelope::Prefix;
 use crate::envelope::json;
@@ -13,6 +12,7 @@ use crate::ids::ServerId;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::net::transport::Transport;
+use crate::queue::budget::{Account, Charge};
 use crate::registry::{Forwarded, Join, PhoneSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;

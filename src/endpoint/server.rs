@@ -8,14 +8,14 @@ use std::time::Instant;
 use async_io::Timer;
 use futures_lite::FutureExt as _;
 
-use crate::budget::Account;
 use crate::close::{Close, Ended};
 use crate::envelope::{Envelope, Malformed};
 use crate::gate::{Label, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::net::transport::Transport;
-use crate::probe::Outcome;
+use crate::queue::budget::Account;
+use crate::queue::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;

@@ -4,8 +4,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::budget::Account;
 use crate::close::{Close, Ended};
+use crate::queue::budget::Account;
 use crate::relay::Relay;
 use crate::telemetry::metrics::{Endpoint, Metrics, Side};
 

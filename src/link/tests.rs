@@ -10,7 +10,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use super::*;
 use crate::config::{Config, Options};
 use crate::limits::{BATCH_BYTES, TURN_BATCHES};
-use crate::probe::{Outcome, Probe};
+use crate::queue::probe::{Outcome, Probe};
 use crate::shutdown::Stop;
 use crate::source::Source;
 use crate::websocket::wire::tests::{CLOSE, PING, PONG, TEXT, frame};

@@ -4,7 +4,7 @@ use super::Registry;
 use super::slot::Holder;
 use crate::allow::AllowList;
 use crate::close::{Close, Ended};
-use crate::outbox::Manner;
+use crate::queue::outbox::Manner;
 use crate::telemetry::events;
 
 impl Registry {

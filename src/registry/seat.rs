@@ -9,9 +9,9 @@ use super::{Leaving, Registry, report};
 use crate::close::Ended;
 use crate::envelope::Envelope;
 use crate::ids::{PhoneKey, Serial, ServerId};
-use crate::lane::Source;
-use crate::outbox::Outbox;
-use crate::probe::{Outcome, Probe};
+use crate::queue::lane::Source;
+use crate::queue::outbox::Outbox;
+use crate::queue::probe::{Outcome, Probe};
 use crate::websocket::frames::Frame;
 
 /// A binary's hold on its slot. Dropping it starts the grace window.

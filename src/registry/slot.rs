@@ -7,10 +7,10 @@ use std::time::Instant;
 use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
 use crate::ids::{PhoneKey, Serial, ServerId};
-use crate::lane::{Lane, Source};
 use crate::limits::REMEMBERED_NOTICES;
-use crate::outbox::{Manner, Outbox};
-use crate::probe::Probe;
+use crate::queue::lane::{Lane, Source};
+use crate::queue::outbox::{Manner, Outbox};
+use crate::queue::probe::Probe;
 use crate::websocket::frames::Frame;
 
 /// A claimed server-id, live or in its grace window.

@@ -17,8 +17,8 @@ use crate::allow::AllowList;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
 use crate::limits::{BATCH_BYTES, REMEMBERED_NOTICES};
-use crate::outbox::FlushEnd;
-use crate::probe::Outcome;
+use crate::queue::outbox::FlushEnd;
+use crate::queue::probe::Outcome;
 use crate::websocket::frames::Frame;
 
 const GRACE: Duration = Duration::from_secs(30);

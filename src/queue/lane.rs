@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
 
-use crate::budget::{Account, Ledger};
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
+use crate::queue::budget::{Account, Ledger};
 use crate::websocket::frames::Frame;
 
 /// A queue of whole frames, bounded in bytes held.

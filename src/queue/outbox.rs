@@ -16,11 +16,11 @@ use std::time::Instant;
 
 use futures_lite::AsyncWrite;
 
-use crate::budget::{Account, Charge};
 use crate::close::Close;
-use crate::lane::{Completed, Lane};
 use crate::limits::{GATHER_BELOW, TURN_BATCHES};
-use crate::probe::Probe;
+use crate::queue::budget::{Account, Charge};
+use crate::queue::lane::{Completed, Lane};
+use crate::queue::probe::Probe;
 use crate::websocket::frames::Frame;
 
 /// What one connection still has to write. The connection's link writes it; anybody may add.

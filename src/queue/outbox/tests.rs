@@ -11,11 +11,11 @@ use std::task::Wake;
 use proptest::prelude::*;
 
 use super::*;
-use crate::budget::{Account, Ledger};
 use crate::ids::PhoneKey;
-use crate::lane::Source;
 use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
-use crate::probe::Outcome;
+use crate::queue::budget::{Account, Ledger};
+use crate::queue::lane::Source;
+use crate::queue::probe::Outcome;
 
 const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;

@@ -1,0 +1,7 @@
+//! What waits for a peer: the ledger that pays for it, the data queue, the way out of one
+//! connection, and the question to the holder of a server-id.
+
+pub mod budget;
+pub mod lane;
+pub mod outbox;
+pub mod probe;
