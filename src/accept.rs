@@ -12,12 +12,12 @@ use futures_lite::FutureExt as _;
 use log::{info, warn};
 use smol::LocalExecutor;
 
+use crate::admission::heads::Heads;
 use crate::close::Close;
 use crate::config::Config;
 #[cfg(feature = "tls")]
 use crate::config::{Source as tls, TlsSettings};
 use crate::endpoint;
-use crate::heads::Heads;
 use crate::limits::{
     ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, CERTIFICATE_STATUS, HEADS_AT_STOP,
     MAX_HEADS,

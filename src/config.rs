@@ -12,8 +12,8 @@ pub use self::command::{Options, StatusOptions, Subcommand, command};
 pub use self::sources::Sources;
 #[cfg(feature = "tls")]
 pub use self::tls::{Source, TlsSettings};
-use crate::allow::AllowFile;
-use crate::attempts::Rate;
+use crate::admission::allow::AllowFile;
+use crate::admission::attempts::Rate;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
 use crate::net::listen::Listen;
 use crate::proxies::Proxies;

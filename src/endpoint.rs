@@ -13,15 +13,15 @@ use log::debug;
 
 use self::server::Pledge;
 use self::visitor::Visitor;
+use crate::admission::heads::Entry;
+use crate::admission::permits::Shortage;
 use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::head::{self, Announcement, Head, Opening};
-use crate::heads::Entry;
 use crate::health;
 use crate::link::{Session, Upgraded};
 #[cfg(feature = "tls")]
 use crate::net::transport::Tcp;
 use crate::net::transport::Transport;
-use crate::permits::Shortage;
 use crate::relay::Relay;
 use crate::source::Source;
 use crate::telemetry::events;

@@ -16,8 +16,7 @@
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
 pub mod accept;
-pub mod allow;
-pub mod attempts;
+pub mod admission;
 pub mod board;
 pub mod check;
 pub mod close;
@@ -27,14 +26,12 @@ pub mod envelope;
 pub mod forwarded;
 pub mod gate;
 pub mod head;
-pub mod heads;
 pub mod health;
 pub mod ids;
 pub mod limits;
 pub mod link;
 pub mod monitor;
 pub mod net;
-pub mod permits;
 pub mod proxies;
 pub mod proxy_header;
 pub mod queue;

@@ -19,10 +19,10 @@ use log::debug;
 
 pub use self::peer::{Peer, Verdict};
 use self::peer::{Rejected, count_end};
+use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::limits::{LATE_TURNS, LINGER_TIME};
 use crate::net::transport::Transport;
-use crate::permits::Permit;
 use crate::queue::budget::Charge;
 use crate::queue::outbox::{FlushEnd, Manner, Outbox};
 use crate::relay::Relay;

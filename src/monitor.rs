@@ -24,9 +24,9 @@ use smol::lock::Mutex;
 
 use self::request::{Form, Judged, Page};
 use self::snapshot::Snapshot;
+use crate::admission::heads::{Entry, Heads};
 use crate::gate::Refusal;
 use crate::head::{self, Unread};
-use crate::heads::{Entry, Heads};
 use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
 use crate::net::transport::Tcp;
 use crate::relay::Relay;

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::allow::AllowFile;
-use crate::attempts::Attempts;
+use crate::admission::allow::AllowFile;
+use crate::admission::attempts::Attempts;
+use crate::admission::permits::Permits;
 use crate::config::Config;
 use crate::ids::ServerId;
 use crate::net::scratch::Scratch;
-use crate::permits::Permits;
 use crate::queue::budget::Ledger;
 use crate::registry::Registry;
 use crate::shutdown::Stop;

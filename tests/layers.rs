@@ -17,7 +17,7 @@ const ORDER: &[&str] = &[
     "websocket",
     "envelope",
     "queue",
-    "admission attempts permits heads allow",
+    "admission",
     "http head gate proxies forwarded proxy_header",
     "tls",
     "config",

@@ -15,11 +15,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use httparse::Header;
+use pyrycode_relay::admission::heads::Heads;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::endpoint;
 use pyrycode_relay::envelope::{Action, Envelope};
 use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
-use pyrycode_relay::heads::Heads;
 use pyrycode_relay::limits::MAX_HEADS;
 use pyrycode_relay::proxy_header::{self, ProxyHeader};
 use pyrycode_relay::queue::budget::Account;

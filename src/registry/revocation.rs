@@ -2,7 +2,7 @@
 
 use super::Registry;
 use super::slot::Holder;
-use crate::allow::AllowList;
+use crate::admission::allow::AllowList;
 use crate::close::{Close, Ended};
 use crate::queue::outbox::Manner;
 use crate::telemetry::events;

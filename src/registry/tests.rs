@@ -13,7 +13,7 @@ use std::task::Wake;
 use futures_lite::AsyncWrite;
 
 use super::*;
-use crate::allow::AllowList;
+use crate::admission::allow::AllowList;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
 use crate::limits::{BATCH_BYTES, REMEMBERED_NOTICES};
