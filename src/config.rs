@@ -14,9 +14,9 @@ pub use self::sources::Sources;
 pub use self::tls::{Source, TlsSettings};
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Rate;
+use crate::http::proxies::Proxies;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
 use crate::net::listen::Listen;
-use crate::proxies::Proxies;
 
 /// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts
 /// neither, and the combinations work.

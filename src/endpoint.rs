@@ -15,9 +15,9 @@ use self::server::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
 use crate::admission::permits::Shortage;
-use crate::gate::{Admission, Label, Refusal, Role, Upgrade};
-use crate::head::{self, Announcement, Head, Opening};
 use crate::health;
+use crate::http::gate::{Admission, Label, Refusal, Role, Upgrade};
+use crate::http::head::{self, Announcement, Head, Opening};
 use crate::link::{Session, Upgraded};
 #[cfg(feature = "tls")]
 use crate::net::transport::Tcp;

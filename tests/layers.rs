@@ -18,7 +18,7 @@ const ORDER: &[&str] = &[
     "envelope",
     "queue",
     "admission",
-    "http head gate proxies forwarded proxy_header",
+    "http",
     "tls",
     "config",
     "registry",

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use httparse::Header;
-use pyrycode_relay::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
-use pyrycode_relay::head::{self, Head, Opening};
+use pyrycode_relay::http::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
+use pyrycode_relay::http::head::{self, Head, Opening};
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
 use pyrycode_relay::net::scratch::Scratch;
 use pyrycode_relay::queue::budget::Ledger;

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use httparse::Header;
-use pyrycode_relay::forwarded::{Hop, forwarded, listed};
-use pyrycode_relay::proxies::{Proxies, parse_network};
-use pyrycode_relay::proxy_header::{ProxyHeader, parse};
+use pyrycode_relay::http::forwarded::{Hop, forwarded, listed};
+use pyrycode_relay::http::proxies::{Proxies, parse_network};
+use pyrycode_relay::http::proxy_header::{ProxyHeader, parse};
 
 /// Takes the input as a PROXY header, and as values of the two fields, one a line.
 pub fn run(data: &[u8]) {

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::sources::{Sources, name_variable};
+use crate::http::proxies::parse_network;
 use crate::limits::{self, MAX_DURATION};
 use crate::net::listen::{Listen, parse_listen};
-use crate::proxies::parse_network;
 use crate::telemetry::logging::Format;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");

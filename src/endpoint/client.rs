@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::close::{Close, Ended};
 use crate::envelope::Prefix;
 use crate::envelope::json;
-use crate::gate::Label;
+use crate::http::gate::Label;
 use crate::ids::ServerId;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};

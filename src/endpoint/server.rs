@@ -10,7 +10,7 @@ use futures_lite::FutureExt as _;
 
 use crate::close::{Close, Ended};
 use crate::envelope::{Envelope, Malformed};
-use crate::gate::{Label, Refusal};
+use crate::http::gate::{Label, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
 use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::net::transport::Transport;

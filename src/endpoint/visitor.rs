@@ -8,7 +8,7 @@ use std::time::Instant;
 use httparse::Header;
 
 use crate::admission::heads::Entry;
-use crate::gate::{Caller, Refusal};
+use crate::http::gate::{Caller, Refusal};
 use crate::relay::Relay;
 use crate::source::Source;
 use crate::telemetry::metrics::Endpoint;

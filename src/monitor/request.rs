@@ -2,7 +2,7 @@
 
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 
-use crate::gate::{Refusal, check_host, path};
+use crate::http::gate::{Refusal, check_host, path};
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What a head came to.

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 
-use crate::gate::{Admission, Caller, Judgement, Refusal, judge};
+use crate::http::gate::{Admission, Caller, Judgement, Refusal, judge};
+use crate::http::proxy_header::{self, ProxyHeader};
 use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
 use crate::net::scratch::Scratch;
-use crate::proxy_header::{self, ProxyHeader};
 use crate::queue::budget::{Account, Charge, Ledger};
 
 /// What was read.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use httparse::Header;
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::forwarded::{Hop, forwarded, listed};
+use crate::http::forwarded::{Hop, forwarded, listed};
 
 /// The addresses of the trusted proxies, and whether they send a PROXY header.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
