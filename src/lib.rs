@@ -39,6 +39,6 @@ pub mod source;
 pub mod status;
 pub mod systemd;
 pub mod telemetry;
-pub mod tls;
 #[cfg(feature = "tls")]
+pub mod tls;
 pub mod websocket;
