@@ -15,10 +15,10 @@ use self::server::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
 use crate::admission::permits::Shortage;
-use crate::health;
 use crate::http::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
 use crate::link::{Session, Upgraded};
+use crate::monitor::health;
 #[cfg(feature = "tls")]
 use crate::net::transport::Tcp;
 use crate::net::transport::Transport;

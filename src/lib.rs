@@ -23,7 +23,6 @@ pub mod close;
 pub mod config;
 pub mod endpoint;
 pub mod envelope;
-pub mod health;
 pub mod http;
 pub mod ids;
 pub mod limits;

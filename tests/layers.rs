@@ -23,7 +23,7 @@ const ORDER: &[&str] = &[
     "config",
     "registry",
     "relay",
-    "monitor health",
+    "monitor",
     "connection endpoint link",
     "server accept systemd",
     "cli check status board",

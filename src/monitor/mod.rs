@@ -5,6 +5,7 @@
 //! the next one waits until the relay has had as much time as the page before took.
 
 pub mod chart;
+pub mod health;
 pub mod json;
 pub mod metrics_page;
 pub mod page;
