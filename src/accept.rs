@@ -17,7 +17,7 @@ use crate::close::Close;
 use crate::config::Config;
 #[cfg(feature = "tls")]
 use crate::config::{Source as tls, TlsSettings};
-use crate::endpoint;
+use crate::connection;
 use crate::limits::{
     ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, CERTIFICATE_STATUS, HEADS_AT_STOP,
     MAX_HEADS,
@@ -232,12 +232,12 @@ fn admit(
     let relay = Rc::clone(relay);
     #[cfg(feature = "tls")]
     if let (true, Some(secure)) = (is_tls, relay.secure.clone()) {
-        let task = executor.spawn(endpoint::serve_tls(relay, secure, io, remote, entry));
+        let task = executor.spawn(connection::serve_tls(relay, secure, io, remote, entry));
         return heads.adopt(serial, task);
     }
     #[cfg(not(feature = "tls"))]
     let _ = is_tls;
-    let task = executor.spawn(endpoint::serve(relay, io, remote, entry));
+    let task = executor.spawn(connection::serve(relay, io, remote, entry));
     heads.adopt(serial, task);
 }
 

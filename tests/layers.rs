@@ -24,7 +24,7 @@ const ORDER: &[&str] = &[
     "registry",
     "relay",
     "monitor",
-    "connection endpoint link",
+    "connection",
     "server accept systemd",
     "cli check status board",
 ];

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use httparse::Header;
 use pyrycode_relay::admission::heads::Heads;
 use pyrycode_relay::config::{Config, Options};
-use pyrycode_relay::endpoint;
+use pyrycode_relay::connection;
 use pyrycode_relay::envelope::{Action, Envelope};
 use pyrycode_relay::http::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::http::proxy_header::{self, ProxyHeader};
@@ -193,7 +193,7 @@ impl World {
         let source = known.then(|| Source::of(REMOTE));
         let room = source.map_or(usize::MAX, |source| self.relay.permits.room(source));
         let entry = self.heads.enter(source, room);
-        let task = Box::pin(endpoint::serve(Rc::clone(&self.relay), near, REMOTE, entry));
+        let task = Box::pin(connection::serve(Rc::clone(&self.relay), near, REMOTE, entry));
         let wakes = Arc::new(Wakes(AtomicBool::new(true)));
         self.peers.push(Peer { far, sent: Vec::new(), task: Some(task), wakes, seen: 0 });
     }

@@ -9,10 +9,10 @@ use async_io::Timer;
 use futures_lite::FutureExt as _;
 
 use crate::close::{Close, Ended};
+use crate::connection::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::envelope::{Envelope, Malformed};
 use crate::http::gate::{Label, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
-use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::net::transport::Transport;
 use crate::queue::budget::Account;
 use crate::queue::probe::Outcome;

@@ -2,6 +2,7 @@
 //! its leg.
 
 pub mod client;
+pub mod link;
 pub mod server;
 pub mod visitor;
 
@@ -15,9 +16,9 @@ use self::server::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
 use crate::admission::permits::Shortage;
+use crate::connection::link::{Session, Upgraded};
 use crate::http::gate::{Admission, Label, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
-use crate::link::{Session, Upgraded};
 use crate::monitor::health;
 #[cfg(feature = "tls")]
 use crate::net::transport::Tcp;

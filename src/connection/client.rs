@@ -5,12 +5,12 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::close::{Close, Ended};
+use crate::connection::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::envelope::Prefix;
 use crate::envelope::json;
 use crate::http::gate::Label;
 use crate::ids::ServerId;
 use crate::limits::MESSAGE_OVERHEAD;
-use crate::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::net::transport::Transport;
 use crate::queue::budget::{Account, Charge};
 use crate::registry::{Forwarded, Join, PhoneSeat};
