@@ -15,7 +15,6 @@
 //! `docs/architecture.md` has the picture, the life of a message and of a disconnect; each module
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
-pub mod accept;
 pub mod admission;
 pub mod board;
 pub mod check;
@@ -32,10 +31,10 @@ pub mod queue;
 pub mod registry;
 pub mod relay;
 pub mod reload;
+pub mod server;
 pub mod shutdown;
 pub mod source;
 pub mod status;
-pub mod systemd;
 pub mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -12,9 +12,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use async_io::{Async, Timer};
-use pyrycode_relay::accept;
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
+use pyrycode_relay::server::accept;
 use pyrycode_relay::shutdown::Stop;
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};

@@ -25,7 +25,7 @@ const ORDER: &[&str] = &[
     "relay",
     "monitor",
     "connection",
-    "server accept systemd",
+    "server",
     "cli check status board",
 ];
 

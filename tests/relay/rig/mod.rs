@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pyrycode_relay::accept;
 use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::reload::Reload;
+use pyrycode_relay::server::accept;
 use pyrycode_relay::shutdown::Stop;
 use smol::LocalExecutor;
 use socket2::{Domain, Socket, Type};

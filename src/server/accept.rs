@@ -28,9 +28,9 @@ use crate::queue::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::reload::Reload;
+use crate::server::systemd::Manager;
 use crate::shutdown::Stop;
 use crate::source::Source;
-use crate::systemd::Manager;
 #[cfg(feature = "tls")]
 use crate::tls::{Secure, acme, cache::Cache, files::Files};
 
