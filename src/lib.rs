@@ -16,8 +16,7 @@
 //! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
 
 pub mod admission;
-pub mod board;
-pub mod check;
+pub mod cli;
 pub mod close;
 pub mod config;
 pub mod connection;
@@ -34,7 +33,6 @@ pub mod reload;
 pub mod server;
 pub mod shutdown;
 pub mod source;
-pub mod status;
 pub mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -10,8 +10,9 @@ use futures_lite::StreamExt as _;
 use log::{error, info, warn};
 use smol::LocalExecutor;
 
-use pyrycode_relay::board::Board;
-use pyrycode_relay::check::{Report, address};
+use pyrycode_relay::cli::board::Board;
+use pyrycode_relay::cli::check::{Report, address};
+use pyrycode_relay::cli::status::{self, Style};
 use pyrycode_relay::config::{Config, Options, Sources, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::net::listen::{self, Listen};
@@ -19,7 +20,6 @@ use pyrycode_relay::reload::Reload;
 use pyrycode_relay::server::accept::{Sockets, run_on};
 use pyrycode_relay::server::systemd::{self, Inherited};
 use pyrycode_relay::shutdown::Stop;
-use pyrycode_relay::status::{self, Style};
 use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 
 /// Exit code: could not start, or told twice to stop.

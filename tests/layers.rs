@@ -26,7 +26,7 @@ const ORDER: &[&str] = &[
     "monitor",
     "connection",
     "server",
-    "cli check status board",
+    "cli",
 ];
 
 #[test]

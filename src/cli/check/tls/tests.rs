@@ -2,8 +2,8 @@ use std::fs::Permissions;
 use std::path::PathBuf;
 
 use super::*;
-use crate::board::Board;
-use crate::check::address::Occupancy;
+use crate::cli::board::Board;
+use crate::cli::check::address::Occupancy;
 use crate::config::Options;
 
 /// A directory with a pair of files, gone with the test.

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use bytesize::ByteSize;
 
 use self::address::Occupancy;
-use crate::board::Board;
+use crate::cli::board::Board;
 use crate::config::{Config, Sources};
 use crate::limits::RESERVED_DESCRIPTORS;
 use crate::net::listen::Listen;

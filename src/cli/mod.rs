@@ -1,0 +1,5 @@
+//! The subcommands.
+
+pub mod board;
+pub mod check;
+pub mod status;
