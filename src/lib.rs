@@ -5,7 +5,7 @@
 //!
 //! # Threads
 //!
-//! All code of the relay runs on one thread, the one that calls [`accept::run`]. `async-io` starts
+//! All code of the relay runs on one thread, the one that calls [`server::run`]. `async-io` starts
 //! one helper thread of its own, which polls the operating system only while that thread does not;
 //! none of the relay's state is ever touched by it. While a certificate is ordered by ACME, names are
 //! resolved and files read and written on threads that end soon after.
@@ -13,27 +13,43 @@
 //! # Where things are
 //!
 //! `docs/architecture.md` has the picture, the life of a message and of a disconnect; each module
-//! says what it is for. Modules import only from lower ranks, which `tests/layers.rs` checks.
+//! says what it is for. They stand below in the order of the floor plan: a module imports only from
+//! those before it, which `tests/layers.rs` checks.
+
+pub mod close;
+pub mod ids;
+pub mod leg;
+pub mod limits;
+pub mod origin;
+pub mod signals;
+
+pub mod telemetry;
+
+pub mod net;
+
+pub mod websocket;
+
+pub mod envelope;
+
+pub mod queue;
 
 pub mod admission;
-pub mod cli;
-pub mod close;
-pub mod config;
-pub mod connection;
-pub mod envelope;
+
 pub mod http;
-pub mod ids;
-pub mod limits;
-pub mod monitor;
-pub mod net;
-pub mod queue;
-pub mod registry;
-pub mod relay;
-pub mod reload;
-pub mod server;
-pub mod shutdown;
-pub mod source;
-pub mod telemetry;
+
 #[cfg(feature = "tls")]
 pub mod tls;
-pub mod websocket;
+
+pub mod config;
+
+pub mod registry;
+
+pub mod relay;
+
+pub mod monitor;
+
+pub mod connection;
+
+pub mod server;
+
+pub mod cli;

@@ -13,13 +13,12 @@ use smol::LocalExecutor;
 use pyrycode_relay::cli::board::Board;
 use pyrycode_relay::cli::check::{Report, address};
 use pyrycode_relay::cli::status::{self, Style};
-use pyrycode_relay::config::{Config, Options, Sources, StatusOptions, Subcommand};
+use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::net::listen::{self, Listen};
-use pyrycode_relay::reload::Reload;
 use pyrycode_relay::server::accept::{Sockets, run_on};
 use pyrycode_relay::server::systemd::{self, Inherited};
-use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::signals::{Reload, Stop};
 use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 
 /// Exit code: could not start, or told twice to stop.
@@ -89,7 +88,7 @@ fn show_status(asked: &StatusOptions) -> ExitCode {
 }
 
 /// Shows what the relay would do; the exit code tells whether something looks wrong.
-fn check(config: &Config, sources: &Sources) -> ExitCode {
+fn check(config: &Config, sources: &Given) -> ExitCode {
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let coloured = std::io::stdout().is_terminal() && !no_colour;
     let report = Report::new(config, sources, Board::look(), address::look);
@@ -108,7 +107,7 @@ fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats
 }
 
 /// Runs the relay; the error is the exit code and a sentence.
-fn run(config: Config, sources: &Sources, repeats: &Arc<Repeats>) -> Result<(), (u8, String)> {
+fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u8, String)> {
     let failed = |message| (FAILURE, message);
     let descriptors = raise_descriptor_limit(config.max_connections);
     announce(&config, sources, descriptors);
@@ -218,7 +217,7 @@ fn address_of(listener: &TcpListener) -> Result<SocketAddr, String> {
 }
 
 /// Says from where the options come, and which limits hold.
-fn announce(config: &Config, sources: &Sources, descriptors: u64) {
+fn announce(config: &Config, sources: &Given, descriptors: u64) {
     info!(
         version = env!("CARGO_PKG_VERSION"),
         command_line = sources.command_line.join(" "),

@@ -14,7 +14,7 @@ use crate::ids::ServerId;
 use crate::net::scratch::Scratch;
 use crate::queue::budget::Ledger;
 use crate::registry::Registry;
-use crate::shutdown::Stop;
+use crate::signals::Stop;
 use crate::telemetry::certificate::Condition;
 use crate::telemetry::events;
 use crate::telemetry::history::{History, Sample};

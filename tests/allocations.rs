@@ -15,7 +15,7 @@ use async_io::{Async, Timer};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::server::accept;
-use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::signals::Stop;
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 

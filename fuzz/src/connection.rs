@@ -21,13 +21,13 @@ use pyrycode_relay::connection;
 use pyrycode_relay::envelope::{Action, Envelope};
 use pyrycode_relay::http::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::http::proxy_header::{self, ProxyHeader};
+use pyrycode_relay::leg::Leg;
 use pyrycode_relay::limits::MAX_HEADS;
+use pyrycode_relay::origin::Origin;
 use pyrycode_relay::queue::budget::Account;
 use pyrycode_relay::registry::Counts;
 use pyrycode_relay::relay::Relay;
-use pyrycode_relay::shutdown::Stop;
-use pyrycode_relay::source::Source;
-use pyrycode_relay::telemetry::metrics::Endpoint;
+use pyrycode_relay::signals::Stop;
 use serde_json::Value;
 
 use super::pipe::{End, Far, pipe};
@@ -190,7 +190,7 @@ impl World {
         let (near, far) = pipe();
         // As the accept loop has it: behind a proxy nobody knows yet whose connection it is.
         let known = !self.relay.config.proxies.trusts(REMOTE);
-        let source = known.then(|| Source::of(REMOTE));
+        let source = known.then(|| Origin::of(REMOTE));
         let room = source.map_or(usize::MAX, |source| self.relay.permits.room(source));
         let entry = self.heads.enter(source, room);
         let task = Box::pin(connection::serve(Rc::clone(&self.relay), near, REMOTE, entry));
@@ -348,7 +348,7 @@ struct Anybody;
 impl Caller for Anybody {
     fn introduce(&mut self, _fields: &[Header<'_>]) {}
 
-    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Leg) -> Result<(), Refusal> {
         Ok(())
     }
 }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use httparse::Header;
 use pyrycode_relay::http::gate::{Admission, Caller, Judgement, Refusal, Role, judge};
 use pyrycode_relay::http::head::{self, Head, Opening};
+use pyrycode_relay::leg::Leg;
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
 use pyrycode_relay::net::scratch::Scratch;
 use pyrycode_relay::queue::budget::Ledger;
-use pyrycode_relay::telemetry::metrics::Endpoint;
 
 use super::pipe::{End, pipe};
 
@@ -46,7 +46,7 @@ impl Caller for Source {
         self.introduced += 1;
     }
 
-    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Leg) -> Result<(), Refusal> {
         self.attempts += 1;
         match self.limited {
             true => Err(Refusal::RateLimited(Duration::from_millis(1))),

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits::RATE_TABLE_HALF;
-use crate::source::Source;
+use crate::origin::Origin;
 
 /// How many attempts a source address may make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,8 +50,8 @@ pub struct Attempts {
 
 #[derive(Debug, Default)]
 struct Table {
-    young: HashMap<Source, Instant>,
-    old: HashMap<Source, Instant>,
+    young: HashMap<Origin, Instant>,
+    old: HashMap<Origin, Instant>,
     turned: Option<Instant>,
 }
 
@@ -64,7 +64,7 @@ impl Attempts {
     /// Counts an attempt from `address`; the error is how long to wait for the next one. A refused
     /// attempt costs nothing, so that a client that waits as told always gets through.
     pub fn admit(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
-        let source = Source::of(address);
+        let source = Origin::of(address);
         let tolerance = self.rate.tolerance();
         let mut table = self.table.borrow_mut();
         table.turn(now, tolerance);

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use smol::Task;
 
 use crate::ids::{Serial, Serials};
-use crate::source::Source;
+use crate::origin::Origin;
 
 /// Connections that have not been upgraded: those whose head is being read, and refusals that
 /// linger.
@@ -24,7 +24,7 @@ pub struct Heads {
 #[derive(Debug)]
 struct Place {
     /// Whose it is, once that is known.
-    source: Option<Source>,
+    source: Option<Origin>,
     task: Option<Task<()>>,
 }
 
@@ -49,7 +49,7 @@ impl Heads {
     /// Makes a place for a new connection of `source`, if that is known already. If the source has
     /// `room` places, its oldest one is closed for it; otherwise the oldest of all if the table is
     /// full.
-    pub fn enter(self: &Rc<Self>, source: Option<Source>, room: usize) -> Entry {
+    pub fn enter(self: &Rc<Self>, source: Option<Origin>, room: usize) -> Entry {
         let serial = self.serials.next();
         let displaced = {
             let mut places = self.places.borrow_mut();
@@ -106,7 +106,7 @@ impl Entry {
 
     /// Says whose connection it turned out to be. If the source has more than `room` places now,
     /// its oldest other one is closed.
-    pub fn identify(&self, source: Source, room: usize) {
+    pub fn identify(&self, source: Origin, room: usize) {
         let displaced = {
             let mut places = self.table.places.borrow_mut();
             if let Some(place) = places.get_mut(&self.serial) {
@@ -121,7 +121,7 @@ impl Entry {
 /// Takes the oldest place of `source` out, but not `own`, if it has more than `room` with that.
 fn displace(
     places: &mut BTreeMap<Serial, Place>,
-    source: Source,
+    source: Origin,
     own: Serial,
     room: usize,
 ) -> Option<Place> {
@@ -150,8 +150,8 @@ mod tests {
 
     const ANY: usize = usize::MAX;
 
-    fn source(number: u8) -> Option<Source> {
-        Some(Source::V4([192, 0, 2, number]))
+    fn source(number: u8) -> Option<Origin> {
+        Some(Origin::V4([192, 0, 2, number]))
     }
 
     /// Whether the place of an entry is still there.

@@ -8,14 +8,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use crate::limits::{REQUESTS_AT_CAP, STRANGERS_SHARE};
-use crate::source::Source;
+use crate::origin::Origin;
 
 /// The permits that are left.
 #[derive(Debug)]
 pub struct Permits {
     most: usize,
     taken: Cell<usize>,
-    sources: Option<Sources>,
+    sources: Option<Shares>,
     /// How often a permit was taken or came back.
     turnover: Cell<u64>,
     drained: RefCell<Option<Waker>>,
@@ -24,17 +24,17 @@ pub struct Permits {
 
 /// What the sources hold.
 #[derive(Debug)]
-struct Sources {
+struct Shares {
     /// The most that one may hold.
     most: usize,
-    held: RefCell<HashMap<Source, usize>>,
+    held: RefCell<HashMap<Origin, usize>>,
 }
 
 /// The right to one upgraded connection.
 #[derive(Debug)]
 pub struct Permit {
     permits: Rc<Permits>,
-    source: Source,
+    source: Origin,
 }
 
 /// Why there is no permit.
@@ -43,7 +43,7 @@ pub enum Shortage {
     /// None is left, or what is left is kept for sources that hold none.
     All,
     /// The source holds as many as one may.
-    Source,
+    Origin,
 }
 
 impl Permits {
@@ -53,7 +53,7 @@ impl Permits {
         Rc::new(Self {
             most,
             taken: Cell::new(0),
-            sources: most_of_a_source.map(|most| Sources { most, held: RefCell::default() }),
+            sources: most_of_a_source.map(|most| Shares { most, held: RefCell::default() }),
             turnover: Cell::new(0),
             drained: RefCell::new(None),
             watching: RefCell::new(None),
@@ -61,7 +61,7 @@ impl Permits {
     }
 
     /// Takes a permit for `source` if one is left for it.
-    pub fn acquire(self: &Rc<Self>, source: Source) -> Result<Permit, Shortage> {
+    pub fn acquire(self: &Rc<Self>, source: Origin) -> Result<Permit, Shortage> {
         let left = self.most - self.taken.get();
         if left == 0 {
             return Err(Shortage::All);
@@ -70,7 +70,7 @@ impl Permits {
             let mut held = sources.held.borrow_mut();
             let own = held.get(&source).copied().unwrap_or(0);
             if own >= sources.most {
-                return Err(Shortage::Source);
+                return Err(Shortage::Origin);
             }
             if own > 0 && left <= self.most / STRANGERS_SHARE {
                 return Err(Shortage::All);
@@ -84,7 +84,7 @@ impl Permits {
 
     /// How many requests `source` may have in progress: what it could still get permits for, and
     /// some in any case, so that they can be told that there are none, and its health checks pass.
-    pub fn room(&self, source: Source) -> usize {
+    pub fn room(&self, source: Origin) -> usize {
         let Some(sources) = &self.sources else { return usize::MAX };
         let own = sources.held.borrow().get(&source).copied().unwrap_or(0);
         sources.most.saturating_sub(own).max(REQUESTS_AT_CAP.min(sources.most))
@@ -146,8 +146,8 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
-    fn source(number: u8) -> Source {
-        Source::V4([192, 0, 2, number])
+    fn source(number: u8) -> Origin {
+        Origin::V4([192, 0, 2, number])
     }
 
     #[test]
@@ -183,11 +183,11 @@ mod tests {
         let permits = Permits::new(100, Some(2));
         let (one, _two) =
             (permits.acquire(source(1)).unwrap(), permits.acquire(source(1)).unwrap());
-        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Source);
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Origin);
         let _other = permits.acquire(source(2)).unwrap();
         drop(one);
         let _again = permits.acquire(source(1)).unwrap();
-        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Source);
+        assert_eq!(permits.acquire(source(1)).unwrap_err(), Shortage::Origin);
     }
 
     #[test]

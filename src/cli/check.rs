@@ -15,7 +15,7 @@ use bytesize::ByteSize;
 
 use self::address::Occupancy;
 use crate::cli::board::Board;
-use crate::config::{Config, Sources};
+use crate::config::{Config, Given};
 use crate::limits::RESERVED_DESCRIPTORS;
 use crate::net::listen::Listen;
 
@@ -31,7 +31,7 @@ impl Report {
     /// Looks at `config` on `board`; `look` is asked who is at an address.
     pub fn new(
         config: &Config,
-        sources: &Sources,
+        sources: &Given,
         board: Board,
         look: impl Fn(Listen) -> Occupancy,
     ) -> Self {
@@ -85,7 +85,7 @@ impl Report {
         self.rows.push((label, value.to_string(), remark.to_string()));
     }
 
-    fn options(&mut self, sources: &Sources) {
+    fn options(&mut self, sources: &Given) {
         let mut label = "options";
         for (names, from) in
             [(&sources.command_line, "command line"), (&sources.environment, "environment")]

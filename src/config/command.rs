@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, P
 use ipnet::IpNet;
 use log::LevelFilter;
 
-use super::sources::{Sources, name_variable};
+use super::given::{Given, name_variable};
 use crate::http::proxies::parse_network;
 use crate::limits::{self, MAX_DURATION};
 use crate::net::listen::{Listen, parse_listen};
@@ -289,7 +289,7 @@ pub struct Options {
 
     /// From where the options come; not an option.
     #[arg(skip)]
-    pub sources: Sources,
+    pub sources: Given,
 
     #[command(subcommand)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
@@ -403,7 +403,7 @@ impl Options {
         if is_check {
             options.command = Some(Subcommand::Check);
         }
-        options.sources = Sources::of(&command, &matches);
+        options.sources = Given::of(&command, &matches);
         Ok(options)
     }
 }

@@ -1,7 +1,7 @@
 //! The command line and the environment, parsed into a [`Config`] that is valid by type.
 
 mod command;
-mod sources;
+mod given;
 #[cfg(feature = "tls")]
 mod tls;
 
@@ -9,9 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::{Options, StatusOptions, Subcommand, command};
-pub use self::sources::Sources;
+pub use self::given::Given;
 #[cfg(feature = "tls")]
-pub use self::tls::{Source, TlsSettings};
+pub use self::tls::{CertificateSource, TlsSettings};
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Rate;
 use crate::http::proxies::Proxies;
@@ -143,7 +143,7 @@ impl Config {
     /// Whether anything comes from files that SIGHUP has read again.
     pub fn reads_files(&self) -> bool {
         #[cfg(feature = "tls")]
-        if let Some(TlsSettings { source: Source::Files { .. }, .. }) = &self.tls {
+        if let Some(TlsSettings { source: CertificateSource::Files { .. }, .. }) = &self.tls {
             return true;
         }
         self.allow_server.is_some()

@@ -85,12 +85,12 @@ pub struct TlsSettings {
     /// The names that are served; none for any.
     pub domains: Vec<String>,
     /// Where the certificate comes from.
-    pub source: Source,
+    pub source: CertificateSource,
 }
 
 /// Where the certificate comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Source {
+pub enum CertificateSource {
     /// From these files.
     Files {
         /// The certificate chain.
@@ -124,14 +124,14 @@ impl TlsSettings {
                                 leave them out, or --tls-cert and --tls-key"
                         .into());
                 }
-                Source::Files { chain, key }
+                CertificateSource::Files { chain, key }
             }
             _ if !domain.is_empty() => {
                 let cache = options.cert_cache.or(state_directory).ok_or(
                     "--domain needs --cert-cache, a directory of mode 0700 for the certificates",
                 )?;
                 let (directory, contacts) = (options.acme_directory, options.acme_contact);
-                Source::Acme { directory, contacts, cache }
+                CertificateSource::Acme { directory, contacts, cache }
             }
             _ if tls_listen.is_empty() => {
                 if options.cert_cache.is_some() || !options.acme_contact.is_empty() {

@@ -21,12 +21,13 @@ pub use self::peer::{Peer, Verdict};
 use self::peer::{Rejected, count_end};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
+use crate::leg::Leg;
 use crate::limits::{LATE_TURNS, LINGER_TIME};
 use crate::net::transport::Transport;
 use crate::queue::budget::Charge;
 use crate::queue::outbox::{FlushEnd, Manner, Outbox};
 use crate::relay::Relay;
-use crate::telemetry::metrics::{Direction, Endpoint};
+use crate::telemetry::metrics::Direction;
 use crate::websocket::heartbeat::{Beat, Heartbeat};
 use crate::websocket::wire::Incoming;
 
@@ -38,12 +39,12 @@ pub type Session = Pin<Box<dyn Future<Output = ()>>>;
 pub fn send_off<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
-    endpoint: Endpoint,
+    leg: Leg,
     close: Close,
 ) -> Session {
     let outbox = Outbox::new(None);
     outbox.close(close, Manner::Abort);
-    Box::pin(Link::new(relay, upgraded, outbox, Rejected { endpoint, relay: Rc::clone(relay) }))
+    Box::pin(Link::new(relay, upgraded, outbox, Rejected { leg, relay: Rc::clone(relay) }))
 }
 
 /// What a connection carried.
@@ -244,7 +245,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn conclude(&mut self, ended: Ended, now: Instant) {
-        count_end(&self.relay.metrics, self.peer.endpoint(), ended);
+        count_end(&self.relay.metrics, self.peer.leg(), ended);
         self.peer.ended(ended, now);
     }
 
@@ -277,9 +278,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let completed = flushed.completed;
         self.tally.messages_out += completed.messages as u64;
         if completed.forwarded > 0 {
-            let direction = match self.peer.endpoint() {
-                Endpoint::Server => Direction::PhoneToBinary,
-                Endpoint::Client => Direction::BinaryToPhone,
+            let direction = match self.peer.leg() {
+                Leg::Binary => Direction::PhoneToBinary,
+                Leg::Phone => Direction::BinaryToPhone,
             };
             let (messages, bytes) = (completed.forwarded, completed.forwarded_bytes);
             self.relay.metrics.forwarded(direction, messages, bytes);

@@ -1,9 +1,9 @@
 //! One connection from its first byte: reads the head, answers it, and hands an upgraded socket to
 //! its leg.
 
-pub mod client;
+pub mod binary;
 pub mod link;
-pub mod server;
+pub mod phone;
 pub mod visitor;
 
 use std::net::IpAddr;
@@ -12,21 +12,21 @@ use std::time::Instant;
 
 use log::debug;
 
-use self::server::Pledge;
+use self::binary::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
 use crate::admission::permits::Shortage;
 use crate::connection::link::{Session, Upgraded};
-use crate::http::gate::{Admission, Label, Refusal, Role, Upgrade};
+use crate::http::gate::{Admission, PeerText, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
+use crate::leg::Leg;
 use crate::monitor::health;
 #[cfg(feature = "tls")]
 use crate::net::transport::Tcp;
 use crate::net::transport::Transport;
+use crate::origin::Origin;
 use crate::relay::Relay;
-use crate::source::Source;
 use crate::telemetry::events;
-use crate::telemetry::metrics::Endpoint;
 #[cfg(feature = "tls")]
 use crate::tls::stream::Tls;
 #[cfg(feature = "tls")]
@@ -118,7 +118,7 @@ async fn announce<S: Transport>(
     }
     match head::read_proxy_header(&mut io, deadline, &relay.scratch, &relay.ledger).await {
         Announcement::From(from, opening) => {
-            visitor.is_announced(from);
+            visitor.speaks_for(from);
             Some(Begun { io, visitor, opening, deadline })
         }
         Announcement::Malformed => {
@@ -167,21 +167,21 @@ async fn receive<S: Transport + 'static>(
     if relay.stop.is_raised() {
         return refuse(&relay, io, visitor.attempted(), Refusal::Stopping, remote).await;
     }
-    let permit = match relay.permits.acquire(Source::of(remote)) {
+    let permit = match relay.permits.acquire(Origin::of(remote)) {
         Ok(permit) => permit,
         Err(shortage) => {
             let refusal = match shortage {
                 Shortage::All => Refusal::ConnectionCap,
-                Shortage::Source => Refusal::SourceCap,
+                Shortage::Origin => Refusal::SourceCap,
             };
             return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
         }
     };
     let Upgrade { server, accept, role } = upgrade;
     let begun = match role {
-        Role::Phone { device_name } => Ok(Leg::Phone(device_name)),
-        Role::Binary { version } => server::claim(&relay, &server, &version, remote)
-            .map(|pledge| Leg::Binary(version, pledge)),
+        Role::Phone { device_name } => Ok(Opened::Phone(device_name)),
+        Role::Binary { version } => binary::claim(&relay, &server, &version, remote)
+            .map(|pledge| Opened::Binary(version, pledge)),
     };
     let leg = match begun {
         Ok(leg) => leg,
@@ -199,30 +199,30 @@ async fn receive<S: Transport + 'static>(
     }
     let upgraded = Upgraded { io, leftover, remote, permit };
     Some(match leg {
-        Leg::Phone(device_name) => client::open(&relay, upgraded, &server, &device_name),
-        Leg::Binary(version, pledge) => server::open(&relay, upgraded, &version, pledge).await,
+        Opened::Phone(device_name) => phone::open(&relay, upgraded, &server, &device_name),
+        Opened::Binary(version, pledge) => binary::open(&relay, upgraded, &version, pledge).await,
     })
 }
 
 /// Which leg an upgrade leads to, and what was decided about it before the upgrade.
-enum Leg {
-    Phone(Label),
-    Binary(Label, Pledge),
+enum Opened {
+    Phone(PeerText),
+    Binary(PeerText, Pledge),
 }
 
 /// Answers with a refusal, which is the end of the connection.
 async fn refuse<S: Transport, T>(
     relay: &Relay,
     mut io: S,
-    attempted: Option<Endpoint>,
+    attempted: Option<Leg>,
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<T> {
     debug!(remote:% = remote, reason:% = refusal; "refused");
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
-    if let (Some(endpoint), Some(outcome)) = (attempted, outcome) {
-        relay.metrics.attempted(endpoint, outcome);
+    if let (Some(leg), Some(outcome)) = (attempted, outcome) {
+        relay.metrics.attempted(leg, outcome);
     }
     if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
         relay.note_limited(remote);

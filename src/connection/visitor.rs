@@ -9,9 +9,9 @@ use httparse::Header;
 
 use crate::admission::heads::Entry;
 use crate::http::gate::{Caller, Refusal};
+use crate::leg::Leg;
+use crate::origin::Origin;
 use crate::relay::Relay;
-use crate::source::Source;
-use crate::telemetry::metrics::Endpoint;
 #[cfg(feature = "tls")]
 use crate::tls::Secure;
 
@@ -25,7 +25,7 @@ pub struct Visitor {
     is_malformed: bool,
     #[cfg(feature = "tls")]
     secure: Option<Rc<Secure>>,
-    attempted: Option<Endpoint>,
+    attempted: Option<Leg>,
 }
 
 impl Visitor {
@@ -60,14 +60,14 @@ impl Visitor {
         self.address
     }
 
-    /// The endpoint at which it has made an upgrade attempt, if it has.
-    pub fn attempted(&self) -> Option<Endpoint> {
+    /// The leg at which it has made an upgrade attempt, if it has.
+    pub fn attempted(&self) -> Option<Leg> {
         self.attempted
     }
 
     /// A PROXY header was read; `from` is the address in it. A proxy that does not tell stands for
     /// itself: whoever is behind it could write header fields at will.
-    pub fn is_announced(&mut self, from: Option<IpAddr>) {
+    pub fn speaks_for(&mut self, from: Option<IpAddr>) {
         self.is_proxy = from.is_some_and(|address| self.relay.config.proxies.trusts(address));
         self.address = from.unwrap_or(self.address);
         if !self.is_proxy {
@@ -77,7 +77,7 @@ impl Visitor {
 
     /// Tells the table of heads whose this one is, which may cost the oldest of the same source.
     fn identify(&self) {
-        let source = Source::of(self.address);
+        let source = Origin::of(self.address);
         self.entry.identify(source, self.relay.permits.room(source));
     }
 }
@@ -94,8 +94,8 @@ impl Caller for Visitor {
         self.identify();
     }
 
-    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal> {
-        self.attempted = Some(endpoint);
+    fn attempt(&mut self, leg: Leg) -> Result<(), Refusal> {
+        self.attempted = Some(leg);
         if self.is_malformed {
             return Err(Refusal::BadForwarding);
         }

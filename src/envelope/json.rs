@@ -150,7 +150,7 @@ impl<'a> Scanner<'a> {
 
     fn string_after_quote(&mut self) -> Result<(), Invalid> {
         loop {
-            self.at += plain_prefix(self.rest());
+            self.at += plain_prefix(self.unread());
             match self.byte()? {
                 b'"' => return Ok(()),
                 b'\\' => match self.byte()? {
@@ -206,7 +206,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn literal(&mut self, rest: &[u8]) -> Result<(), Invalid> {
-        if !self.rest().starts_with(rest) {
+        if !self.unread().starts_with(rest) {
             return Err(Invalid);
         }
         self.at += rest.len();
@@ -216,7 +216,7 @@ impl<'a> Scanner<'a> {
     /// Nothing but white space up to the end.
     fn end(&mut self) -> Result<(), Invalid> {
         self.skip_white_space();
-        if self.rest().is_empty() { Ok(()) } else { Err(Invalid) }
+        if self.unread().is_empty() { Ok(()) } else { Err(Invalid) }
     }
 
     /// The slice that `scan` passes, without the white space before it.
@@ -258,7 +258,7 @@ impl<'a> Scanner<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    fn rest(&self) -> &'a [u8] {
+    fn unread(&self) -> &'a [u8] {
         &self.text.as_bytes()[self.at..]
     }
 }

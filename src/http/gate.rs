@@ -10,8 +10,9 @@ use async_tungstenite::tungstenite::handshake::derive_accept_key;
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 
 use crate::ids::ServerId;
+use crate::leg::Leg;
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES, RETRY_AFTER_BUSY};
-use crate::telemetry::metrics::{AttemptOutcome, Endpoint, Refused};
+use crate::telemetry::metrics::{AttemptOutcome, Refused};
 
 /// What a judged head came to.
 #[derive(Debug)]
@@ -54,18 +55,18 @@ pub enum Role {
     /// A binary.
     Binary {
         /// Its own version, cut.
-        version: Label,
+        version: PeerText,
     },
     /// A phone.
     Phone {
         /// What it calls itself, cut; empty if it does not say.
-        device_name: Label,
+        device_name: PeerText,
     },
 }
 
 /// Text from a peer for the logs: at most [`MAX_LABEL_BYTES`], bytes that are not UTF-8 replaced.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Label(Box<str>);
+pub struct PeerText(Box<str>);
 
 /// The value of `Sec-WebSocket-Accept` (RFC 6455 section 4.2.2).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,7 +122,7 @@ pub trait Caller {
     fn introduce(&mut self, fields: &[Header<'_>]);
 
     /// Makes another upgrade attempt at this endpoint, if it may.
-    fn attempt(&mut self, endpoint: Endpoint) -> Result<(), Refusal>;
+    fn attempt(&mut self, leg: Leg) -> Result<(), Refusal>;
 
     /// Whether this `Host` is served here.
     fn serves(&self, host: Option<&[u8]>) -> bool {
@@ -244,7 +245,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Label {
+impl PeerText {
     /// Cuts and cleans a header value.
     pub fn new(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LABEL_BYTES)]);
@@ -265,8 +266,8 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     let method = request.method.ok_or(Refusal::MalformedHead)?;
     let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
         "/healthz" => None,
-        "/v1/server" => Some(Endpoint::Server),
-        "/v1/client" => Some(Endpoint::Client),
+        "/v1/server" => Some(Leg::Binary),
+        "/v1/client" => Some(Leg::Phone),
         _ => return Err(Refusal::UnknownPath),
     };
     let allow = if endpoint.is_none() { "GET, HEAD" } else { "GET" };
@@ -290,8 +291,8 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     let server = ServerId::parse(server).ok_or(Refusal::HeaderGate)?;
     fields.required("User-Agent")?;
     let own = match endpoint {
-        Endpoint::Server => fields.required("X-Pyrycode-Version")?,
-        Endpoint::Client => fields.required("X-Pyrycode-Token")?,
+        Leg::Binary => fields.required("X-Pyrycode-Version")?,
+        Leg::Phone => fields.required("X-Pyrycode-Token")?,
     };
 
     let upgrade = http_1_1
@@ -304,10 +305,10 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     let accept = accept_key(key).ok_or(Refusal::BadKey)?;
 
     let role = match endpoint {
-        Endpoint::Server => Role::Binary { version: Label::new(own) },
-        Endpoint::Client => {
+        Leg::Binary => Role::Binary { version: PeerText::new(own) },
+        Leg::Phone => {
             let name = fields.all("X-Pyrycode-Device-Name").next().unwrap_or_default();
-            Role::Phone { device_name: Label::new(name) }
+            Role::Phone { device_name: PeerText::new(name) }
         }
     };
     Ok(Admission::Upgrade(Upgrade { server, accept, role }))

@@ -15,10 +15,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::snapshot::Snapshot;
+use crate::leg::Leg;
 use crate::limits::LAG_BUCKETS;
 use crate::telemetry::certificate::Condition;
 use crate::telemetry::metrics::{
-    AttemptOutcome, Code, Counter, Counters, Direction, Endpoint, Label, Metrics, Side,
+    AttemptOutcome, Code, Counter, Counters, Direction, Label, Metrics, Side,
 };
 
 /// The page in OpenMetrics 1.0.0.
@@ -230,7 +231,7 @@ fn process(snapshot: &Snapshot, add: &mut impl FnMut(&'static str, &'static str,
 
 fn attempts(metrics: &Metrics) -> Value {
     let mut samples = Vec::new();
-    for endpoint in Endpoint::ALL {
+    for endpoint in Leg::ALL {
         for outcome in AttemptOutcome::ALL {
             let labels = vec![pair("endpoint", *endpoint), pair("outcome", *outcome)];
             samples.push((labels, metrics.attempts(*endpoint, *outcome)));
@@ -241,10 +242,10 @@ fn attempts(metrics: &Metrics) -> Value {
 
 fn closes(metrics: &Metrics) -> Value {
     let mut samples = Vec::new();
-    for endpoint in Endpoint::ALL {
+    for endpoint in Leg::ALL {
         for side in Side::ALL {
             // No phone has a say in the end of a binary's connection.
-            if (*endpoint, *side) == (Endpoint::Server, Side::Phone) {
+            if (*endpoint, *side) == (Leg::Binary, Side::Phone) {
                 continue;
             }
             for code in Code::ALL {

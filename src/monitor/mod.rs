@@ -6,11 +6,11 @@
 
 pub mod chart;
 pub mod health;
-pub mod json;
 pub mod metrics_page;
 pub mod page;
 pub mod request;
 pub mod snapshot;
+pub mod status_json;
 
 use std::future::poll_fn;
 use std::net::TcpListener;
@@ -136,7 +136,7 @@ fn response(relay: &Relay, page: Page, head_only: bool) -> String {
             "text/plain; version=0.0.4; charset=utf-8",
             metrics_page::prometheus(&snapshot, &relay.metrics),
         ),
-        Page::Status => ("application/json; charset=utf-8", json::status(&snapshot)),
+        Page::Status => ("application/json; charset=utf-8", status_json::status(&snapshot)),
         Page::Home => {
             // The style is the page's own; the nonce says so for this one answer.
             let nonce = page::nonce();
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Options};
     use crate::limits::LAG_BUCKETS;
-    use crate::shutdown::Stop;
+    use crate::signals::Stop;
 
     #[test]
     fn a_turn_that_takes_long_counts_as_one_that_did() {

@@ -118,7 +118,7 @@ impl Snapshot {
 pub(crate) mod tests {
     use super::*;
     use crate::config::{Config, Options};
-    use crate::shutdown::Stop;
+    use crate::signals::Stop;
 
     /// The snapshot of a relay that has just started.
     pub(crate) fn fresh() -> Snapshot {

@@ -17,31 +17,31 @@ use crate::websocket::frames::Frame;
 #[derive(Debug)]
 pub struct Lane {
     limit: usize,
-    /// Pays for what has no source of its own.
+    /// Pays for what has no sender of its own.
     account: Rc<Account>,
-    state: RefCell<State>,
+    state: RefCell<Contents>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Contents {
     entries: VecDeque<Entry>,
     held: usize,
     /// Bytes of the front entry that the attached connection's socket has accepted.
     begun: usize,
-    waiting: VecDeque<Rc<Source>>,
+    waiting: VecDeque<Rc<Sender>>,
     writer: Option<Waker>,
 }
 
 #[derive(Debug)]
 struct Entry {
     bytes: Vec<u8>,
-    source: Option<Rc<Source>>,
+    sender: Option<Rc<Sender>>,
     notice: Option<PhoneKey>,
 }
 
 /// One phone as a sender into its slot's lane.
 #[derive(Debug)]
-pub struct Source {
+pub struct Sender {
     account: Rc<Account>,
     share: Cell<usize>,
     delivered: Cell<bool>,
@@ -68,8 +68,8 @@ impl std::ops::AddAssign for Completed {
     }
 }
 
-impl Source {
-    /// A source that has sent nothing yet.
+impl Sender {
+    /// A sender that has sent nothing yet.
     pub fn new(account: Rc<Account>) -> Rc<Self> {
         Rc::new(Self {
             account,
@@ -80,12 +80,12 @@ impl Source {
         })
     }
 
-    /// Whether a message of this source was ever accepted whole by a binary's socket.
+    /// Whether a message of this sender was ever accepted whole by a binary's socket.
     pub fn is_delivered(&self) -> bool {
         self.delivered.get()
     }
 
-    /// Bytes of the lane that this source fills.
+    /// Bytes of the lane that this sender fills.
     pub fn share(&self) -> usize {
         self.share.get()
     }
@@ -113,7 +113,7 @@ impl Lane {
         Rc::new(Self { limit, account, state: RefCell::default() })
     }
 
-    /// Queues a frame that no source pays for; gives it back if it does not fit.
+    /// Queues a frame that no sender pays for; gives it back if it does not fit.
     pub fn push(&self, frame: Frame) -> Result<(), Frame> {
         let mut state = self.state.borrow_mut();
         let cost = cost(frame.len());
@@ -121,63 +121,63 @@ impl Lane {
             return Err(frame);
         }
         self.account.add(cost);
-        state.push(Entry { bytes: frame.into_bytes(), source: None, notice: None });
+        state.push(Entry { bytes: frame.into_bytes(), sender: None, notice: None });
         Ok(())
     }
 
     /// Queues a close notice, which is admitted past the bound.
     pub fn push_notice(&self, frame: Frame, about: PhoneKey) {
         self.account.add(cost(frame.len()));
-        let entry = Entry { bytes: frame.into_bytes(), source: None, notice: Some(about) };
+        let entry = Entry { bytes: frame.into_bytes(), sender: None, notice: Some(about) };
         self.state.borrow_mut().push(entry);
     }
 
-    /// Queues a message of `source`, or gives it back: then the source waits, and is woken by
-    /// [`Source::wake_when_free`] when there is room for it.
-    pub fn offer(&self, frame: Frame, source: &Rc<Source>) -> Result<(), Frame> {
+    /// Queues a message of `sender`, or gives it back: then the sender waits, and is woken by
+    /// [`Sender::wake_when_free`] when there is room for it.
+    pub fn offer(&self, frame: Frame, sender: &Rc<Sender>) -> Result<(), Frame> {
         let mut state = self.state.borrow_mut();
         let cost = cost(frame.len());
-        source.wanted.set(cost);
-        if source.share.get() + cost > self.limit / 2 {
-            state.stop_waiting(source);
+        sender.wanted.set(cost);
+        if sender.share.get() + cost > self.limit / 2 {
+            state.stop_waiting(sender);
             return Err(frame);
         }
-        let first_in_line = state.waiting.front().is_none_or(|first| Rc::ptr_eq(first, source));
+        let first_in_line = state.waiting.front().is_none_or(|first| Rc::ptr_eq(first, sender));
         if !first_in_line || state.held + cost > self.limit {
-            if !state.waiting.iter().any(|waiting| Rc::ptr_eq(waiting, source)) {
-                state.waiting.push_back(Rc::clone(source));
+            if !state.waiting.iter().any(|waiting| Rc::ptr_eq(waiting, sender)) {
+                state.waiting.push_back(Rc::clone(sender));
             }
             return Err(frame);
         }
-        state.stop_waiting(source);
-        source.share.set(source.share.get() + cost);
-        source.account.add(cost);
-        let source = Some(Rc::clone(source));
-        state.push(Entry { bytes: frame.into_bytes(), source, notice: None });
+        state.stop_waiting(sender);
+        sender.share.set(sender.share.get() + cost);
+        sender.account.add(cost);
+        let sender = Some(Rc::clone(sender));
+        state.push(Entry { bytes: frame.into_bytes(), sender, notice: None });
         state.wake_first(self.limit);
         Ok(())
     }
 
-    /// The source leaves: it waits no more, but what it has queued stays.
-    pub fn leave(&self, source: &Rc<Source>) {
+    /// The sender leaves: it waits no more, but what it has queued stays.
+    pub fn leave(&self, sender: &Rc<Sender>) {
         let mut state = self.state.borrow_mut();
-        state.stop_waiting(source);
+        state.stop_waiting(sender);
         state.wake_first(self.limit);
     }
 
-    /// Drops the queued messages of `source`, except one in progress.
-    pub fn drop_messages_of(&self, source: &Rc<Source>) {
+    /// Drops the queued messages of `sender`, except one in progress.
+    pub fn drop_messages_of(&self, sender: &Rc<Sender>) {
         let mut state = self.state.borrow_mut();
-        state.stop_waiting(source);
+        state.stop_waiting(sender);
         let in_progress = usize::from(state.begun > 0);
-        let State { entries, held, .. } = &mut *state;
+        let Contents { entries, held, .. } = &mut *state;
         let mut index = 0;
         entries.retain(|entry| {
-            let theirs = entry.source.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, source));
+            let theirs = entry.sender.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, sender));
             let dropped = theirs && index >= in_progress;
             index += 1;
             if dropped {
-                self.release(held, entry);
+                self.refund(held, entry);
             }
             !dropped
         });
@@ -201,7 +201,7 @@ impl Lane {
 
     /// Messages of phones that are queued; notices are none.
     pub fn messages(&self) -> usize {
-        self.state.borrow().entries.iter().filter(|entry| entry.source.is_some()).count()
+        self.state.borrow().entries.iter().filter(|entry| entry.sender.is_some()).count()
     }
 
     /// Whether more than half of the bound is held.
@@ -268,14 +268,14 @@ impl Lane {
                     completed.forwarded += 1;
                     completed.forwarded_bytes += entry.bytes.len();
                 }
-                self.release(&mut state.held, &entry);
-                if let Some(source) = &entry.source {
-                    source.delivered.set(true);
-                    // Only a source that waits for room in its own half is woken here; `blocked`
+                self.refund(&mut state.held, &entry);
+                if let Some(sender) = &entry.sender {
+                    sender.delivered.set(true);
+                    // Only a sender that waits for room in its own half is woken here; `blocked`
                     // of one that waits in line stays until its turn.
-                    let room = source.share.get() + source.wanted.get() <= self.limit / 2;
-                    if room && !state.waiting.iter().any(|other| Rc::ptr_eq(other, source)) {
-                        source.wake();
+                    let room = sender.share.get() + sender.wanted.get() <= self.limit / 2;
+                    if room && !state.waiting.iter().any(|other| Rc::ptr_eq(other, sender)) {
+                        sender.wake();
                     }
                 }
             }
@@ -287,13 +287,13 @@ impl Lane {
         completed
     }
 
-    fn release(&self, held: &mut usize, entry: &Entry) {
+    fn refund(&self, held: &mut usize, entry: &Entry) {
         let cost = cost(entry.bytes.len());
         *held -= cost;
-        match &entry.source {
-            Some(source) => {
-                source.share.set(source.share.get() - cost);
-                source.account.sub(cost);
+        match &entry.sender {
+            Some(sender) => {
+                sender.share.set(sender.share.get() - cost);
+                sender.account.sub(cost);
             }
             None => self.account.sub(cost),
         }
@@ -302,14 +302,14 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let State { entries, held, .. } = &mut *self.state.borrow_mut();
+        let Contents { entries, held, .. } = &mut *self.state.borrow_mut();
         for entry in entries.drain(..) {
-            self.release(held, &entry);
+            self.refund(held, &entry);
         }
     }
 }
 
-impl State {
+impl Contents {
     fn push(&mut self, entry: Entry) {
         self.held += cost(entry.bytes.len());
         self.entries.push_back(entry);
@@ -318,8 +318,8 @@ impl State {
         }
     }
 
-    fn stop_waiting(&mut self, source: &Rc<Source>) {
-        self.waiting.retain(|waiting| !Rc::ptr_eq(waiting, source));
+    fn stop_waiting(&mut self, sender: &Rc<Sender>) {
+        self.waiting.retain(|waiting| !Rc::ptr_eq(waiting, sender));
     }
 
     /// Wakes the first in line if its message fits by now.
@@ -414,7 +414,7 @@ mod tests {
     fn no_source_fills_more_than_half_and_it_is_woken_when_its_own_share_shrinks() {
         let (lane, ledger) = lane();
         let (flood, calm) =
-            (Source::new(Account::open(&ledger)), Source::new(Account::open(&ledger)));
+            (Sender::new(Account::open(&ledger)), Sender::new(Account::open(&ledger)));
         for _ in 0..5 {
             lane.offer(message(COST_100), &flood).unwrap();
         }
@@ -432,40 +432,40 @@ mod tests {
     #[test]
     fn sources_held_back_by_a_full_lane_are_let_in_in_order() {
         let (lane, ledger) = lane();
-        let sources: Vec<_> = (0..4).map(|_| Source::new(Account::open(&ledger))).collect();
-        for source in [0, 0, 0, 0, 1, 1, 1, 1, 2, 2] {
-            lane.offer(message(COST_100), &sources[source]).unwrap();
+        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger))).collect();
+        for sender in [0, 0, 0, 0, 1, 1, 1, 1, 2, 2] {
+            lane.offer(message(COST_100), &senders[sender]).unwrap();
         }
         let mut counts = Vec::new();
-        for source in &sources[2..] {
-            assert!(lane.offer(message(COST_100), source).is_err());
+        for sender in &senders[2..] {
+            assert!(lane.offer(message(COST_100), sender).is_err());
             let (count, waker) = counting();
-            source.wake_when_free(&waker);
+            sender.wake_when_free(&waker);
             counts.push(count);
         }
         assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(counts[0].0.load(Ordering::Relaxed), 1, "the first in line is woken");
         assert_eq!(counts[1].0.load(Ordering::Relaxed), 0, "the second is not");
-        assert!(lane.offer(message(COST_100), &sources[3]).is_err(), "nobody jumps the queue");
-        lane.offer(message(COST_100), &sources[2]).unwrap();
+        assert!(lane.offer(message(COST_100), &senders[3]).is_err(), "nobody jumps the queue");
+        lane.offer(message(COST_100), &senders[2]).unwrap();
         assert_eq!(lane.advance(36).messages, 1);
-        lane.offer(message(COST_100), &sources[3]).unwrap();
+        lane.offer(message(COST_100), &senders[3]).unwrap();
     }
 
     #[test]
     fn a_waiting_source_that_leaves_makes_way() {
         let (lane, ledger) = lane();
-        let sources: Vec<_> = (0..4).map(|_| Source::new(Account::open(&ledger))).collect();
-        for source in [0, 0, 0, 0, 0, 1, 1, 1, 1, 1] {
-            lane.offer(message(COST_100), &sources[source]).unwrap();
+        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger))).collect();
+        for sender in [0, 0, 0, 0, 0, 1, 1, 1, 1, 1] {
+            lane.offer(message(COST_100), &senders[sender]).unwrap();
         }
-        assert!(lane.offer(message(300), &sources[2]).is_err());
-        assert!(lane.offer(message(COST_100), &sources[3]).is_err());
+        assert!(lane.offer(message(300), &senders[2]).is_err());
+        assert!(lane.offer(message(COST_100), &senders[3]).is_err());
         let (woken, waker) = counting();
-        sources[3].wake_when_free(&waker);
+        senders[3].wake_when_free(&waker);
         assert_eq!(lane.advance(36).messages, 1);
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        lane.leave(&sources[2]);
+        lane.leave(&senders[2]);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
     }
 
@@ -473,9 +473,9 @@ mod tests {
     fn dropping_a_sources_messages_spares_the_one_in_progress_and_everybody_elses() {
         let (lane, ledger) = lane();
         let (gone, stays) =
-            (Source::new(Account::open(&ledger)), Source::new(Account::open(&ledger)));
-        for source in [&gone, &gone, &stays, &gone] {
-            lane.offer(message(COST_100), source).unwrap();
+            (Sender::new(Account::open(&ledger)), Sender::new(Account::open(&ledger)));
+        for sender in [&gone, &gone, &stays, &gone] {
+            lane.offer(message(COST_100), sender).unwrap();
         }
         lane.advance(10);
         lane.drop_messages_of(&gone);
@@ -487,14 +487,14 @@ mod tests {
     #[test]
     fn a_message_counts_as_delivered_with_its_last_byte() {
         let (lane, ledger) = lane();
-        let source = Source::new(Account::open(&ledger));
-        lane.offer(message(COST_100), &source).unwrap();
+        let sender = Sender::new(Account::open(&ledger));
+        lane.offer(message(COST_100), &sender).unwrap();
         assert_eq!(lane.advance(35).messages, 0);
-        assert!(!source.is_delivered());
+        assert!(!sender.is_delivered());
         assert_eq!(lane.rewind().len(), 1);
         assert_eq!(lane.unfinished(), 0, "the next connection sends it whole");
         assert_eq!(lane.advance(36).messages, 1);
-        assert!(source.is_delivered());
+        assert!(sender.is_delivered());
     }
 
     #[test]

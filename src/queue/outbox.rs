@@ -26,13 +26,13 @@ use crate::websocket::frames::Frame;
 /// What one connection still has to write. The connection's link writes it; anybody may add.
 #[derive(Debug)]
 pub struct Outbox {
-    state: RefCell<State>,
+    state: RefCell<Inner>,
     probe: RefCell<Option<Rc<Probe>>>,
     probed: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Inner {
     lane: Option<Rc<Lane>>,
     /// Of the lane only the frame in progress is still written.
     parting: bool,
@@ -94,7 +94,7 @@ impl Outbox {
     /// An outbox that drains `lane`.
     pub fn new(lane: Option<Rc<Lane>>) -> Rc<Self> {
         Rc::new(Self {
-            state: RefCell::new(State { lane, ..State::default() }),
+            state: RefCell::new(Inner { lane, ..Inner::default() }),
             probe: RefCell::new(None),
             probed: Cell::new(false),
         })
@@ -104,7 +104,7 @@ impl Outbox {
     /// silently dropped.
     pub fn send(&self, frame: Frame) -> Result<(), Full> {
         let lane = match &*self.state.borrow() {
-            State { sealed: None, lane: Some(lane), .. } => Rc::clone(lane),
+            Inner { sealed: None, lane: Some(lane), .. } => Rc::clone(lane),
             _ => return Ok(()),
         };
         lane.push(frame).map_err(|_| Full)
@@ -208,7 +208,7 @@ impl Outbox {
     }
 
     /// The account that pays for the remainder of a frame whose lane is gone, if there is one.
-    pub fn rest(&self) -> Option<Rc<Account>> {
+    pub fn remainder(&self) -> Option<Rc<Account>> {
         self.state.borrow().rest.as_ref().map(|charge| Rc::clone(charge.account()))
     }
 
@@ -267,7 +267,7 @@ impl Outbox {
         Flushed { bytes, completed, end }
     }
 
-    fn control(&self, add: impl FnOnce(&mut State)) {
+    fn control(&self, add: impl FnOnce(&mut Inner)) {
         let mut state = self.state.borrow_mut();
         if !state.close_staged {
             add(&mut state);
@@ -280,7 +280,7 @@ impl Outbox {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Full;
 
-impl State {
+impl Inner {
     fn wake(&mut self) {
         if let Some(waker) = self.link.take() {
             waker.wake();

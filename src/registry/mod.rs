@@ -16,13 +16,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 pub use self::backlog::Backlog;
-pub use self::seat::{Contest, Delivery, Forwarded, PhoneSeat, ServerSeat};
+pub use self::seat::{Contest, Delivery, Passed, PhoneSeat, ServerSeat};
 use self::slot::{Holder, Retired, Slot};
 use crate::close::{Close, Ended};
 use crate::config::Config;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
 use crate::queue::budget::{Account, Ledger};
-use crate::queue::lane::{Lane, Source};
+use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
 use crate::telemetry::events;
@@ -52,8 +52,8 @@ struct Rules {
 #[derive(Debug, Default)]
 struct Map {
     slots: HashMap<ServerId, Slot>,
-    /// Pending releases, soonest first; exactly the slots in grace.
-    releases: BTreeMap<(Instant, Serial), ServerId>,
+    /// Pending expiries, soonest first; exactly the slots in grace.
+    expiries: BTreeMap<(Instant, Serial), ServerId>,
     /// Phones that the binary has had closed and whose queue is still being written, and those
     /// closed for the budget whose message in progress is.
     leaving: HashMap<Serial, Leaving>,
@@ -160,12 +160,12 @@ impl Registry {
             key = PhoneKey::random();
         }
         let account = Account::open(&self.ledger);
-        let source = Source::new(Rc::clone(&account));
+        let sender = Sender::new(Rc::clone(&account));
         let outbox = Outbox::new(Some(Lane::new(self.rules.max_queue, account)));
         let serial = self.serials.next();
-        let seat = PhoneSeat::new(self, server.clone(), key, serial, &outbox, &source);
+        let seat = PhoneSeat::new(self, server.clone(), key, serial, &outbox, &sender);
         if let Some(slot) = map.slots.get_mut(&server) {
-            slot.attach(key, serial, outbox, source);
+            slot.attach(key, serial, outbox, sender);
         }
         Join::Seated(seat)
     }
@@ -173,7 +173,7 @@ impl Registry {
     /// How many are connected.
     pub fn counts(&self) -> Counts {
         let map = self.map.borrow();
-        let in_grace = map.releases.len();
+        let in_grace = map.expiries.len();
         Counts {
             binaries: map.slots.len() - in_grace,
             phones: map.slots.values().map(|slot| slot.phones.len()).sum(),
@@ -187,18 +187,18 @@ impl Registry {
         loop {
             let (server, slot) = {
                 let mut map = self.map.borrow_mut();
-                match map.releases.first_key_value() {
+                match map.expiries.first_key_value() {
                     Some(((deadline, _), _)) if *deadline <= now => {}
                     _ => return,
                 }
-                let Some(((_, serial), server)) = map.releases.pop_first() else { return };
+                let Some(((_, serial), server)) = map.expiries.pop_first() else { return };
                 if let Some(Slot {
                     probe: Some(_), holder: Holder::Grace { deadline, .. }, ..
                 }) = map.slots.get_mut(&server)
                 {
                     *deadline = now + self.rules.grace;
                     let deadline = *deadline;
-                    map.releases.insert((deadline, serial), server);
+                    map.expiries.insert((deadline, serial), server);
                     continue;
                 }
                 let Some(slot) = map.slots.remove(&server) else { continue };
@@ -214,15 +214,15 @@ impl Registry {
         }
     }
 
-    /// Waits for a pending release that is due before `known`, the soonest that the caller knows
+    /// Waits for an expiry that is due before `known`, the soonest that the caller knows
     /// of; for one waiter. Cancel safe.
-    pub fn poll_release(
+    pub fn poll_expiry(
         &self,
         cx: &mut Context<'_>,
         known: Option<Instant>,
     ) -> Poll<Option<Instant>> {
         let mut map = self.map.borrow_mut();
-        let soonest = map.releases.first_key_value().map(|((deadline, _), _)| *deadline);
+        let soonest = map.expiries.first_key_value().map(|((deadline, _), _)| *deadline);
         if soonest != known {
             return Poll::Ready(soonest);
         }
@@ -286,7 +286,7 @@ impl Registry {
         slot.probe = None;
         match &slot.holder {
             Holder::Grace { deadline, serial, .. } => {
-                map.releases.remove(&(*deadline, *serial));
+                map.expiries.remove(&(*deadline, *serial));
                 self.metrics.reclaims.bump();
             }
             Holder::Live { .. } => self.metrics.takeovers.bump(),
@@ -305,7 +305,7 @@ impl Registry {
     }
 
     /// The holding connection `serial` ended; if it still is the holder, the grace window begins.
-    fn release(&self, server: &ServerId, serial: Serial, ended: Ended, now: Instant) {
+    fn vacate(&self, server: &ServerId, serial: Serial, ended: Ended, now: Instant) {
         let probe = {
             let mut map = self.map.borrow_mut();
             let Some(slot) = map.slots.get_mut(server) else { return };
@@ -326,7 +326,7 @@ impl Registry {
             let outbox = Rc::downgrade(outbox);
             slot.holder = Holder::Grace { serial, deadline, silent, outbox };
             let probe = slot.probe.clone();
-            map.releases.insert((deadline, serial), server.clone());
+            map.expiries.insert((deadline, serial), server.clone());
             if let Some(reaper) = map.reaper.take() {
                 reaper.wake();
             }
@@ -354,10 +354,10 @@ impl Map {
     fn largest(&self) -> Option<(Victim, usize)> {
         let attached = self.slots.iter().flat_map(|(server, slot)| {
             let phones = slot.phones.iter().map(|(key, phone)| {
-                (Victim::Attached(server.clone(), *key), phone.source.account().held())
+                (Victim::Attached(server.clone(), *key), phone.sender.account().held())
             });
-            let departed = slot.departed.iter().map(|source| {
-                (Victim::Departed(server.clone(), Rc::clone(source)), source.account().held())
+            let departed = slot.departed.iter().map(|sender| {
+                (Victim::Departed(server.clone(), Rc::clone(sender)), sender.account().held())
             });
             phones.chain(departed)
         });
@@ -375,17 +375,17 @@ impl Map {
                 self.let_finish(serial, outbox);
                 Some(retired)
             }
-            Victim::Departed(server, source) => {
-                source.account().condemn();
+            Victim::Departed(server, sender) => {
+                sender.account().condemn();
                 if let Some(slot) = self.slots.get_mut(server) {
-                    slot.forget_departed(source);
+                    slot.forget_departed(sender);
                 }
                 None
             }
             Victim::Leaving(serial) => {
                 if let Some(Leaving { outbox, account }) = self.leaving.remove(serial) {
                     account.condemn();
-                    if outbox.rest().is_some() {
+                    if outbox.remainder().is_some() {
                         outbox.cut();
                     } else {
                         outbox.close(Close::OverBudget, Manner::Abort);
@@ -399,7 +399,7 @@ impl Map {
 
     /// A phone that was closed amid a message may finish it, as long as there is room for that.
     fn let_finish(&mut self, serial: Serial, outbox: Rc<Outbox>) {
-        if let Some(account) = outbox.rest() {
+        if let Some(account) = outbox.remainder() {
             self.leaving.insert(serial, Leaving { outbox, account });
         }
     }
@@ -410,7 +410,7 @@ enum Victim {
     /// A phone that is attached to its slot.
     Attached(ServerId, PhoneKey),
     /// A phone that has left while messages of it are still queued.
-    Departed(ServerId, Rc<Source>),
+    Departed(ServerId, Rc<Sender>),
     /// A phone that has been closed and that is still being written to.
     Leaving(Serial),
 }

@@ -21,7 +21,7 @@ impl Registry {
             match &slot.holder {
                 Holder::Live { outbox, .. } => outbox.close(Close::NotAllowed, Manner::Abort),
                 Holder::Grace { serial, deadline, .. } => {
-                    self.map.borrow_mut().releases.remove(&(*deadline, *serial));
+                    self.map.borrow_mut().expiries.remove(&(*deadline, *serial));
                 }
             }
             // Whoever waits for it finds that the server-id may not be claimed.

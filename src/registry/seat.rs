@@ -9,7 +9,7 @@ use super::{Leaving, Registry, report};
 use crate::close::Ended;
 use crate::envelope::Envelope;
 use crate::ids::{PhoneKey, Serial, ServerId};
-use crate::queue::lane::Source;
+use crate::queue::lane::Sender;
 use crate::queue::outbox::Outbox;
 use crate::queue::probe::{Outcome, Probe};
 use crate::websocket::frames::Frame;
@@ -21,7 +21,7 @@ pub struct ServerSeat {
     server: ServerId,
     serial: Serial,
     outbox: Rc<Outbox>,
-    released: bool,
+    vacated: bool,
 }
 
 /// What became of a binary's envelope.
@@ -42,7 +42,7 @@ impl ServerSeat {
         serial: Serial,
         outbox: Rc<Outbox>,
     ) -> Self {
-        Self { registry: Rc::clone(registry), server, serial, outbox, released: false }
+        Self { registry: Rc::clone(registry), server, serial, outbox, vacated: false }
     }
 
     /// The server-id.
@@ -70,8 +70,8 @@ impl ServerSeat {
             Routed::Delivered => Delivery::Done,
             Routed::Unknown => Delivery::UnknownPhone,
             Routed::Closed { retired, leaving } => {
-                if let Some((serial, outbox, source)) = leaving {
-                    let leaving = Leaving { outbox, account: Rc::clone(source.account()) };
+                if let Some((serial, outbox, sender)) = leaving {
+                    let leaving = Leaving { outbox, account: Rc::clone(sender.account()) };
                     self.registry.map.borrow_mut().leaving.insert(serial, leaving);
                 }
                 report([retired]);
@@ -83,16 +83,16 @@ impl ServerSeat {
     }
 
     /// Starts the grace window, if this connection still holds the slot.
-    pub fn release(&mut self, ended: Ended, now: Instant) {
-        if !std::mem::replace(&mut self.released, true) {
-            self.registry.release(&self.server, self.serial, ended, now);
+    pub fn vacate(&mut self, ended: Ended, now: Instant) {
+        if !std::mem::replace(&mut self.vacated, true) {
+            self.registry.vacate(&self.server, self.serial, ended, now);
         }
     }
 }
 
 impl Drop for ServerSeat {
     fn drop(&mut self) {
-        self.release(Ended::Dropped, Instant::now());
+        self.vacate(Ended::Dropped, Instant::now());
         // A message that it did not finish is the next connection's.
         self.outbox.detach();
     }
@@ -106,13 +106,13 @@ pub struct PhoneSeat {
     key: PhoneKey,
     serial: Serial,
     outbox: Rc<Outbox>,
-    source: Rc<Source>,
+    sender: Rc<Sender>,
     left: bool,
 }
 
 /// What became of a phone's message.
 #[derive(Debug)]
-pub enum Forwarded {
+pub enum Passed {
     /// It is queued.
     Queued,
     /// There is no room: the phone is held back, and the message is offered again later.
@@ -128,7 +128,7 @@ impl PhoneSeat {
         key: PhoneKey,
         serial: Serial,
         outbox: &Rc<Outbox>,
-        source: &Rc<Source>,
+        sender: &Rc<Sender>,
     ) -> Self {
         Self {
             registry: Rc::clone(registry),
@@ -136,7 +136,7 @@ impl PhoneSeat {
             key,
             serial,
             outbox: Rc::clone(outbox),
-            source: Rc::clone(source),
+            sender: Rc::clone(sender),
             left: false,
         }
     }
@@ -157,12 +157,12 @@ impl PhoneSeat {
     }
 
     /// The phone as a sender: its account, and its waker while it is held back.
-    pub fn source(&self) -> &Rc<Source> {
-        &self.source
+    pub fn sender(&self) -> &Rc<Sender> {
+        &self.sender
     }
 
     /// Queues a message, already in its envelope, for the binary.
-    pub fn forward(&self, frame: Frame) -> Forwarded {
+    pub fn forward(&self, frame: Frame) -> Passed {
         let offered = match self.registry.map.borrow_mut().slots.get_mut(&self.server) {
             Some(slot) => slot.forward(self.key, self.serial, frame),
             None => None,
@@ -170,10 +170,10 @@ impl PhoneSeat {
         match offered {
             Some(Ok(())) => {
                 self.registry.relieve();
-                Forwarded::Queued
+                Passed::Queued
             }
-            Some(Err(frame)) => Forwarded::Held(frame),
-            None => Forwarded::Gone,
+            Some(Err(frame)) => Passed::Held(frame),
+            None => Passed::Gone,
         }
     }
 
@@ -243,7 +243,7 @@ impl Contest {
                 Some(Holder::Live { serial, .. }) => {
                     *serial == self.holder && self.probe.outcome() != Some(Outcome::Answered)
                 }
-                // A slot is not released while it is contested.
+                // A slot does not expire while it is contested.
                 None => false,
             };
             if !free {

@@ -8,7 +8,7 @@ use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
 use crate::ids::{PhoneKey, Serial, ServerId};
 use crate::limits::REMEMBERED_NOTICES;
-use crate::queue::lane::{Lane, Source};
+use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
 use crate::websocket::frames::Frame;
@@ -23,7 +23,7 @@ pub(super) struct Slot {
     pub(super) probe: Option<Rc<Probe>>,
     pub(super) phones: HashMap<PhoneKey, Phone>,
     /// Phones that have left while messages of theirs are still queued.
-    pub(super) departed: Vec<Rc<Source>>,
+    pub(super) departed: Vec<Rc<Sender>>,
     /// Phones that the present connection was told about, oldest first.
     noticed: VecDeque<PhoneKey>,
 }
@@ -33,7 +33,7 @@ pub(super) struct Slot {
 pub(super) enum Holder {
     /// A connection.
     Live { serial: Serial, outbox: Rc<Outbox> },
-    /// Nobody: the connection `serial` ended, and the slot is released at `deadline`. Its outbox
+    /// Nobody: the connection `serial` ended, and the slot expires at `deadline`. Its outbox
     /// may still be finishing a message.
     Grace { serial: Serial, deadline: Instant, silent: bool, outbox: Weak<Outbox> },
 }
@@ -43,7 +43,7 @@ pub(super) enum Holder {
 pub(super) struct Phone {
     serial: Serial,
     pub(super) outbox: Rc<Outbox>,
-    pub(super) source: Rc<Source>,
+    pub(super) sender: Rc<Sender>,
     /// Joined in the grace window: no connection of the binary has served it yet.
     unserved: bool,
     /// Has outlived a change of its binary's connection.
@@ -68,7 +68,7 @@ pub(super) enum Routed {
     /// for may still be on its way to the phone: then its outbox lives on.
     Closed {
         retired: Retired,
-        leaving: Option<(Serial, Rc<Outbox>, Rc<Source>)>,
+        leaving: Option<(Serial, Rc<Outbox>, Rc<Sender>)>,
     },
 }
 
@@ -106,10 +106,10 @@ impl Slot {
         key: PhoneKey,
         serial: Serial,
         outbox: Rc<Outbox>,
-        source: Rc<Source>,
+        sender: Rc<Sender>,
     ) {
         let unserved = matches!(self.holder, Holder::Grace { .. });
-        self.phones.insert(key, Phone { serial, outbox, source, unserved, outlived: false });
+        self.phones.insert(key, Phone { serial, outbox, sender, unserved, outlived: false });
     }
 
     /// Gives the slot to connection `serial`. Where the old connection fell silent, its phones are
@@ -163,7 +163,7 @@ impl Slot {
         frame: Frame,
     ) -> Option<Result<(), Frame>> {
         let phone = self.phones.get(&key).filter(|phone| phone.serial == serial)?;
-        Some(self.lane.offer(frame, &phone.source))
+        Some(self.lane.offer(frame, &phone.sender))
     }
 
     /// Carries out what the binary asks for.
@@ -200,7 +200,7 @@ impl Slot {
                 };
                 phone.outbox.close(close, Manner::Orderly);
                 let leaving =
-                    Some((phone.serial, Rc::clone(&phone.outbox), Rc::clone(&phone.source)));
+                    Some((phone.serial, Rc::clone(&phone.outbox), Rc::clone(&phone.sender)));
                 match self.retire(key, Ended::ByRelay(close), Remains::Asked) {
                     Some(retired) => Routed::Closed { retired, leaving },
                     None => Routed::Unknown,
@@ -219,7 +219,7 @@ impl Slot {
     pub(super) fn sacrifice(&mut self, key: PhoneKey) -> Option<(Serial, Rc<Outbox>, Retired)> {
         let phone = self.phones.get(&key)?;
         let (serial, outbox) = (phone.serial, Rc::clone(&phone.outbox));
-        phone.source.account().condemn();
+        phone.sender.account().condemn();
         outbox.close(Close::OverBudget, Manner::Abort);
         let retired = self.retire(key, Ended::ByRelay(Close::OverBudget), Remains::Dropped)?;
         Some((serial, outbox, retired))
@@ -239,30 +239,30 @@ impl Slot {
     }
 
     /// Drops what a phone that has left still has queued.
-    pub(super) fn forget_departed(&mut self, source: &Rc<Source>) {
-        self.lane.drop_messages_of(source);
-        self.departed.retain(|departed| !Rc::ptr_eq(departed, source));
+    pub(super) fn forget_departed(&mut self, sender: &Rc<Sender>) {
+        self.lane.drop_messages_of(sender);
+        self.departed.retain(|departed| !Rc::ptr_eq(departed, sender));
     }
 
     fn retire(&mut self, key: PhoneKey, ended: Ended, remains: Remains) -> Option<Retired> {
-        let Phone { source, .. } = self.phones.remove(&key)?;
+        let Phone { sender, .. } = self.phones.remove(&key)?;
         let conn_id = key.conn_id(&self.server);
         let in_grace = matches!(self.holder, Holder::Grace { .. });
         // In the window an unknown phone is forgotten whole; with a live binary its queued
         // messages are about to make it known.
-        let forgotten = in_grace && !source.is_delivered();
+        let forgotten = in_grace && !sender.is_delivered();
         if remains == Remains::Dropped || (remains == Remains::Kept && forgotten) {
-            self.lane.drop_messages_of(&source);
+            self.lane.drop_messages_of(&sender);
         } else {
-            self.lane.leave(&source);
+            self.lane.leave(&sender);
         }
-        if remains != Remains::Asked && (source.is_delivered() || source.share() > 0) {
+        if remains != Remains::Asked && (sender.is_delivered() || sender.share() > 0) {
             self.lane.push_notice(close_notice(&conn_id, ended.notice_code()), key);
             self.remember(key);
         }
         self.departed.retain(|departed| departed.share() > 0);
-        if source.share() > 0 {
-            self.departed.push(source);
+        if sender.share() > 0 {
+            self.departed.push(sender);
         }
         Some(Retired { server: self.server.clone(), conn_id, ended })
     }

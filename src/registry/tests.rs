@@ -70,7 +70,7 @@ fn a_stop_reaches_holders_attached_phones_and_those_on_their_way_out() {
     let mut absent = seated(&registry, "absent", now);
     let (phone, leaving) = (joined(&registry, "box"), joined(&registry, "box"));
     let waiting = joined(&registry, "absent");
-    absent.release(Ended::Dropped, now);
+    absent.vacate(Ended::Dropped, now);
     fill_queue(&holder, &phone, 1);
     fill_queue(&holder, &leaving, 1);
     close(&holder, &leaving, 4401);
@@ -125,11 +125,11 @@ fn outcome(contest: &Contest) -> Option<Outcome> {
 
 fn forward(phone: &PhoneSeat, text: &str) {
     let frame = Prefix::new(&phone.conn_id()).wrap(text);
-    assert!(matches!(phone.forward(frame), Forwarded::Queued));
+    assert!(matches!(phone.forward(frame), Passed::Queued));
 }
 
 fn forward_bytes(phone: &PhoneSeat, length: usize) {
-    assert!(matches!(phone.forward(message(phone, length).1), Forwarded::Queued));
+    assert!(matches!(phone.forward(message(phone, length).1), Passed::Queued));
 }
 
 /// A message of `length` bytes from `phone`: as text and as it is queued.
@@ -284,7 +284,7 @@ fn a_revoked_slot_leaves_nothing_whether_it_is_held_probed_or_in_grace() {
     let contest = contested(&registry, "held", now);
     let phone = joined(&registry, "held");
     let mut parted = seated(&registry, "parted", now);
-    parted.release(Ended::Dropped, now);
+    parted.vacate(Ended::Dropped, now);
     let waiting = joined(&registry, "parted");
     let list = AllowList::parse(b"kept\nnever-claimed\n").unwrap();
     assert_eq!(registry.revoke(&list), 2);

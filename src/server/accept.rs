@@ -16,7 +16,7 @@ use crate::admission::heads::Heads;
 use crate::close::Close;
 use crate::config::Config;
 #[cfg(feature = "tls")]
-use crate::config::{Source as tls, TlsSettings};
+use crate::config::{CertificateSource as tls, TlsSettings};
 use crate::connection;
 use crate::limits::{
     ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH, CERTIFICATE_STATUS, HEADS_AT_STOP,
@@ -24,13 +24,12 @@ use crate::limits::{
 };
 use crate::monitor;
 use crate::net::transport::Tcp;
+use crate::origin::Origin;
 use crate::queue::outbox::Manner;
 use crate::registry::Registry;
 use crate::relay::Relay;
-use crate::reload::Reload;
 use crate::server::systemd::Manager;
-use crate::shutdown::Stop;
-use crate::source::Source;
+use crate::signals::{Reload, Stop};
 #[cfg(feature = "tls")]
 use crate::tls::{Secure, acme, cache::Cache, files::Files};
 
@@ -225,7 +224,7 @@ fn admit(
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
     // Whose a connection by a trusted proxy is turns out later.
-    let source = (!relay.config.proxies.trusts(remote)).then(|| Source::of(remote));
+    let source = (!relay.config.proxies.trusts(remote)).then(|| Origin::of(remote));
     let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
     let entry = heads.enter(source, room);
     let serial = entry.serial();
@@ -323,11 +322,11 @@ impl Backoff {
     }
 }
 
-/// Releases slots when their grace window has passed: one timer for all of them.
+/// Expires slots when their grace window has passed: one timer for all of them.
 async fn reap(registry: Rc<Registry>) {
     let mut soonest: Option<Instant> = None;
     loop {
-        let changed = poll_fn(|cx| registry.poll_release(cx, soonest));
+        let changed = poll_fn(|cx| registry.poll_expiry(cx, soonest));
         soonest = match soonest {
             None => changed.await,
             Some(deadline) => {

@@ -6,7 +6,7 @@
 //! Refusals that repeat are summed up.
 
 mod journal;
-mod json;
+mod json_line;
 mod repeats;
 mod stderr;
 
@@ -84,7 +84,7 @@ pub fn install(level: Option<LevelFilter>, directives: Option<&str>, format: For
         connected.map_err(|error| complaints.push(("journal_not_reached", error.to_string()))).ok()
     });
     let stderr = match format {
-        Format::Json => Stderr::new(json::line, true),
+        Format::Json => Stderr::new(json_line::line, true),
         // The journal has time stamps of its own.
         _ => Stderr::new(line, !to_journal),
     };

@@ -9,9 +9,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-pub use self::label::{
-    AttemptOutcome, Code, Direction, Dropped, Endpoint, Failure, Label, Refused, Side,
-};
+pub use self::label::{AttemptOutcome, Code, Direction, Dropped, Failure, Label, Refused, Side};
+use crate::leg::Leg;
 use crate::limits::LAG_BUCKETS;
 
 /// The counters of one relay.
@@ -21,13 +20,13 @@ pub struct Metrics {
     pub frames: Counters<Direction, { Direction::COUNT }>,
     /// Bytes of these messages as they went out: framing and envelope included.
     pub bytes: Counters<Direction, { Direction::COUNT }>,
-    /// Upgrade attempts by outcome, an endpoint each.
-    attempts: [Counters<AttemptOutcome, { AttemptOutcome::COUNT }>; Endpoint::COUNT],
+    /// Upgrade attempts by outcome, a leg each.
+    attempts: [Counters<AttemptOutcome, { AttemptOutcome::COUNT }>; Leg::COUNT],
     /// Peers that could not register.
     pub failures: Counters<Failure, { Failure::COUNT }>,
     /// Requests that were refused before any upgrade.
     pub refused: Counters<Refused, { Refused::COUNT }>,
-    closes: [[Counters<Code, { Code::COUNT }>; Side::COUNT]; Endpoint::COUNT],
+    closes: [[Counters<Code, { Code::COUNT }>; Side::COUNT]; Leg::COUNT],
     /// Envelopes of binaries that were dropped.
     pub dropped: Counters<Dropped, { Dropped::COUNT }>,
     /// Grace windows that passed without a claim.
@@ -48,8 +47,8 @@ pub struct Metrics {
 
 impl Metrics {
     /// Counts an upgrade attempt, and the failure to register that it may be.
-    pub fn attempted(&self, endpoint: Endpoint, outcome: AttemptOutcome) {
-        self.attempts[endpoint.index()].bump(outcome);
+    pub fn attempted(&self, leg: Leg, outcome: AttemptOutcome) {
+        self.attempts[leg.index()].bump(outcome);
         let failure = match outcome {
             AttemptOutcome::Reject404 => Failure::NoServer,
             AttemptOutcome::Reject409 => Failure::ServerInUse,
@@ -61,18 +60,18 @@ impl Metrics {
     }
 
     /// Upgrade attempts so far.
-    pub fn attempts(&self, endpoint: Endpoint, outcome: AttemptOutcome) -> u64 {
-        self.attempts[endpoint.index()].count(outcome)
+    pub fn attempts(&self, leg: Leg, outcome: AttemptOutcome) -> u64 {
+        self.attempts[leg.index()].count(outcome)
     }
 
     /// Counts the end of an upgraded connection.
-    pub fn closed(&self, endpoint: Endpoint, side: Side, code: u16) {
-        self.closes[endpoint.index()][side.index()].bump(Code::of(code));
+    pub fn closed(&self, leg: Leg, side: Side, code: u16) {
+        self.closes[leg.index()][side.index()].bump(Code::of(code));
     }
 
     /// Ends of upgraded connections so far.
-    pub fn closes(&self, endpoint: Endpoint, side: Side, code: Code) -> u64 {
-        self.closes[endpoint.index()][side.index()].count(code)
+    pub fn closes(&self, leg: Leg, side: Side, code: Code) -> u64 {
+        self.closes[leg.index()][side.index()].count(code)
     }
 
     /// Counts messages that were forwarded, and their bytes.
@@ -193,10 +192,10 @@ mod tests {
     #[test]
     fn an_attempt_that_fails_to_register_counts_as_both() {
         let metrics = Metrics::default();
-        metrics.attempted(Endpoint::Client, AttemptOutcome::Reject404);
-        metrics.attempted(Endpoint::Client, AttemptOutcome::Accept);
-        assert_eq!(metrics.attempts(Endpoint::Client, AttemptOutcome::Reject404), 1);
-        assert_eq!(metrics.attempts(Endpoint::Server, AttemptOutcome::Reject404), 0);
+        metrics.attempted(Leg::Phone, AttemptOutcome::Reject404);
+        metrics.attempted(Leg::Phone, AttemptOutcome::Accept);
+        assert_eq!(metrics.attempts(Leg::Phone, AttemptOutcome::Reject404), 1);
+        assert_eq!(metrics.attempts(Leg::Binary, AttemptOutcome::Reject404), 0);
         assert_eq!(metrics.failures.count(Failure::NoServer), 1);
         let failures: u64 = Failure::ALL.iter().map(|kind| metrics.failures.count(*kind)).sum();
         assert_eq!(failures, 1);

@@ -124,11 +124,11 @@ impl fmt::Display for BadPair {
 /// rustls, hence behind a lock; nobody else takes it for long.
 #[derive(Debug, Default)]
 pub struct Certificates {
-    state: Mutex<State>,
+    state: Mutex<Showing>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Showing {
     pair: Option<Pair>,
     problem: Option<String>,
     /// How often anything has changed.
@@ -166,7 +166,7 @@ impl Certificates {
         Poll::Pending
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut Showing)) {
         let waiting = {
             let mut state = self.state();
             change(&mut state);
@@ -178,7 +178,7 @@ impl Certificates {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Showing> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,7 +31,7 @@ use crate::net::scratch::{Lent, Scratch};
 #[derive(Debug)]
 pub struct Incoming<S> {
     io: S,
-    state: State,
+    state: Input,
     codecs: Rc<Codecs>,
     largest_message: usize,
     /// The codec has seen the end of the connection and is of no use to another.
@@ -42,7 +42,7 @@ pub struct Incoming<S> {
 
 /// The input, with or without a codec around it.
 #[derive(Debug)]
-enum State {
+enum Input {
     Bare(Feed),
     Coded(Box<Codec>),
 }
@@ -95,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Takes over a socket after the handshake. `leftover` arrived behind the request head;
     /// messages may have `largest_message` bytes.
     pub fn new(io: S, leftover: Vec<u8>, largest_message: usize, codecs: &Rc<Codecs>) -> Self {
-        let state = State::Bare(Feed { kept: leftover, ..Feed::default() });
+        let state = Input::Bare(Feed { kept: leftover, ..Feed::default() });
         let codecs = Rc::clone(codecs);
         Self { io, state, codecs, largest_message, spent: false, deaf: false }
     }
@@ -118,8 +118,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         scratch: &Rc<Scratch>,
     ) -> Poll<io::Result<usize>> {
         let feed = match &mut self.state {
-            State::Bare(feed) => feed,
-            State::Coded(codec) => codec.get_mut(),
+            Input::Bare(feed) => feed,
+            Input::Coded(codec) => codec.get_mut(),
         };
         debug_assert!(feed.unread().is_empty(), "input is decoded before more is read");
         feed.kept = Vec::new();
@@ -176,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// Ends a turn of reading: the shared buffer goes back, what was not decoded is kept, and the
     /// codec goes back unless a message is in progress.
-    pub fn rest(&mut self) {
+    pub fn end_turn(&mut self) {
         let feed = self.feed_mut();
         if feed.lent.is_some() {
             feed.kept = feed.unread().to_vec();
@@ -200,8 +200,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// progress, and undecoded input.
     pub fn held(&self) -> usize {
         let codec = match &self.state {
-            State::Bare(_) => 0,
-            State::Coded(_) => CODEC_BUFFER + CODEC_OVERHEAD,
+            Input::Bare(_) => 0,
+            Input::Coded(_) => CODEC_BUFFER + CODEC_OVERHEAD,
         };
         let feed = self.feed();
         let message = feed.follower.message + feed.follower.frame.min(self.largest_message);
@@ -210,27 +210,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     fn feed(&self) -> &Feed {
         match &self.state {
-            State::Bare(feed) => feed,
-            State::Coded(codec) => codec.get_ref(),
+            Input::Bare(feed) => feed,
+            Input::Coded(codec) => codec.get_ref(),
         }
     }
 
     fn feed_mut(&mut self) -> &mut Feed {
         match &mut self.state {
-            State::Bare(feed) => feed,
-            State::Coded(codec) => codec.get_mut(),
+            Input::Bare(feed) => feed,
+            Input::Coded(codec) => codec.get_mut(),
         }
     }
 
     fn codec(&mut self, cx: &mut Context<'_>) -> &mut Codec {
-        if let State::Bare(feed) = &mut self.state {
+        if let Input::Bare(feed) = &mut self.state {
             let mut codec = self.codecs.take(self.largest_message, cx);
             *codec.get_mut() = mem::take(feed);
-            self.state = State::Coded(codec);
+            self.state = Input::Coded(codec);
         }
         match &mut self.state {
-            State::Coded(codec) => codec,
-            State::Bare(_) => unreachable!("bug: it was made a line ago"),
+            Input::Coded(codec) => codec,
+            Input::Bare(_) => unreachable!("bug: it was made a line ago"),
         }
     }
 
@@ -238,9 +238,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     fn drop_codec(&mut self) {
         let feed = mem::take(self.feed_mut());
         let has_grown = feed.follower.largest_frame > CODEC_BUFFER;
-        let state = mem::replace(&mut self.state, State::Bare(feed));
+        let state = mem::replace(&mut self.state, Input::Bare(feed));
         self.feed_mut().follower.largest_frame = 0;
-        if let (State::Coded(codec), false, false) = (state, has_grown, self.spent) {
+        if let (Input::Coded(codec), false, false) = (state, has_grown, self.spent) {
             self.codecs.keep(self.largest_message, codec);
         }
     }

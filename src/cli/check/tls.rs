@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{Report, printable};
-use crate::config::{Config, Source, TlsSettings};
+use crate::config::{CertificateSource, Config, TlsSettings};
 use crate::tls::certificates::Pair;
 use crate::tls::files::Files;
 
@@ -25,8 +25,8 @@ impl Report {
             );
         }
         match &settings.source {
-            Source::Files { chain, key } => self.files(settings, chain, key, now),
-            Source::Acme { directory, cache, .. } => {
+            CertificateSource::Files { chain, key } => self.files(settings, chain, key, now),
+            CertificateSource::Acme { directory, cache, .. } => {
                 self.domains(settings);
                 self.row("ACME", printable(directory), "not asked");
                 self.cache(cache);

@@ -5,14 +5,15 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::close::{Close, Ended};
+use crate::leg::Leg;
 use crate::queue::budget::Account;
 use crate::relay::Relay;
-use crate::telemetry::metrics::{Endpoint, Metrics, Side};
+use crate::telemetry::metrics::{Metrics, Side};
 
 /// What one leg does with its connection.
 pub trait Peer {
     /// Which leg it is.
-    fn endpoint(&self) -> Endpoint;
+    fn leg(&self) -> Leg;
 
     /// The connection id, for the log.
     fn conn_id(&self) -> String;
@@ -47,13 +48,13 @@ pub enum Verdict {
 /// A peer that is only being sent off.
 #[derive(Debug)]
 pub(super) struct Rejected {
-    pub(super) endpoint: Endpoint,
+    pub(super) leg: Leg,
     pub(super) relay: Rc<Relay>,
 }
 
 impl Peer for Rejected {
-    fn endpoint(&self) -> Endpoint {
-        self.endpoint
+    fn leg(&self) -> Leg {
+        self.leg
     }
 
     fn conn_id(&self) -> String {
@@ -81,10 +82,10 @@ impl Peer for Rejected {
 
 /// Counts the end of a connection by who decided on it and the code that went, or would have gone,
 /// with it (RFC 6455 section 7.1.5: `1005` for an empty close frame, `1006` for none).
-pub(super) fn count_end(metrics: &Metrics, endpoint: Endpoint, ended: Ended) {
-    let peer = match endpoint {
-        Endpoint::Server => Side::Binary,
-        Endpoint::Client => Side::Phone,
+pub(super) fn count_end(metrics: &Metrics, leg: Leg, ended: Ended) {
+    let peer = match leg {
+        Leg::Binary => Side::Binary,
+        Leg::Phone => Side::Phone,
     };
     let (side, code) = match ended {
         Ended::ByRelay(Close::Directive(code)) => (Side::Binary, Some(code)),
@@ -93,5 +94,5 @@ pub(super) fn count_end(metrics: &Metrics, endpoint: Endpoint, ended: Ended) {
         Ended::Dropped | Ended::Unreachable => (peer, Some(1006)),
         Ended::WriteTimeout => (Side::Relay, Some(1006)),
     };
-    metrics.closed(endpoint, side, code.unwrap_or(1005));
+    metrics.closed(leg, side, code.unwrap_or(1005));
 }

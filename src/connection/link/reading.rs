@@ -31,7 +31,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 break;
             }
         }
-        self.incoming.rest();
+        self.incoming.end_turn();
         self.charge_input();
         match self.phase {
             // Just stopped: ask for the waker, and go on if there is room again already.

@@ -10,9 +10,9 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use super::*;
 use crate::config::{Config, Options};
 use crate::limits::{BATCH_BYTES, TURN_BATCHES};
+use crate::origin::Origin;
 use crate::queue::probe::{Outcome, Probe};
-use crate::shutdown::Stop;
-use crate::source::Source;
+use crate::signals::Stop;
 use crate::websocket::wire::tests::{CLOSE, PING, PONG, TEXT, frame};
 
 /// A socket of which nobody tells that it has become readable.
@@ -84,9 +84,9 @@ impl Scene {
             io: socket.clone(),
             leftover: Vec::new(),
             remote,
-            permit: relay.permits.acquire(Source::of(remote)).unwrap(),
+            permit: relay.permits.acquire(Origin::of(remote)).unwrap(),
         };
-        let peer = Rejected { endpoint: Endpoint::Client, relay: Rc::clone(&relay) };
+        let peer = Rejected { leg: Leg::Phone, relay: Rc::clone(&relay) };
         let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
         Self { began: Instant::now(), socket, link }
     }

@@ -6,7 +6,7 @@ struct Anybody(Result<(), Duration>);
 impl Caller for Anybody {
     fn introduce(&mut self, _fields: &[Header<'_>]) {}
 
-    fn attempt(&mut self, _endpoint: Endpoint) -> Result<(), Refusal> {
+    fn attempt(&mut self, _endpoint: Leg) -> Result<(), Refusal> {
         self.0.map_err(Refusal::RateLimited)
     }
 }
@@ -280,10 +280,10 @@ fn responses_are_complete_and_retries_never_immediate() {
 
 #[test]
 fn labels_are_cut_at_128_bytes_whatever_they_hold() {
-    assert_eq!(Label::new(&[b'x'; 300]).as_str().len(), 128);
-    assert_eq!(Label::new("é".repeat(100).as_bytes()).as_str(), "é".repeat(64));
-    let mangled = Label::new(&[0xff; 300]);
+    assert_eq!(PeerText::new(&[b'x'; 300]).as_str().len(), 128);
+    assert_eq!(PeerText::new("é".repeat(100).as_bytes()).as_str(), "é".repeat(64));
+    let mangled = PeerText::new(&[0xff; 300]);
     assert!(mangled.as_str().len() <= 128 && mangled.as_str().chars().all(|c| c == '\u{fffd}'));
-    let split = Label::new(&[&[b'x'; 127][..], "é".as_bytes()].concat());
+    let split = PeerText::new(&[&[b'x'; 127][..], "é".as_bytes()].concat());
     assert!(split.as_str().len() <= 128);
 }

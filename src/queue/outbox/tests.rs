@@ -14,7 +14,7 @@ use super::*;
 use crate::ids::PhoneKey;
 use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
 use crate::queue::budget::{Account, Ledger};
-use crate::queue::lane::Source;
+use crate::queue::lane::Sender;
 use crate::queue::probe::Outcome;
 
 const TEXT: u8 = 0x1;

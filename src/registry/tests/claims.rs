@@ -45,7 +45,7 @@ fn a_slot_is_not_taken_from_a_holder_that_answered_at_the_last_moment() {
 }
 
 #[test]
-fn a_holder_that_lost_its_slot_releases_and_reaches_nothing_any_more() {
+fn a_holder_that_lost_its_slot_vacates_and_reaches_nothing_any_more() {
     let registry = registry(&[]);
     let now = Instant::now();
     let mut old = seated(&registry, "box", now);
@@ -55,7 +55,7 @@ fn a_holder_that_lost_its_slot_releases_and_reaches_nothing_any_more() {
     let phone = joined(&registry, "box");
     assert_eq!(said(&old), ["ping", "close 1011 heartbeat timeout"]);
     assert_eq!(deliver(&old, &wrapped(&phone, "1")), Delivery::NotHolder);
-    old.release(Ended::Dropped, now);
+    old.vacate(Ended::Dropped, now);
     drop(old);
     registry.expire(now + 10 * GRACE);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
@@ -71,7 +71,7 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     assert_eq!(outcome(&contest), Some(Outcome::HolderGone));
     assert!(matches!(registry.claim(&id("box"), now), Claim::Busy), "the newcomer is first");
     let newcomer = contest.win().expect("the slot is free");
@@ -87,11 +87,11 @@ fn slots_in_their_window_count_against_the_cap() {
     let now = Instant::now();
     let mut one = seated(&registry, "one", now);
     let _two = seated(&registry, "two", now);
-    one.release(Ended::Dropped, now);
+    one.vacate(Ended::Dropped, now);
     assert!(matches!(registry.claim(&id("three"), now), Claim::Full));
     let mut one = seated(&registry, "one", now);
     assert!(matches!(registry.claim(&id("two"), now), Claim::Contested(_)));
-    one.release(Ended::Dropped, now);
+    one.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
     let _three = seated(&registry, "three", now);
 }
@@ -108,7 +108,7 @@ fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
     joined(&registry, "other");
     drop(one);
     let _three = joined(&registry, "box");
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     assert!(matches!(registry.join(&id("box")), Join::TooMany), "in the window too");
     let holder = seated(&registry, "box", now);
     close(&holder, &two, 4401);
@@ -123,7 +123,7 @@ fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
     assert!(matches!(registry.claim(&id("other"), now), Claim::Full), "it still counts");
     let newcomer = contest.win().expect("the holder is gone");
@@ -138,11 +138,11 @@ fn a_window_that_passed_during_a_contest_passes_again_when_the_newcomer_gives_up
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
     let mut cx = Context::from_waker(Waker::noop());
     let soonest = Poll::Ready(Some(now + 2 * GRACE));
-    assert_eq!(registry.poll_release(&mut cx, None), soonest, "the reaper does not spin");
+    assert_eq!(registry.poll_expiry(&mut cx, None), soonest, "the reaper does not spin");
     drop(contest);
     registry.expire(now + 2 * GRACE - MILLISECOND);
     assert_eq!(registry.counts().in_grace, 1);

@@ -6,7 +6,7 @@ fn a_window_lasts_to_its_deadline_and_not_longer() {
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
-    holder.release(Ended::ByPeer(Some(1000)), now);
+    holder.vacate(Ended::ByPeer(Some(1000)), now);
     drop(holder);
     registry.expire(now + GRACE - MILLISECOND);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
@@ -20,7 +20,7 @@ fn a_window_lasts_to_its_deadline_and_not_longer() {
 }
 
 #[test]
-fn deadlines_of_earlier_windows_never_release_a_newer_claim() {
+fn deadlines_of_earlier_windows_never_expire_a_newer_claim() {
     let registry = registry(&[]);
     let now = Instant::now();
     let phone = {
@@ -30,12 +30,12 @@ fn deadlines_of_earlier_windows_never_release_a_newer_claim() {
     // Many of them at the very same instant: the serial alone tells them apart.
     for round in 0..50 {
         let mut holder = seated(&registry, "box", now + round % 2 * MILLISECOND);
-        holder.release(Ended::Dropped, now + round % 2 * MILLISECOND);
+        holder.vacate(Ended::Dropped, now + round % 2 * MILLISECOND);
     }
     let mut holder = seated(&registry, "box", now + MILLISECOND);
     registry.expire(now + 10 * GRACE);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
-    holder.release(Ended::Dropped, now + GRACE);
+    holder.vacate(Ended::Dropped, now + GRACE);
     registry.expire(now + 2 * GRACE - MILLISECOND);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
     registry.expire(now + 2 * GRACE);
@@ -50,7 +50,7 @@ fn windows_hold_past_24_9_and_49_7_days_of_uptime() {
         let registry = registry(&[]);
         let now = start + days * DAY + DAY * 9 / 10;
         let mut holder = seated(&registry, "box", now);
-        holder.release(Ended::Dropped, now);
+        holder.vacate(Ended::Dropped, now);
         registry.expire(now + GRACE - MILLISECOND);
         assert_eq!(registry.counts().in_grace, 1, "{days} days");
         registry.expire(now + GRACE);
@@ -64,7 +64,7 @@ fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
         let registry = registry(&["--grace", &format!("{days}days")]);
         let now = Instant::now();
         let mut holder = seated(&registry, "box", now);
-        holder.release(Ended::Dropped, now);
+        holder.vacate(Ended::Dropped, now);
         registry.expire(now + days * DAY - MILLISECOND);
         assert_eq!(registry.counts().in_grace, 1, "{days} days");
         registry.expire(now + days * DAY);
@@ -73,29 +73,29 @@ fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
 }
 
 #[test]
-fn the_reaper_hears_of_the_soonest_release_and_of_every_change_of_it() {
+fn the_reaper_hears_of_the_soonest_expiry_and_of_every_change_of_it() {
     let registry = registry(&[]);
     let now = Instant::now();
     let (woken, waker) = counting();
     let mut cx = Context::from_waker(&waker);
-    assert!(registry.poll_release(&mut cx, None).is_pending());
+    assert!(registry.poll_expiry(&mut cx, None).is_pending());
 
     let (mut one, mut two) = (seated(&registry, "one", now), seated(&registry, "two", now));
     assert_eq!(woken.count(), 0, "a claim schedules nothing");
-    one.release(Ended::Dropped, now + MILLISECOND);
+    one.vacate(Ended::Dropped, now + MILLISECOND);
     assert_eq!(woken.count(), 1);
     let first = Some(now + MILLISECOND + GRACE);
-    assert_eq!(registry.poll_release(&mut cx, None), Poll::Ready(first));
-    assert!(registry.poll_release(&mut cx, first).is_pending());
+    assert_eq!(registry.poll_expiry(&mut cx, None), Poll::Ready(first));
+    assert!(registry.poll_expiry(&mut cx, first).is_pending());
 
-    two.release(Ended::Dropped, now);
+    two.vacate(Ended::Dropped, now);
     assert_eq!(woken.count(), 2);
     let sooner = Some(now + GRACE);
-    assert_eq!(registry.poll_release(&mut cx, first), Poll::Ready(sooner));
+    assert_eq!(registry.poll_expiry(&mut cx, first), Poll::Ready(sooner));
     let _two = seated(&registry, "two", now);
-    assert_eq!(registry.poll_release(&mut cx, sooner), Poll::Ready(first));
+    assert_eq!(registry.poll_expiry(&mut cx, sooner), Poll::Ready(first));
     registry.expire(now + MILLISECOND + GRACE);
-    assert_eq!(registry.poll_release(&mut cx, first), Poll::Ready(None));
+    assert_eq!(registry.poll_expiry(&mut cx, first), Poll::Ready(None));
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 0, in_grace: 0 });
 }
 
@@ -121,7 +121,7 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
             if stream.len() > cut {
                 expected.push(text);
             }
-            assert!(matches!(phone.forward(frame), Forwarded::Queued));
+            assert!(matches!(phone.forward(frame), Passed::Queued));
         }
         let mut sink = Sink::taking(0);
         for portion in [cut / 3, cut / 3, cut - cut / 3 * 2] {
@@ -129,7 +129,7 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
             sink.flush(old.outbox());
         }
         assert!(sink.bytes == stream[..cut], "cut at {cut}");
-        old.release(Ended::Dropped, now);
+        old.vacate(Ended::Dropped, now);
         drop(old);
         let new = seated(&registry, "box", now);
         assert!(said(&new) == expected, "cut at {cut}");
@@ -140,7 +140,7 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
 #[test]
 fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
     let (registry, mut old, phone, mut sink) = mid_message();
-    old.release(Ended::ByRelay(Close::Protocol), Instant::now());
+    old.vacate(Ended::ByRelay(Close::Protocol), Instant::now());
     old.outbox().close(Close::Protocol, Manner::Abort);
     sink.room = usize::MAX;
     sink.flush(old.outbox());
@@ -156,7 +156,7 @@ fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
 #[test]
 fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
     let (registry, mut old, phone, _) = mid_message();
-    old.release(Ended::ByPeer(Some(1000)), Instant::now());
+    old.vacate(Ended::ByPeer(Some(1000)), Instant::now());
     old.outbox().close(Close::Reply(Some(1000)), Manner::Abort);
     drop(old);
     let new = seated(&registry, "box", Instant::now());
@@ -166,7 +166,7 @@ fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
 #[test]
 fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
     let (registry, mut old, phone, _) = mid_message();
-    old.release(Ended::ByPeer(None), Instant::now());
+    old.vacate(Ended::ByPeer(None), Instant::now());
     old.outbox().close(Close::Reply(None), Manner::Abort);
     let new = seated(&registry, "box", Instant::now());
     assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
@@ -195,7 +195,7 @@ fn a_phone_that_leaves_in_the_window_is_forgotten_unless_the_binary_knows_it() {
     let (mut known, mut unknown) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&known, "1");
     assert_eq!(said(&holder), [wrapped(&known, "1")]);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     let mut late = joined(&registry, "box");
     for phone in [&known, &unknown, &late] {
         forward(phone, "2");
@@ -215,7 +215,7 @@ fn half_a_message_on_a_dead_connection_makes_no_phone_known() {
     let mut phone = joined(&registry, "box");
     forward(&phone, "\"half\"");
     Sink::taking(10).flush(holder.outbox());
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     phone.leave(Ended::Dropped);
     let holder = seated(&registry, "box", now);
     assert_eq!(said(&holder), [] as [&str; 0]);
@@ -231,7 +231,7 @@ fn a_phone_that_left_before_the_window_keeps_its_messages_and_its_notice() {
     forward(&phone, "1");
     phone.leave(Ended::Dropped);
     mute.leave(Ended::Dropped);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     let holder = seated(&registry, "box", now);
     let conn_id = phone.conn_id();
     assert_eq!(said(&holder), [wrapped(&phone, "1"), noticed(&conn_id, 1001)]);
@@ -256,7 +256,7 @@ fn an_end_by_silence_alone_costs_the_phones_their_sessions() {
         let (known, unknown) = (joined(&registry, "box"), joined(&registry, "box"));
         forward(&known, "1");
         assert_eq!(said(&old).len(), 1);
-        old.release(ended, now);
+        old.vacate(ended, now);
         let late = joined(&registry, "box");
         for phone in [&known, &unknown, &late] {
             forward(phone, "2");
@@ -272,7 +272,7 @@ fn an_end_by_silence_alone_costs_the_phones_their_sessions() {
             expected.sort();
             got.sort();
             assert_eq!(got, expected, "{ended:?}");
-            assert!(matches!(known.forward(message(&known, 1).1), Forwarded::Gone));
+            assert!(matches!(known.forward(message(&known, 1).1), Passed::Gone));
         } else {
             let expected = [&known, &unknown, &late].map(|phone| wrapped(phone, "2"));
             assert_eq!(said(&new), expected, "{ended:?}");
@@ -290,7 +290,7 @@ fn evicting_closes_every_attached_phone_at_every_reclaim() {
     let known = joined(&registry, "box");
     forward(&known, "1");
     assert_eq!(said(&old).len(), 1);
-    old.release(Ended::ByPeer(Some(1000)), now);
+    old.vacate(Ended::ByPeer(Some(1000)), now);
     let late = joined(&registry, "box");
     forward(&known, "2");
     forward(&late, "2");
@@ -312,7 +312,7 @@ fn code_4421_becomes_4404_for_phones_that_outlived_a_connection_and_for_no_other
     let veteran = joined(&registry, "box");
     close(&holder, &fresh, 4421);
     assert_eq!(said_to(&fresh), ["close 4421 "]);
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     let in_window = joined(&registry, "box");
     let twice = joined(&registry, "box");
     let mut holder = seated(&registry, "box", now);
@@ -323,7 +323,7 @@ fn code_4421_becomes_4404_for_phones_that_outlived_a_connection_and_for_no_other
         close(&holder, phone, code);
         assert!(said_to(phone)[0].starts_with(&format!("close {expected} ")));
     }
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     let holder = seated(&registry, "box", now);
     for phone in [&veteran, &twice, &after] {
         close(&holder, phone, 4421);

@@ -6,24 +6,24 @@ fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let (flood, calm) = (joined(&registry, "box"), joined(&registry, "box"));
-    holder.release(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, now);
     let mut queued = 0;
     let held = loop {
         match flood.forward(message(&flood, 3_000).1) {
-            Forwarded::Queued => queued += 1,
-            Forwarded::Held(frame) => break frame,
-            Forwarded::Gone => panic!("the phone is attached"),
+            Passed::Queued => queued += 1,
+            Passed::Held(frame) => break frame,
+            Passed::Gone => panic!("the phone is attached"),
         }
     };
     assert!((8..=10).contains(&queued), "{queued} of about 3 KB each in 32 KiB");
     forward(&calm, "1");
     let (woken, waker) = counting();
-    flood.source().wake_when_free(&waker);
+    flood.sender().wake_when_free(&waker);
     let holder = seated(&registry, "box", now);
     assert_eq!(woken.count(), 0, "a claim alone makes no room");
     assert_eq!(said(&holder).len(), queued + 1);
     assert!(woken.count() > 0);
-    assert!(matches!(flood.forward(held), Forwarded::Queued));
+    assert!(matches!(flood.forward(held), Passed::Queued));
     assert_eq!(said(&holder).len(), 1);
 }
 
@@ -112,11 +112,11 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     let before = registry.ledger().total();
     over(1);
     assert_eq!(large.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
-    let rest = large.outbox().rest().expect("a message in progress").held();
+    let rest = large.outbox().remainder().expect("a message in progress").held();
     assert_eq!(rest, 4_004 - 100);
     assert_eq!(registry.ledger().total() - outsider.held(), before - 4_068 + rest);
     over(1);
-    assert!(large.outbox().rest().is_none());
+    assert!(large.outbox().remainder().is_none());
     let mut cx = Context::from_waker(Waker::noop());
     let flushed = large.outbox().poll_flush(&mut cx, &mut sink, &mut [0; 64]);
     assert!(matches!(flushed.end, FlushEnd::Cut), "{flushed:?}");
@@ -154,5 +154,5 @@ fn a_phone_whose_queue_is_full_is_closed_alone_and_the_binary_is_told() {
     assert_eq!(said_to(&slow), ["close 1013 backlog full"]);
     assert_eq!(said_to(&sibling).len(), 1);
     assert_eq!(said(&holder), [noticed(&slow.conn_id(), 1013)]);
-    assert!(matches!(slow.forward(message(&slow, 1).1), Forwarded::Gone));
+    assert!(matches!(slow.forward(message(&slow, 1).1), Passed::Gone));
 }

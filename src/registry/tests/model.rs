@@ -29,7 +29,7 @@ enum Step {
     /// The holder answers its probe.
     Answer(usize),
     /// A binary's connection ends; the seat goes later.
-    Release(usize, Ended),
+    Vacate(usize, Ended),
     DropBinary(usize),
     Leave(usize, Ended),
     DropPhone(usize),
@@ -62,7 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => index().prop_map(Win),
         1 => index().prop_map(GiveUp),
         2 => index().prop_map(Answer),
-        3 => (index(), ended()).prop_map(|(binary, ended)| Release(binary, ended)),
+        3 => (index(), ended()).prop_map(|(binary, ended)| Vacate(binary, ended)),
         3 => index().prop_map(DropBinary),
         3 => (index(), ended()).prop_map(|(phone, ended)| Leave(phone, ended)),
         2 => index().prop_map(DropPhone),
@@ -146,7 +146,7 @@ struct Phone {
     server: usize,
     id: String,
     seat: Option<PhoneSeat>,
-    source: Rc<Source>,
+    sender: Rc<Sender>,
     /// Joined while no binary was there.
     unserved: bool,
     outlived: bool,
@@ -217,7 +217,7 @@ impl World {
                 }
             }
             Step::Answer(index) => self.answer(index),
-            Step::Release(index, ended) => self.release(index, ended),
+            Step::Vacate(index, ended) => self.vacate(index, ended),
             Step::DropBinary(index) => self.drop_binary(index),
             Step::Leave(index, ended) => self.leave(index, ended),
             Step::DropPhone(index) => {
@@ -292,7 +292,7 @@ impl World {
         let names: BTreeSet<_> = map.slots.keys().map(|server| server.as_str()).collect();
         assert_eq!(names, self.slots.keys().map(|server| SERVERS[*server]).collect());
         assert!(map.slots.len() <= MOST_SLOTS);
-        let mut releases = BTreeSet::new();
+        let mut expiries = BTreeSet::new();
         for (server, slot) in &self.slots {
             let real = &map.slots[&id(SERVERS[*server])];
             match (&real.holder, slot.holder) {
@@ -303,7 +303,7 @@ impl World {
                 (Holder::Grace { deadline, serial, silent, .. }, None) => {
                     assert_eq!(*deadline, self.start + Duration::from_millis(slot.deadline));
                     assert_eq!(*silent, slot.silent);
-                    releases.insert((*deadline, *serial));
+                    expiries.insert((*deadline, *serial));
                 }
                 (holder, model) => panic!("{holder:?} instead of {model:?}"),
             }
@@ -312,7 +312,7 @@ impl World {
                 real.phones.keys().map(|key| key.conn_id(&id(SERVERS[*server]))).collect();
             assert_eq!(attached, slot.phones.iter().map(|i| self.phones[*i].id.clone()).collect());
         }
-        assert_eq!(releases, map.releases.keys().copied().collect(), "pending releases");
+        assert_eq!(expiries, map.expiries.keys().copied().collect(), "pending expiries");
         // Phones on their way out: all that are still written to, and none without a connection.
         let outboxes = self
             .phones
@@ -354,12 +354,12 @@ impl World {
         self.binaries.clear();
         self.registry.expire(self.now() + DAY);
         let map = self.registry.map.borrow();
-        assert!(map.slots.is_empty() && map.releases.is_empty() && map.leaving.is_empty());
+        assert!(map.slots.is_empty() && map.expiries.is_empty() && map.leaving.is_empty());
         drop(map);
         self.outsider.sub(self.outsider.held());
         assert_eq!(self.registry.counts(), Counts::default());
         assert_eq!(self.registry.ledger().total(), 0, "bytes on the ledger");
-        assert!(self.phones.iter().all(|phone| phone.source.account().held() == 0));
+        assert!(self.phones.iter().all(|phone| phone.sender.account().held() == 0));
     }
 }
 

@@ -28,10 +28,10 @@ const BY_REASON: &str = "refused";
 
 /// Counts of what was held back, for all threads.
 #[derive(Debug)]
-pub struct Repeats(Mutex<State>);
+pub struct Repeats(Mutex<Window>);
 
 #[derive(Debug)]
-struct State {
+struct Window {
     window: Duration,
     tallies: Vec<Tally>,
     waker: Option<Waker>,
@@ -62,7 +62,7 @@ struct Summary {
 impl Repeats {
     /// Nothing has happened; a kind is counted for `window` after one of it was written.
     pub(super) fn new(window: Duration) -> Self {
-        Self(Mutex::new(State { window, tallies: Vec::new(), waker: None }))
+        Self(Mutex::new(Window { window, tallies: Vec::new(), waker: None }))
     }
 
     /// Whether a record is to be written now; one that is not has been counted.
@@ -123,12 +123,12 @@ impl Repeats {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Window> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Window {
     fn admit(
         &mut self,
         event: &'static str,

@@ -1,5 +1,7 @@
 //! The values that labels can have: enums alone, so that no label ever holds what a peer sent.
 
+use crate::leg::Leg;
+
 /// A closed set of label values.
 pub trait Label: Copy + 'static {
     /// All of them, in the order of their [`Self::index`].
@@ -10,6 +12,27 @@ pub trait Label: Copy + 'static {
 
     /// Its place in [`Self::ALL`].
     fn index(self) -> usize;
+}
+
+impl Leg {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+/// By the path of the endpoint.
+impl Label for Leg {
+    const ALL: &'static [Self] = &[Self::Binary, Self::Phone];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Binary => "server",
+            Self::Phone => "client",
+        }
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 /// Defines an enum of label values, each with its text.
@@ -49,16 +72,6 @@ labels! {
         PhoneToBinary = "phone_to_binary",
         /// From a binary to one of its phones.
         BinaryToPhone = "binary_to_phone",
-    }
-}
-
-labels! {
-    /// Which endpoint a connection came to, hence which leg it is.
-    Endpoint {
-        /// `/v1/server`, a binary.
-        Server = "server",
-        /// `/v1/client`, a phone.
-        Client = "client",
     }
 }
 

@@ -160,12 +160,12 @@ impl Peer {
     /// The same as a whole turn.
     fn turn(&mut self, bytes: &[u8]) -> Vec<Got> {
         let got = self.take(bytes);
-        self.incoming.rest();
+        self.incoming.end_turn();
         got
     }
 
     fn has_codec(&self) -> bool {
-        matches!(self.incoming.state, State::Coded(_))
+        matches!(self.incoming.state, Input::Coded(_))
     }
 }
 
@@ -258,7 +258,7 @@ fn a_stream_that_came_with_the_request_decodes_the_same() {
         while let Some(next) = peer.decode() {
             got.push(next);
         }
-        peer.incoming.rest();
+        peer.incoming.end_turn();
         if !rest.is_empty() {
             got.extend(peer.turn(rest));
         }
@@ -290,7 +290,7 @@ fn undecoded_input_is_kept_and_counted_over_a_rest() {
     for (number, message) in messages.iter().enumerate() {
         assert_eq!(peer.decode(), Some(Got::Text(format!("message {number}"))));
         for _ in 0..2 {
-            peer.incoming.rest();
+            peer.incoming.end_turn();
         }
         left -= message.len();
         assert_eq!(peer.incoming.held(), left, "behind message {number}");
@@ -309,11 +309,11 @@ fn the_shared_buffer_goes_back_with_every_rest() {
     peer.fill(&[text("whole"), text("half")[..5].to_vec()].concat());
     assert_ne!(address(&peer), first, "it is lent while input is in it");
     while peer.decode().is_some() {}
-    peer.incoming.rest();
+    peer.incoming.end_turn();
     let again = address(&peer);
     peer.fill(&text("half")[5..]);
     assert_eq!(peer.decode(), Some(Got::Text("half".to_owned())));
-    peer.incoming.rest();
+    peer.incoming.end_turn();
     assert_eq!(address(&peer), again);
 }
 
@@ -325,7 +325,7 @@ fn discarded_input_is_neither_decoded_nor_kept() {
     assert!(peer.incoming.held() > 100_000);
     peer.incoming.discard();
     assert_eq!((peer.incoming.begun(), peer.has_codec()), (None, false));
-    peer.incoming.rest();
+    peer.incoming.end_turn();
     assert_eq!(peer.incoming.held(), 0);
     for bytes in [&large[BATCH..], &text("message"), b"\xff\xff\xff"] {
         assert_eq!(peer.turn(bytes), []);

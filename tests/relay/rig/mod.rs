@@ -15,9 +15,8 @@ use std::time::Duration;
 
 use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::net::listen;
-use pyrycode_relay::reload::Reload;
 use pyrycode_relay::server::accept;
-use pyrycode_relay::shutdown::Stop;
+use pyrycode_relay::signals::{Reload, Stop};
 use smol::LocalExecutor;
 use socket2::{Domain, Socket, Type};
 

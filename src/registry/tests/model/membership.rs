@@ -100,16 +100,16 @@ impl World {
         assert_eq!(outcome(contest), expected);
     }
 
-    pub(super) fn release(&mut self, index: usize, ended: Ended) {
+    pub(super) fn vacate(&mut self, index: usize, ended: Ended) {
         let Some(index) = self.binary(index) else { return };
         let now = self.now();
         let seat = self.binaries[index].seat.as_mut().expect("picked for it");
-        seat.release(ended, now);
-        self.released(index, ended.by_silence(), 0);
+        seat.vacate(ended, now);
+        self.vacated(index, ended.by_silence(), 0);
     }
 
     /// Starts the window of the slot that `index` holds, if it holds one.
-    pub(super) fn released(&mut self, index: usize, silent: bool, late: u64) {
+    pub(super) fn vacated(&mut self, index: usize, silent: bool, late: u64) {
         let slot = self.slots.get_mut(&self.binaries[index].server);
         if let Some(slot) = slot.filter(|slot| slot.holder == Some(index)) {
             slot.holder = None;
@@ -123,9 +123,9 @@ impl World {
         // By its own clock, which the model has no hand on: told before, that it is the same.
         let now = self.now();
         if let Some(mut seat) = self.binaries[index].seat.take() {
-            seat.release(Ended::Dropped, now);
+            seat.vacate(Ended::Dropped, now);
         }
-        self.released(index, false, 0);
+        self.vacated(index, false, 0);
     }
 
     pub(super) fn join(&mut self, server: usize) {
@@ -137,11 +137,11 @@ impl World {
                 assert!(slot.phones.len() < MOST_PHONES);
                 slot.phones.insert(self.phones.len());
                 let unserved = slot.holder.is_none();
-                let (id, source) = (seat.conn_id(), Rc::clone(seat.source()));
+                let (id, sender) = (seat.conn_id(), Rc::clone(seat.sender()));
                 self.phones.push(Phone {
                     server,
                     id,
-                    source,
+                    sender,
                     unserved,
                     seat: Some(seat),
                     outlived: false,

@@ -13,7 +13,7 @@ impl World {
         let cost = frame.len() + 64;
         let forwarded = phone.seat.as_ref().expect("picked for it").forward(frame);
         if !self.is_attached(index) {
-            assert!(matches!(forwarded, Forwarded::Gone));
+            assert!(matches!(forwarded, Passed::Gone));
             return;
         }
         let slot = self.slots.get_mut(&self.phones[index].server).expect("attached to it");
@@ -25,11 +25,11 @@ impl World {
         // A phone that was held back and would now have room waits no more.
         slot.waiting.retain(|other| *other != index || !(over_its_half || (turn && room)));
         if !over_its_half && turn && room {
-            assert!(matches!(forwarded, Forwarded::Queued), "{forwarded:?}");
+            assert!(matches!(forwarded, Passed::Queued), "{forwarded:?}");
             slot.queue.push((self.phones[index].id.clone(), Some(index), text, cost));
             self.relieve();
         } else {
-            assert!(matches!(forwarded, Forwarded::Held(_)), "{forwarded:?}");
+            assert!(matches!(forwarded, Passed::Held(_)), "{forwarded:?}");
             if !over_its_half && !slot.waiting.contains(&index) {
                 slot.waiting.push(index);
             }
@@ -166,7 +166,7 @@ impl World {
         }
         for (index, phone) in self.phones.iter_mut().enumerate().filter(|(_, phone)| phone.gone) {
             // One that had left may have lost what it left behind.
-            if phone.source.share() == 0 {
+            if phone.sender.share() == 0 {
                 if let Some(slot) = self.slots.get_mut(&phone.server) {
                     slot.queue.retain(|(_, from, ..)| *from != Some(index));
                 }
@@ -178,7 +178,7 @@ impl World {
             }
         }
         if self.registry.ledger().is_over() {
-            let held = |phone: &Phone| phone.source.account().held();
+            let held = |phone: &Phone| phone.sender.account().held();
             assert!(self.phones.iter().filter(|phone| !phone.gone).all(|phone| held(phone) == 0));
         }
     }

@@ -11,7 +11,7 @@ fn a_message_is_begun_from_its_first_byte_to_its_last() {
         let (first, rest) = bytes.split_at(split);
         peer.take_at(first, peer.second(1));
         assert_eq!(peer.incoming.begun(), Some(peer.second(1)), "split at {split}");
-        peer.incoming.rest();
+        peer.incoming.end_turn();
         assert_eq!(peer.take_at(rest, peer.second(2)).len(), 1);
         assert_eq!(peer.incoming.begun(), None, "split at {split}");
     }

@@ -7,7 +7,7 @@ fn an_idle_connection_holds_nothing() {
     let mut peer = Peer::new();
     assert_eq!(peer.incoming.held(), 0);
     assert!(!peer.has_codec());
-    peer.incoming.rest();
+    peer.incoming.end_turn();
     assert_eq!(peer.incoming.held(), 0);
 }
 

@@ -15,7 +15,7 @@ fn an_absurd_length_is_a_violation_and_reserves_nothing() {
             "{length}: {got:?}"
         );
         assert_eq!(peer.take(&[b'x'; 1000]), []);
-        peer.incoming.rest();
+        peer.incoming.end_turn();
         assert_eq!((peer.has_codec(), peer.incoming.held()), (false, 0));
     }
 }

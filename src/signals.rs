@@ -1,8 +1,48 @@
-//! The wish to read files anew: may be uttered again and again, and is heard once at a time.
+//! What the operator asks of a running relay: to stop, and to read its files again.
+
+use std::convert::Infallible;
 
 use smol::channel::{Receiver, Sender, bounded};
 
-/// A handle to the wish; clones share it, across threads too.
+/// The stop: raised once, seen by everybody who waits for it. Clones share it, across threads too.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    sender: Sender<Infallible>,
+    receiver: Receiver<Infallible>,
+}
+
+impl Stop {
+    /// A signal that has not been raised.
+    pub fn new() -> Self {
+        let (sender, receiver) = bounded(1);
+        Self { sender, receiver }
+    }
+
+    /// Raises it.
+    pub fn raise(&self) {
+        self.sender.close();
+    }
+
+    /// Whether it has been raised.
+    pub fn is_raised(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Waits until it is raised. Cancel safe.
+    pub async fn raised(&self) {
+        // Nothing is ever sent: the channel's closing is the signal.
+        let _closed = self.receiver.recv().await;
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The request to read files again: may be made any number of times, and is served one at a time.
+/// Clones share it, across threads too.
 #[derive(Clone, Debug)]
 pub struct Reload {
     sender: Sender<()>,
@@ -16,7 +56,7 @@ impl Reload {
         Self { sender, receiver }
     }
 
-    /// Asks for it. What was asked for and not begun yet is the same wish.
+    /// Asks for it. Requests that have not begun yet are one.
     pub fn ask(&self) {
         // Full: it is about to happen.
         let _ = self.sender.try_send(());

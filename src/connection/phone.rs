@@ -8,15 +8,16 @@ use crate::close::{Close, Ended};
 use crate::connection::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::envelope::Prefix;
 use crate::envelope::json;
-use crate::http::gate::Label;
+use crate::http::gate::PeerText;
 use crate::ids::ServerId;
+use crate::leg::Leg;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::net::transport::Transport;
 use crate::queue::budget::{Account, Charge};
-use crate::registry::{Forwarded, Join, PhoneSeat};
+use crate::registry::{Join, Passed, PhoneSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
-use crate::telemetry::metrics::{AttemptOutcome, Endpoint};
+use crate::telemetry::metrics::AttemptOutcome;
 use crate::websocket::frames::Frame;
 
 /// Opens the leg of an upgraded phone.
@@ -24,19 +25,19 @@ pub fn open<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
     server: &ServerId,
-    device_name: &Label,
+    device_name: &PeerText,
 ) -> Session {
-    let count = |outcome| relay.metrics.attempted(Endpoint::Client, outcome);
+    let count = |outcome| relay.metrics.attempted(Leg::Phone, outcome);
     let seat = match relay.registry.join(server) {
         Join::Seated(seat) => seat,
         Join::NoServer => {
             count(AttemptOutcome::Reject404);
             events::phone_register_no_server(server, upgraded.remote);
-            return send_off(relay, upgraded, Endpoint::Client, Close::NoServer);
+            return send_off(relay, upgraded, Leg::Phone, Close::NoServer);
         }
         Join::TooMany => {
             count(AttemptOutcome::Reject429);
-            return send_off(relay, upgraded, Endpoint::Client, Close::TooManyPhones);
+            return send_off(relay, upgraded, Leg::Phone, Close::TooManyPhones);
         }
     };
     count(AttemptOutcome::Accept);
@@ -46,7 +47,7 @@ pub fn open<S: Transport + 'static>(
     let peer = Phone {
         prefix: Prefix::new(&conn_id),
         parked: None,
-        parked_charge: Charge::new(Rc::clone(seat.source().account())),
+        parked_charge: Charge::new(Rc::clone(seat.sender().account())),
         seat,
         relay: Rc::clone(relay),
     };
@@ -68,8 +69,8 @@ impl Phone {
         // Before the queue's own charge: a message that was parked must not count twice.
         self.parked_charge.set(0);
         match self.seat.forward(frame) {
-            Forwarded::Queued | Forwarded::Gone => Verdict::Continue,
-            Forwarded::Held(frame) => {
+            Passed::Queued | Passed::Gone => Verdict::Continue,
+            Passed::Held(frame) => {
                 let held = frame.len() + MESSAGE_OVERHEAD;
                 self.parked = Some(frame);
                 if self.parked_charge.set(held) {
@@ -82,8 +83,8 @@ impl Phone {
 }
 
 impl Peer for Phone {
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::Client
+    fn leg(&self) -> Leg {
+        Leg::Phone
     }
 
     fn conn_id(&self) -> String {
@@ -95,7 +96,7 @@ impl Peer for Phone {
     }
 
     fn account(&self) -> Rc<Account> {
-        Rc::clone(self.seat.source().account())
+        Rc::clone(self.seat.sender().account())
     }
 
     fn message(&mut self, text: Option<&str>) -> Verdict {
@@ -110,7 +111,7 @@ impl Peer for Phone {
         let Some(frame) = self.parked.take() else { return Poll::Ready(()) };
         match self.forward(frame) {
             Verdict::Hold => {
-                self.seat.source().wake_when_free(cx.waker());
+                self.seat.sender().wake_when_free(cx.waker());
                 Poll::Pending
             }
             _ => Poll::Ready(()),

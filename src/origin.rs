@@ -4,14 +4,14 @@ use std::net::IpAddr;
 
 /// An IPv4 address, or an IPv6 network of 64 bits: what one subscriber usually holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Source {
+pub enum Origin {
     /// An address; an IPv4-mapped IPv6 address is one too.
     V4([u8; 4]),
     /// The first half of an address.
     V6([u8; 8]),
 }
 
-impl Source {
+impl Origin {
     /// The source that `address` belongs to.
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_source_and_a_mapped_address_is_ipv4() {
-        let source = |text: &str| Source::of(text.parse().unwrap());
+        let source = |text: &str| Origin::of(text.parse().unwrap());
         assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:ffff:ffff:ffff"));
         assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
         assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));

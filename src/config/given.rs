@@ -8,14 +8,14 @@ use clap::{Arg, ArgMatches, Command};
 
 /// The options that have another source than their defaults, as they are written there.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Sources {
+pub struct Given {
     /// Options of the command line, as `--grace`.
     pub command_line: Vec<String>,
     /// Variables, as `PYRYCODE_RELAY_GRACE`.
     pub environment: Vec<String>,
 }
 
-impl Sources {
+impl Given {
     /// Whether an option was given, on the command line or by its variable.
     pub fn name(&self, option: &str, variable: &str) -> bool {
         let is = |given: &[String], name| given.iter().any(|given| given == name);

@@ -11,15 +11,16 @@ use futures_lite::FutureExt as _;
 use crate::close::{Close, Ended};
 use crate::connection::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::envelope::{Envelope, Malformed};
-use crate::http::gate::{Label, Refusal};
+use crate::http::gate::{PeerText, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
+use crate::leg::Leg;
 use crate::net::transport::Transport;
 use crate::queue::budget::Account;
 use crate::queue::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
-use crate::telemetry::metrics::{AttemptOutcome, Dropped, Endpoint};
+use crate::telemetry::metrics::{AttemptOutcome, Dropped};
 
 /// What a claim came to before the upgrade.
 pub enum Pledge {
@@ -33,12 +34,12 @@ pub enum Pledge {
 pub fn claim(
     relay: &Relay,
     server: &ServerId,
-    version: &Label,
+    version: &PeerText,
     remote: IpAddr,
 ) -> Result<Pledge, Refusal> {
     match relay.registry.claim(server, Instant::now()) {
         Claim::Seated(seat) => {
-            relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Accept);
+            relay.metrics.attempted(Leg::Binary, AttemptOutcome::Accept);
             events::server_claimed(server, version.as_str(), remote);
             Ok(Pledge::Seated(seat))
         }
@@ -52,7 +53,7 @@ pub fn claim(
 pub async fn open<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
-    version: &Label,
+    version: &PeerText,
     pledge: Pledge,
 ) -> Session {
     let remote = upgraded.remote;
@@ -60,11 +61,11 @@ pub async fn open<S: Transport + 'static>(
         Pledge::Seated(seat) => seat,
         Pledge::Contested(contest) => match await_probe(relay, contest, remote).await {
             Ok(seat) => {
-                relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Accept);
+                relay.metrics.attempted(Leg::Binary, AttemptOutcome::Accept);
                 events::server_claimed(seat.server(), version.as_str(), remote);
                 seat
             }
-            Err(close) => return send_off(relay, upgraded, Endpoint::Server, close),
+            Err(close) => return send_off(relay, upgraded, Leg::Binary, close),
         },
     };
     let outbox = Rc::clone(seat.outbox());
@@ -103,7 +104,7 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
         }
     };
     won.ok_or_else(|| {
-        relay.metrics.attempted(Endpoint::Server, AttemptOutcome::Reject409);
+        relay.metrics.attempted(Leg::Binary, AttemptOutcome::Reject409);
         events::server_id_conflict(&server, remote);
         Close::AlreadyClaimed
     })
@@ -127,8 +128,8 @@ impl Binary {
 }
 
 impl Peer for Binary {
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::Server
+    fn leg(&self) -> Leg {
+        Leg::Binary
     }
 
     fn conn_id(&self) -> String {
@@ -161,6 +162,6 @@ impl Peer for Binary {
     }
 
     fn ended(&mut self, ended: Ended, now: Instant) {
-        self.seat.release(ended, now);
+        self.seat.vacate(ended, now);
     }
 }
