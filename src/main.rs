@@ -16,8 +16,8 @@ use pyrycode_relay::cli::status::{self, Style};
 use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
 use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::net::listen::{self, Listen};
-use pyrycode_relay::server::accept::{Sockets, run_on};
 use pyrycode_relay::server::systemd::{self, Inherited};
+use pyrycode_relay::server::{Sockets, run_on};
 use pyrycode_relay::signals::{Reload, Stop};
 use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 

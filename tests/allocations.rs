@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_io::{Async, Timer};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
-use pyrycode_relay::server::accept;
+use pyrycode_relay::server;
 use pyrycode_relay::signals::Stop;
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -36,7 +36,7 @@ fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_s
     let address = listener.local_addr().unwrap();
     let stop = Stop::new();
     let raised = stop.clone();
-    let relay = std::thread::spawn(move || accept::run(vec![listener], config, &raised));
+    let relay = std::thread::spawn(move || server::run(vec![listener], config, &raised));
 
     let mut binary = upgrade(address, "/v1/server", "X-Pyrycode-Version: 1");
     let mut phone = upgrade(address, "/v1/client", "X-Pyrycode-Token: t");

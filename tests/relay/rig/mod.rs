@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::net::listen;
-use pyrycode_relay::server::accept;
+use pyrycode_relay::server;
 use pyrycode_relay::signals::{Reload, Stop};
 use smol::LocalExecutor;
 use socket2::{Domain, Socket, Type};
@@ -109,13 +109,13 @@ impl Relay {
         let (stop, reload) = (Stop::new(), Reload::new());
         let (raised, asked) = (stop.clone(), reload.clone());
         let thread = std::thread::spawn(move || {
-            let sockets = accept::Sockets {
+            let sockets = server::Sockets {
                 relay: vec![listener],
                 #[cfg(feature = "tls")]
                 tls: secured,
                 metrics: monitored,
             };
-            accept::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
+            server::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
                 .expect("the relay runs");
         });
         Self {
