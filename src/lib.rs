@@ -38,7 +38,7 @@ pub mod admission;
 pub mod http;
 
 #[cfg(feature = "tls")]
-pub mod tls;
+pub(crate) mod tls;
 
 pub mod config;
 
@@ -46,7 +46,7 @@ pub mod registry;
 
 pub mod relay;
 
-pub mod monitor;
+pub(crate) mod monitor;
 
 pub mod connection;
 

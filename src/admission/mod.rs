@@ -1,6 +1,6 @@
 //! Who may come in: attempts, permits, places among the request heads, the allow-list.
 
-pub mod allow;
-pub mod attempts;
+pub(crate) mod allow;
+pub(crate) mod attempts;
 pub mod heads;
-pub mod permits;
+pub(crate) mod permits;

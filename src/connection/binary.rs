@@ -23,7 +23,7 @@ use crate::telemetry::events;
 use crate::telemetry::metrics::{AttemptOutcome, Dropped};
 
 /// What a claim came to before the upgrade.
-pub enum Pledge {
+pub(crate) enum Pledge {
     /// The slot is held.
     Seated(ServerSeat),
     /// The holder is being probed.
@@ -31,7 +31,7 @@ pub enum Pledge {
 }
 
 /// Claims `server`, or says how the claim is refused before the upgrade.
-pub fn claim(
+pub(crate) fn claim(
     relay: &Relay,
     server: &ServerId,
     version: &PeerText,
@@ -50,7 +50,7 @@ pub fn claim(
 }
 
 /// Opens the leg of an upgraded binary, after the probe if there is one.
-pub async fn open<S: Transport + 'static>(
+pub(crate) async fn open<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
     version: &PeerText,

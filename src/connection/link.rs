@@ -17,7 +17,7 @@ use std::time::Instant;
 use async_io::Timer;
 use log::debug;
 
-pub use self::peer::{Peer, Verdict};
+pub(crate) use self::peer::{Peer, Verdict};
 use self::peer::{Rejected, count_end};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
@@ -33,10 +33,10 @@ use crate::websocket::wire::Incoming;
 
 /// The rest of a connection's life once it is upgraded. Boxed, so that a task weighs no more than
 /// the stage that it is in.
-pub type Session = Pin<Box<dyn Future<Output = ()>>>;
+pub(crate) type Session = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A link that closes an upgraded connection at once with `close`.
-pub fn send_off<S: Transport + 'static>(
+pub(crate) fn send_off<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
     leg: Leg,
@@ -49,7 +49,7 @@ pub fn send_off<S: Transport + 'static>(
 
 /// What a connection carried.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Messages from the peer.
     pub messages_in: u64,
     /// Bytes from the peer, framing included.
@@ -61,7 +61,7 @@ pub struct Tally {
 }
 
 /// One connection.
-pub struct Link<S, P> {
+pub(crate) struct Link<S, P> {
     incoming: Incoming<S>,
     outbox: Rc<Outbox>,
     peer: P,
@@ -84,7 +84,7 @@ pub struct Link<S, P> {
 }
 
 /// A socket whose upgrade is done, with what belongs to it.
-pub struct Upgraded<S> {
+pub(crate) struct Upgraded<S> {
     /// The socket.
     pub io: S,
     /// What arrived behind the request head.
@@ -136,7 +136,7 @@ impl Phase {
 
 impl<S: Transport, P: Peer> Link<S, P> {
     /// A link over an upgraded socket.
-    pub fn new(relay: &Rc<Relay>, upgraded: Upgraded<S>, outbox: Rc<Outbox>, peer: P) -> Self {
+    pub(crate) fn new(relay: &Rc<Relay>, upgraded: Upgraded<S>, outbox: Rc<Outbox>, peer: P) -> Self {
         let Upgraded { io, leftover, remote, permit } = upgraded;
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);

@@ -1,10 +1,10 @@
 //! One connection from its first byte: reads the head, answers it, and hands an upgraded socket to
 //! its leg.
 
-pub mod binary;
-pub mod link;
-pub mod phone;
-pub mod visitor;
+pub(crate) mod binary;
+pub(crate) mod link;
+pub(crate) mod phone;
+pub(crate) mod visitor;
 
 use std::net::IpAddr;
 use std::rc::Rc;

@@ -21,7 +21,7 @@ use crate::telemetry::metrics::AttemptOutcome;
 use crate::websocket::frames::Frame;
 
 /// Opens the leg of an upgraded phone.
-pub fn open<S: Transport + 'static>(
+pub(crate) fn open<S: Transport + 'static>(
     relay: &Rc<Relay>,
     upgraded: Upgraded<S>,
     server: &ServerId,

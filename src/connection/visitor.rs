@@ -16,7 +16,7 @@ use crate::relay::Relay;
 use crate::tls::Secure;
 
 /// The peer of a connection that has not been upgraded.
-pub struct Visitor {
+pub(crate) struct Visitor {
     relay: Rc<Relay>,
     entry: Entry,
     address: IpAddr,
@@ -30,7 +30,7 @@ pub struct Visitor {
 
 impl Visitor {
     /// Somebody who has connected from `address`, and the place among the heads in progress.
-    pub fn new(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
+    pub(crate) fn new(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
         let is_proxy = relay.config.proxies.trusts(address);
         Self {
             relay: Rc::clone(relay),
@@ -46,28 +46,28 @@ impl Visitor {
 
     /// The same over TLS, which may serve some names alone.
     #[cfg(feature = "tls")]
-    pub fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr, secure: &Rc<Secure>) -> Self {
+    pub(crate) fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr, secure: &Rc<Secure>) -> Self {
         Self { secure: Some(Rc::clone(secure)), ..Self::new(relay, entry, address) }
     }
 
     /// The relay that it visits.
-    pub fn relay(&self) -> &Rc<Relay> {
+    pub(crate) fn relay(&self) -> &Rc<Relay> {
         &self.relay
     }
 
     /// From where it comes, as far as that is known by now: what limits and logs go by.
-    pub fn address(&self) -> IpAddr {
+    pub(crate) fn address(&self) -> IpAddr {
         self.address
     }
 
     /// The leg at which it has made an upgrade attempt, if it has.
-    pub fn attempted(&self) -> Option<Leg> {
+    pub(crate) fn attempted(&self) -> Option<Leg> {
         self.attempted
     }
 
     /// A PROXY header was read; `from` is the address in it. A proxy that does not tell stands for
     /// itself: whoever is behind it could write header fields at will.
-    pub fn speaks_for(&mut self, from: Option<IpAddr>) {
+    pub(crate) fn speaks_for(&mut self, from: Option<IpAddr>) {
         self.is_proxy = from.is_some_and(|address| self.relay.config.proxies.trusts(address));
         self.address = from.unwrap_or(self.address);
         if !self.is_proxy {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// One line of a chart.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub(crate) struct Line {
     /// The class that gives it its colour.
     pub class: &'static str,
     /// Values, oldest first; the last one is at the right edge.
@@ -13,7 +13,7 @@ pub struct Line {
 
 /// Draws `lines` over `places` points of time, from zero to `top`, which is not zero. `label` says
 /// in words what they show.
-pub fn draw(lines: &[Line], places: usize, top: f64, label: &str) -> String {
+pub(crate) fn draw(lines: &[Line], places: usize, top: f64, label: &str) -> String {
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" \
          aria-label=\"{label}\">"
@@ -50,7 +50,7 @@ pub fn draw(lines: &[Line], places: usize, top: f64, label: &str) -> String {
 }
 
 /// The next number above `value` that reads well: 1, 2 or 5 with zeros.
-pub fn round_up(value: f64) -> f64 {
+pub(crate) fn round_up(value: f64) -> f64 {
     if value <= 0.0 || !value.is_finite() {
         return 1.0;
     }

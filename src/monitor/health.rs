@@ -8,7 +8,7 @@ use crate::telemetry::certificate::Condition;
 /// The whole response to `GET /healthz`, or to `HEAD` without the body. Keys and their order are
 /// the contract's; those of a certificate follow where there is to be one. Why one could not be
 /// renewed is not everybody's to know.
-pub fn response(
+pub(crate) fn response(
     counts: Counts,
     uptime: Duration,
     certificate: Option<&Condition>,

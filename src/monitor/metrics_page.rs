@@ -23,7 +23,7 @@ use crate::telemetry::metrics::{
 };
 
 /// The page in OpenMetrics 1.0.0.
-pub fn open_metrics(snapshot: &Snapshot, metrics: &Metrics) -> String {
+pub(crate) fn open_metrics(snapshot: &Snapshot, metrics: &Metrics) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Families(families(snapshot, metrics))));
     let mut text = String::with_capacity(24 * 1024);
@@ -32,7 +32,7 @@ pub fn open_metrics(snapshot: &Snapshot, metrics: &Metrics) -> String {
 }
 
 /// The page in the Prometheus text format 0.0.4.
-pub fn prometheus(snapshot: &Snapshot, metrics: &Metrics) -> String {
+pub(crate) fn prometheus(snapshot: &Snapshot, metrics: &Metrics) -> String {
     let open_metrics = open_metrics(snapshot, metrics);
     let mut text = String::with_capacity(open_metrics.len() + 1024);
     let mut help = None;

@@ -4,13 +4,13 @@
 //! one request each, and a page is put together from counters within a turn. No more than one page:
 //! the next one waits until the relay has had as much time as the page before took.
 
-pub mod chart;
-pub mod health;
-pub mod metrics_page;
-pub mod page;
-pub mod request;
-pub mod snapshot;
-pub mod status_json;
+pub(crate) mod chart;
+pub(crate) mod health;
+pub(crate) mod metrics_page;
+pub(crate) mod page;
+pub(crate) mod request;
+pub(crate) mod snapshot;
+pub(crate) mod status_json;
 
 use std::future::poll_fn;
 use std::net::TcpListener;
@@ -36,7 +36,7 @@ use crate::relay::Relay;
 ///
 /// Its connections are tasks of an executor of its own inside this one task, which the relay's
 /// executor polls only when there is something to do.
-pub async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
+pub(crate) async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
     let executor = LocalExecutor::new();
     executor.run(serve(&executor, &relay, &listeners)).await;
 }
@@ -76,7 +76,7 @@ async fn serve(
 
 /// Runs `work`, which is everything that the relay does, and counts how long its turns take. The
 /// history gets its samples here, before a turn in which more happens.
-pub async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
+pub(crate) async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
     let mut work = pin!(work);
     poll_fn(|cx| {
         let begun = Instant::now();

@@ -14,12 +14,12 @@ use crate::limits::{HISTORY_DAY, HISTORY_HOUR};
 use crate::telemetry::history::Point;
 
 /// A fresh value that lets the page's own style pass its content policy.
-pub fn nonce() -> String {
+pub(crate) fn nonce() -> String {
     random_payload().iter().fold(String::new(), |nonce, byte| nonce + &format!("{byte:02x}"))
 }
 
 /// The page.
-pub fn render(snapshot: &Snapshot, nonce: &str) -> String {
+pub(crate) fn render(snapshot: &Snapshot, nonce: &str) -> String {
     let mut page = String::with_capacity(32 * 1024);
     let well = snapshot.problems.is_empty();
     let (mood, verdict) =

@@ -7,7 +7,7 @@ use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What a head came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Judged {
+pub(crate) enum Judged {
     /// Answer with this page.
     Page {
         /// Which.
@@ -21,7 +21,7 @@ pub enum Judged {
 
 /// A page of the metrics listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Page {
+pub(crate) enum Page {
     /// `/`, for people.
     Home,
     /// `/status.json`.
@@ -32,7 +32,7 @@ pub enum Page {
 
 /// The text formats of the metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
+pub(crate) enum Form {
     /// OpenMetrics 1.0.0.
     OpenMetrics,
     /// Prometheus 0.0.4.
@@ -40,7 +40,7 @@ pub enum Form {
 }
 
 /// Judges the head at the start of `bytes`; `None` while it is not complete.
-pub fn judge(bytes: &[u8]) -> Option<Judged> {
+pub(crate) fn judge(bytes: &[u8]) -> Option<Judged> {
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut fields);
     Some(match request.parse(bytes) {

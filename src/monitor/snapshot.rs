@@ -12,7 +12,7 @@ use crate::telemetry::process::Process;
 /// The figures of one moment. It holds nothing that a peer sent, but it may hold what an ACME
 /// directory said.
 #[derive(Clone, Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Time since the start.
     pub uptime: Duration,
     /// The start by the wall clock, in seconds since 1970.
@@ -45,7 +45,7 @@ pub struct Snapshot {
 
 /// Points of the history, oldest first.
 #[derive(Clone, Debug)]
-pub struct Series {
+pub(crate) struct Series {
     /// The points, up to the one in progress.
     pub points: Vec<Point>,
     /// What each of them stands for.
@@ -56,7 +56,7 @@ pub struct Series {
 
 impl Snapshot {
     /// Looks at everything.
-    pub fn take(relay: &Relay, now: Instant) -> Self {
+    pub(crate) fn take(relay: &Relay, now: Instant) -> Self {
         relay.record(now);
         let history = relay.history.borrow();
         let series = |span| {

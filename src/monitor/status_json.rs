@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::snapshot::{Series, Snapshot};
 
 /// The page.
-pub fn status(snapshot: &Snapshot) -> String {
+pub(crate) fn status(snapshot: &Snapshot) -> String {
     let Snapshot { counts, backlog, process, .. } = snapshot;
     let refusals: serde_json::Map<_, _> =
         snapshot.refusals.iter().map(|(kind, count)| ((*kind).to_owned(), json!(count))).collect();

@@ -2,6 +2,6 @@
 //! connection, and the question to the holder of a server-id.
 
 pub mod budget;
-pub mod lane;
-pub mod outbox;
-pub mod probe;
+pub(crate) mod lane;
+pub(crate) mod outbox;
+pub(crate) mod probe;

@@ -1,7 +1,7 @@
 //! The relay as one running thing: one task per connection, all on one executor of one thread.
 
-pub mod accept;
-pub mod drain;
+pub(crate) mod accept;
+pub(crate) mod drain;
 pub mod systemd;
 
 use std::future::poll_fn;

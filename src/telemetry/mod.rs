@@ -1,8 +1,8 @@
 //! What the relay tells about itself: counters, log events, history, the process, the certificate.
 
-pub mod certificate;
+pub(crate) mod certificate;
 pub mod events;
-pub mod history;
+pub(crate) mod history;
 pub mod logging;
-pub mod metrics;
-pub mod process;
+pub(crate) mod metrics;
+pub(crate) mod process;

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The figures of one moment.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Process {
+pub(crate) struct Process {
     /// Memory in use, in bytes.
     pub resident: Option<u64>,
     /// Open descriptors.
@@ -15,7 +15,7 @@ pub struct Process {
 
 impl Process {
     /// Asks.
-    pub fn look() -> Self {
+    pub(crate) fn look() -> Self {
         Self {
             resident: resident(),
             descriptors: descriptors(),
@@ -25,7 +25,7 @@ impl Process {
 }
 
 /// Seconds since 1970; zero on a clock before that.
-pub fn wall_clock() -> f64 {
+pub(crate) fn wall_clock() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use async_io::Timer;
 use futures_rustls::rustls::ServerConfig;
 
-pub use self::settings::Settings;
+pub(crate) use self::settings::Settings;
 use crate::limits::ORDER_TIMEOUT;
 use crate::telemetry::events;
 use crate::tls::certificates::{Certificates, Pair};
@@ -25,7 +25,7 @@ use crate::tls::certificates::{Certificates, Pair};
 /// What the checks of a directory are answered with, while it makes some. A connection that offers
 /// `acme-tls/1` and nothing else is one of them (RFC 8737, 4).
 #[derive(Default)]
-pub struct Challenges(RefCell<Option<Arc<ServerConfig>>>);
+pub(crate) struct Challenges(RefCell<Option<Arc<ServerConfig>>>);
 
 /// Takes the answers away when it is dropped.
 struct Shown<'a>(&'a Challenges);
@@ -33,7 +33,7 @@ struct Shown<'a>(&'a Challenges);
 impl Challenges {
     /// With what to finish the handshake of such a connection, which is to be closed then; `None`
     /// while nothing is being ordered.
-    pub fn config(&self) -> Option<Arc<ServerConfig>> {
+    pub(crate) fn config(&self) -> Option<Arc<ServerConfig>> {
         self.0.borrow().clone()
     }
 
@@ -63,7 +63,7 @@ impl Drop for Shown<'_> {
 /// nothing to do.
 ///
 /// Cancel safety: an order in progress is given up, and the certificate stays.
-pub async fn keep(
+pub(crate) async fn keep(
     certificates: Arc<Certificates>,
     challenges: Rc<Challenges>,
     settings: Settings,

@@ -1,11 +1,11 @@
 //! TLS between accept and head: a stream adapter, and where its certificates come from.
 
-pub mod acme;
-pub mod cache;
-pub mod certificates;
-pub mod files;
-pub mod names;
-pub mod stream;
+pub(crate) mod acme;
+pub(crate) mod cache;
+pub(crate) mod certificates;
+pub(crate) mod files;
+pub(crate) mod names;
+pub(crate) mod stream;
 
 use std::cell::RefCell;
 use std::io;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 /// A name that a certificate can be for, in small letters: a DNS name (RFC 1123), no wildcard, no
 /// address. The error is a sentence for the operator.
-pub fn domain(text: &str) -> Result<String, String> {
+pub(crate) fn domain(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
     let refused = |why: &str| Err(why.to_owned());
     if name.is_empty() {
@@ -46,7 +46,7 @@ pub fn domain(text: &str) -> Result<String, String> {
 
 /// An e-mail address, with or without `mailto:`, as the URL that a directory is told. The error is a
 /// sentence for the operator.
-pub fn contact(text: &str) -> Result<String, String> {
+pub(crate) fn contact(text: &str) -> Result<String, String> {
     let address = match text.split_at_checked(MAILTO.len()) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case(MAILTO) => rest,
         _ => text,
@@ -64,7 +64,7 @@ pub fn contact(text: &str) -> Result<String, String> {
 }
 
 /// The URL of a directory: `https` and no user in it. The error is a sentence for the operator.
-pub fn directory(text: &str) -> Result<String, String> {
+pub(crate) fn directory(text: &str) -> Result<String, String> {
     let refused = |why: &str| Err(why.to_owned());
     let rest = match text.split_at_checked(HTTPS.len()) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case(HTTPS) => rest,

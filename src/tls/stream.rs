@@ -87,7 +87,7 @@ impl AsyncWrite for Tls {
 
 /// The TCP connection below: first what was read from it before TLS began, then itself.
 #[derive(Debug)]
-pub struct Ciphertext {
+pub(crate) struct Ciphertext {
     tcp: Tcp,
     opening: Vec<u8>,
     /// The last read took all there was.

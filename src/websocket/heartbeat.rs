@@ -8,7 +8,7 @@ use crate::limits::HEARTBEAT_STEPS;
 
 /// Watches one peer.
 #[derive(Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     interval: Duration,
     timeout: Duration,
     heard: Instant,
@@ -17,7 +17,7 @@ pub struct Heartbeat {
 
 /// What is due at a deadline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Beat {
+pub(crate) enum Beat {
     /// Nothing yet.
     Quiet,
     /// Send a ping; it is asked for once a silence.
@@ -29,19 +29,19 @@ pub enum Beat {
 impl Heartbeat {
     /// Starts at `now`. The interval gets a jitter of up to a tenth either way, so that
     /// connections that came up together do not ping together for ever.
-    pub fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
+    pub(crate) fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
         let interval = interval.mul_f64(0.9 + 0.2 * fastrand::f64());
         Self { interval, timeout, heard: now, pinged: None }
     }
 
     /// A byte arrived.
-    pub fn heard(&mut self, now: Instant) {
+    pub(crate) fn heard(&mut self, now: Instant) {
         self.heard = now;
         self.pinged = None;
     }
 
     /// When [`Self::check`] has to be asked next.
-    pub fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Instant {
         match self.pinged {
             None => self.heard + self.interval,
             Some(pinged) => pinged + self.timeout,
@@ -49,12 +49,12 @@ impl Heartbeat {
     }
 
     /// Whether [`Self::check`] gives the peer up at `now`.
-    pub fn is_over(&self, now: Instant) -> bool {
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
         self.pinged.is_some() && now >= self.deadline()
     }
 
     /// What is due at `now`.
-    pub fn check(&mut self, now: Instant) -> Beat {
+    pub(crate) fn check(&mut self, now: Instant) -> Beat {
         if now < self.deadline() {
             return Beat::Quiet;
         }

@@ -2,5 +2,5 @@
 //! heartbeat.
 
 pub mod frames;
-pub mod heartbeat;
-pub mod wire;
+pub(crate) mod heartbeat;
+pub(crate) mod wire;

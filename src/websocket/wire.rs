@@ -29,7 +29,7 @@ use crate::net::scratch::{Lent, Scratch};
 
 /// The reading half of one WebSocket, and the socket itself.
 #[derive(Debug)]
-pub struct Incoming<S> {
+pub(crate) struct Incoming<S> {
     io: S,
     state: Input,
     codecs: Rc<Codecs>,
@@ -82,7 +82,7 @@ impl Codecs {
 
 /// What the input came to.
 #[derive(Debug)]
-pub enum Decoded {
+pub(crate) enum Decoded {
     /// A whole message, or a control frame.
     Message(Message),
     /// The input is used up.
@@ -94,25 +94,25 @@ pub enum Decoded {
 impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Takes over a socket after the handshake. `leftover` arrived behind the request head;
     /// messages may have `largest_message` bytes.
-    pub fn new(io: S, leftover: Vec<u8>, largest_message: usize, codecs: &Rc<Codecs>) -> Self {
+    pub(crate) fn new(io: S, leftover: Vec<u8>, largest_message: usize, codecs: &Rc<Codecs>) -> Self {
         let state = Input::Bare(Feed { kept: leftover, ..Feed::default() });
         let codecs = Rc::clone(codecs);
         Self { io, state, codecs, largest_message, spent: false, deaf: false }
     }
 
     /// The socket, to write to.
-    pub fn io(&mut self) -> &mut S {
+    pub(crate) fn io(&mut self) -> &mut S {
         &mut self.io
     }
 
     /// Whether there is input that has not been decoded.
-    pub fn has_input(&self) -> bool {
+    pub(crate) fn has_input(&self) -> bool {
         !self.feed().unread().is_empty()
     }
 
     /// Reads from the socket into the lent buffer; there must be no undecoded input. 0 is the end
     /// of the stream.
-    pub fn poll_fill(
+    pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         scratch: &Rc<Scratch>,
@@ -132,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.
-    pub fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
+    pub(crate) fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
         if self.deaf {
             self.feed_mut().skip_unread();
         }
@@ -159,7 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// The code of the close frame that was just decoded, as the peer sent it. The codec does not
     /// know 1014, which was registered after RFC 6455, and takes it for a violation.
-    pub fn close_code(&self, decoded: u16) -> u16 {
+    pub(crate) fn close_code(&self, decoded: u16) -> u16 {
         const BAD_GATEWAY: u16 = 1014;
         match u16::from_be_bytes(self.feed().follower.control) {
             BAD_GATEWAY => BAD_GATEWAY,
@@ -168,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
-    pub fn discard(&mut self) {
+    pub(crate) fn discard(&mut self) {
         (self.deaf, self.spent) = (true, true);
         self.feed_mut().follower = Follower::default();
         self.drop_codec();
@@ -176,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// Ends a turn of reading: the shared buffer goes back, what was not decoded is kept, and the
     /// codec goes back unless a message is in progress.
-    pub fn end_turn(&mut self) {
+    pub(crate) fn end_turn(&mut self) {
         let feed = self.feed_mut();
         if feed.lent.is_some() {
             feed.kept = feed.unread().to_vec();
@@ -192,13 +192,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     }
 
     /// Since when a message is begun and not complete; interleaved control frames do not count.
-    pub fn begun(&self) -> Option<Instant> {
+    pub(crate) fn begun(&self) -> Option<Instant> {
         self.feed().follower.begun
     }
 
     /// Memory held for input, in bytes: the codec, what it has reserved for the message in
     /// progress, and undecoded input.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         let codec = match &self.state {
             Input::Bare(_) => 0,
             Input::Coded(_) => CODEC_BUFFER + CODEC_OVERHEAD,

@@ -11,7 +11,7 @@ use crate::relay::Relay;
 use crate::telemetry::metrics::{Metrics, Side};
 
 /// What one leg does with its connection.
-pub trait Peer {
+pub(crate) trait Peer {
     /// Which leg it is.
     fn leg(&self) -> Leg;
 
@@ -36,7 +36,7 @@ pub trait Peer {
 
 /// What becomes of a connection after a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Go on.
     Continue,
     /// Stop reading until [`Peer::poll_resume`] is ready.
