@@ -48,9 +48,6 @@ pub const STRANGERS_SHARE: usize = 8;
 pub const DEFAULT_RATE_LIMIT: &str = "10/min";
 /// Attempts a source may make at once before the rate holds it back.
 pub const DEFAULT_RATE_BURST: &str = "20";
-/// What is logged unless told otherwise.
-pub const DEFAULT_LOG_LEVEL: &str = "info";
-
 /// How records are written unless told otherwise.
 pub const DEFAULT_LOG_FORMAT: &str = "auto";
 /// After a refusal was logged: how long others of its kind are counted, to be told by one line.
