@@ -16,6 +16,8 @@ use std::future::poll_fn;
 use std::net::TcpListener;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use async_io::{Async, Timer};
@@ -29,7 +31,9 @@ use crate::admission::heads::{Entry, Heads};
 use crate::http::gate::Refusal;
 use crate::http::head::{self, Unread};
 use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
+use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
+use crate::net::turns;
 use crate::relay::Relay;
 
 /// Serves the pages at `listeners`. Never returns.
@@ -38,22 +42,24 @@ use crate::relay::Relay;
 /// executor polls only when there is something to do.
 pub(crate) async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
     let executor = LocalExecutor::new();
-    executor.run(serve(&executor, &relay, &listeners)).await;
+    turns::run(&executor, serve(&executor, &relay, listeners)).await;
 }
 
 async fn serve(
     executor: &LocalExecutor<'static>,
     relay: &Rc<Relay>,
-    listeners: &[Async<TcpListener>],
+    listeners: Vec<Async<TcpListener>>,
 ) {
     let connections = Heads::new(MAX_MONITOR_CONNECTIONS);
     let pace = Rc::default();
+    let mut listeners: Vec<_> =
+        listeners.into_iter().map(|listener| Readiness::of(Arc::new(listener))).collect();
     loop {
         let accepted = poll_fn(|cx| {
-            let ready = listeners.iter().find(|listener| listener.poll_readable(cx).is_ready());
-            ready.map_or(std::task::Poll::Pending, |listener| {
-                std::task::Poll::Ready(listener.get_ref().accept())
-            })
+            let ready = listeners.iter_mut().find_map(|listener| {
+                listener.poll(cx).is_ready().then(|| listener.socket().accept())
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
         });
         match accepted.await {
             Ok((stream, _)) => {
@@ -201,7 +207,7 @@ mod tests {
                 }))
             })
             .collect();
-        let mut all = pin!(executor.run(async {
+        let mut all = pin!(turns::run(&executor, async {
             for page in pages {
                 page.await;
             }

@@ -2,5 +2,7 @@
 //! buffer that all connections share.
 
 pub mod listen;
+pub(crate) mod readiness;
 pub mod scratch;
 pub mod transport;
+pub(crate) mod turns;

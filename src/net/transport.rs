@@ -2,16 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use async_io::Async;
 use async_net::TcpStream;
 use futures_lite::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
 
 use crate::limits::NOTSENT_LOWAT;
+use crate::net::readiness::Readiness;
 
 /// A socket as a link drives it.
 pub trait Transport: AsyncRead + AsyncWrite + Unpin {
@@ -41,9 +40,9 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 #[derive(Debug)]
 pub struct Tcp {
     stream: TcpStream,
-    /// The same socket: its readiness can be asked for without a system call, where a read in vain
-    /// costs one. A link is woken as often by its outbox as by its socket.
-    socket: Arc<Async<std::net::TcpStream>>,
+    /// Of the same socket: a read in vain would cost a system call, and a link is woken as often by
+    /// its outbox as by its socket.
+    readiness: Readiness<std::net::TcpStream>,
 }
 
 impl Tcp {
@@ -54,14 +53,14 @@ impl Tcp {
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
         let stream = TcpStream::try_from(stream)?;
-        let socket = stream.clone().into();
-        Ok(Self { stream, socket })
+        let readiness = Readiness::of(stream.clone().into());
+        Ok(Self { stream, readiness })
     }
 }
 
 impl Transport for Tcp {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.socket.poll_readable(cx)
+        self.readiness.poll(cx)
     }
 
     fn reset(&mut self) {

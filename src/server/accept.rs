@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_io::{Async, Timer};
@@ -12,19 +13,20 @@ use smol::LocalExecutor;
 use crate::admission::heads::Heads;
 use crate::connection;
 use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
 use crate::origin::Origin;
 use crate::relay::Relay;
 
 /// A listening socket.
 pub(super) struct Listener {
-    socket: Async<std::net::TcpListener>,
+    readiness: Readiness<std::net::TcpListener>,
     is_tls: bool,
 }
 
 impl Listener {
     pub(super) fn new(socket: std::net::TcpListener, is_tls: bool) -> io::Result<Self> {
-        Ok(Self { socket: Async::new(socket)?, is_tls })
+        Ok(Self { readiness: Readiness::of(Arc::new(Async::new(socket)?)), is_tls })
     }
 }
 
@@ -67,11 +69,11 @@ pub(super) fn admit(
 /// vain would cost a system call each time.
 pub(super) fn poll_accept(
     cx: &mut Context<'_>,
-    listeners: &[Listener],
+    listeners: &mut [Listener],
     turn: &mut usize,
 ) -> Poll<io::Result<Vec<Accepted>>> {
-    let (ahead, first) = listeners.split_at(*turn % listeners.len().max(1));
-    let accepted = poll_each(cx, first.iter().chain(ahead));
+    let (ahead, first) = listeners.split_at_mut(*turn % listeners.len().max(1));
+    let accepted = poll_each(cx, first.iter_mut().chain(ahead));
     if accepted.is_ready() {
         *turn = turn.wrapping_add(1);
     }
@@ -80,11 +82,11 @@ pub(super) fn poll_accept(
 
 fn poll_each<'a>(
     cx: &mut Context<'_>,
-    listeners: impl Iterator<Item = &'a Listener>,
+    listeners: impl Iterator<Item = &'a mut Listener>,
 ) -> Poll<io::Result<Vec<Accepted>>> {
     let mut accepted = Vec::new();
     for listener in listeners {
-        while let Poll::Ready(ready) = listener.socket.poll_readable(cx) {
+        while let Poll::Ready(ready) = listener.readiness.poll(cx) {
             if let Err(error) = ready.and_then(|()| accept_all(listener, &mut accepted)) {
                 if accepted.is_empty() {
                     return Poll::Ready(Err(error));
@@ -102,7 +104,7 @@ fn poll_each<'a>(
 /// Accepts until nothing is left or the batch is full.
 fn accept_all(listener: &Listener, accepted: &mut Vec<Accepted>) -> io::Result<()> {
     while accepted.len() < ACCEPT_BATCH {
-        match listener.socket.get_ref().accept() {
+        match listener.readiness.socket().accept() {
             Ok((stream, address)) => {
                 let remote = address.ip().to_canonical();
                 accepted.push(Accepted { stream, remote, is_tls: listener.is_tls });
@@ -159,7 +161,7 @@ mod tests {
             (listener.local_addr().unwrap(), Listener::new(listener, false).unwrap())
         };
         let ((one, first), (other, second)) = (open(), open());
-        let listeners = [first, second];
+        let mut listeners = [first, second];
         let mut turn = 0;
         let mut orders = HashSet::new();
         // Which of them are ready at one time is for the event loop to say: often enough both are.
@@ -167,7 +169,7 @@ mod tests {
             let _visitors = [one, other].map(|address| TcpStream::connect(address).unwrap());
             let mut accepted = 0;
             while accepted < 2 {
-                let batch = poll_fn(|cx| poll_accept(cx, &listeners, &mut turn));
+                let batch = poll_fn(|cx| poll_accept(cx, &mut listeners, &mut turn));
                 let batch = smol::block_on(batch).unwrap();
                 let order = batch.iter().map(|accepted| accepted.stream.local_addr().unwrap());
                 orders.insert(order.collect::<Vec<_>>());

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::config::{CertificateSource as tls, TlsSettings};
 use crate::limits::{CERTIFICATE_STATUS, HEADS_AT_STOP, MAX_HEADS};
 use crate::monitor;
+use crate::net::turns;
 use crate::registry::Registry;
 use crate::relay::Relay;
 use crate::server::accept::{Backoff, Listener, admit, poll_accept};
@@ -69,7 +70,7 @@ pub fn run_on(
         Relay::with_tls(config, stop.clone(), secure)
     };
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
-    let working = executor.run(serve(executor, listeners, &relay, reload));
+    let working = turns::run(executor, serve(executor, listeners, &relay, reload));
     if sockets.metrics.is_empty() {
         smol::block_on(working);
     } else {
@@ -102,7 +103,7 @@ fn secure(settings: &TlsSettings) -> Result<Rc<Secure>, String> {
 /// Serves until the stop is raised and the connections are drained.
 async fn serve(
     executor: &LocalExecutor<'static>,
-    listeners: Vec<Listener>,
+    mut listeners: Vec<Listener>,
     relay: &Rc<Relay>,
     reload: &Reload,
 ) {
@@ -122,7 +123,7 @@ async fn serve(
         let mut backoff = Backoff::default();
         let mut turn = 0;
         loop {
-            match poll_fn(|cx| poll_accept(cx, &listeners, &mut turn)).await {
+            match poll_fn(|cx| poll_accept(cx, &mut listeners, &mut turn)).await {
                 Ok(accepted) => {
                     backoff.recover();
                     for accepted in accepted {
