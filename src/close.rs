@@ -27,6 +27,8 @@ pub enum Close {
     MessageTimeout,
     /// A message above the limit.
     TooBig,
+    /// A message of empty fragments without an end.
+    EmptyFragments,
     /// Text that is not UTF-8.
     BadUtf8,
     /// A phone's message that is not JSON.
@@ -50,7 +52,7 @@ impl Close {
             Self::TooManyPhones => 4429,
             Self::BacklogFull | Self::OverBudget => 1013,
             Self::HeartbeatTimeout => 1011,
-            Self::MessageTimeout | Self::NotAllowed => 1008,
+            Self::MessageTimeout | Self::NotAllowed | Self::EmptyFragments => 1008,
             Self::TooBig => 1009,
             Self::BadUtf8 | Self::NotJson => 1007,
             Self::Protocol => 1002,
@@ -73,6 +75,7 @@ impl Close {
             Self::HeartbeatTimeout => "heartbeat timeout",
             Self::MessageTimeout => "message timeout",
             Self::TooBig => "message too big",
+            Self::EmptyFragments => "too many empty fragments",
             Self::BadUtf8 => "invalid UTF-8",
             Self::NotJson => "invalid JSON",
             Self::Protocol => "protocol error",

@@ -119,11 +119,17 @@ pub const BATCH_BYTES: usize = 64 * 1024;
 /// Frames from this size on are written from the queue itself, smaller ones are gathered into a
 /// batch first.
 pub const GATHER_BELOW: usize = 16 * 1024;
-/// Reads, and batches written, by one connection before the others get their turn.
-pub const TURN_BATCHES: usize = 4;
-/// Messages handled for one connection before the others get their turn: a batch can hold ten
-/// thousand of the smallest, which would take milliseconds.
-pub const TURN_MESSAGES: usize = 512;
+/// Work after which a connection lets the others have their turn, and after which the event loop asks
+/// the operating system for news (contract, Fairness). A single message may take longer.
+pub const TURN_TIME: Duration = Duration::from_millis(1);
+/// Frames of any kind that one connection reads, or writes, in a turn: a batch can hold ten thousand of
+/// the smallest, which would take milliseconds.
+pub const TURN_FRAMES: usize = 512;
+/// Write calls of one connection in a turn: a socket may take little at a time.
+pub const TURN_WRITES: usize = 4;
+/// Empty fragments that one message may have. No client comes near it, and a message without an end
+/// would cost work for ever and never a byte of what is bounded.
+pub const MAX_EMPTY_FRAGMENTS: usize = 1024;
 /// The codec's read buffer in bytes, held only while a message is in progress.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// What a codec costs besides its buffer, in bytes.

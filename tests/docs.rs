@@ -156,7 +156,13 @@ fn a_test_that_does_not_exist_is_noticed() {
     assert!(is_a_test("docs::a_test_that_does_not_exist_is_noticed"));
     assert!(is_a_test("admission::heads::a_full_table_costs_the_oldest_of_all"));
     assert!(is_a_test("registry::tests::claims::the_loser_of_a_claim_owns_nothing"));
-    for wrong in ["docs::is_a_test", "admission::heads::enter", "admission::heads::a_full_table", "nowhere::x", "docs"] {
+    for wrong in [
+        "docs::is_a_test",
+        "admission::heads::enter",
+        "admission::heads::a_full_table",
+        "nowhere::x",
+        "docs",
+    ] {
         assert!(!is_a_test(wrong), "{wrong}");
     }
 }

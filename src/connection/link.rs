@@ -136,7 +136,12 @@ impl Phase {
 
 impl<S: Transport, P: Peer> Link<S, P> {
     /// A link over an upgraded socket.
-    pub(crate) fn new(relay: &Rc<Relay>, upgraded: Upgraded<S>, outbox: Rc<Outbox>, peer: P) -> Self {
+    pub(crate) fn new(
+        relay: &Rc<Relay>,
+        upgraded: Upgraded<S>,
+        outbox: Rc<Outbox>,
+        peer: P,
+    ) -> Self {
         let Upgraded { io, leftover, remote, permit } = upgraded;
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);

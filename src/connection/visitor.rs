@@ -46,7 +46,12 @@ impl Visitor {
 
     /// The same over TLS, which may serve some names alone.
     #[cfg(feature = "tls")]
-    pub(crate) fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr, secure: &Rc<Secure>) -> Self {
+    pub(crate) fn over_tls(
+        relay: &Rc<Relay>,
+        entry: Entry,
+        address: IpAddr,
+        secure: &Rc<Secure>,
+    ) -> Self {
         Self { secure: Some(Rc::clone(secure)), ..Self::new(relay, entry, address) }
     }
 

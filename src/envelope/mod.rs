@@ -101,11 +101,10 @@ impl<'a> Envelope<'a> {
         let (mut conn_id, mut frame, mut code) = (None, None, None);
         for field in Fields::of(text) {
             let field = field.map_err(|_| Malformed::NotAnObject)?;
-            match &*name(field.name) {
-                "conn_id" => conn_id = Some(field.value),
-                "frame" => frame = Some(field.value),
-                "close_code" => code = Some(field.value),
-                _ => {}
+            let known =
+                [("conn_id", &mut conn_id), ("frame", &mut frame), ("close_code", &mut code)];
+            if let Some((_, value)) = known.into_iter().find(|(name, _)| spells(field.name, name)) {
+                *value = Some(field.value);
             }
         }
 
@@ -119,14 +118,27 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// The name of a field without its quotes, unescaped. One that holds half of a surrogate pair, which
-/// no Rust string can, is none that the relay knows.
-fn name(raw: &str) -> Cow<'_, str> {
-    if raw.contains('\\') {
-        Cow::Owned(serde_json::from_str(raw).unwrap_or_default())
-    } else {
-        Cow::Borrowed(raw.trim_matches('"'))
+/// Whether `raw`, a string of JSON with its quotes, is `name`, which is ASCII letters and `_`: the only
+/// escape that can stand for one of these is `\u00XX`. An envelope may hold tens of thousands of
+/// names, so none of them is unescaped.
+fn spells(raw: &str, name: &str) -> bool {
+    let mut rest = raw.trim_matches('"').as_bytes();
+    for byte in name.bytes() {
+        rest = match rest {
+            [first, rest @ ..] if *first == byte => rest,
+            [b'\\', b'u', b'0', b'0', high, low, rest @ ..] => {
+                let digit = |digit: u8| char::from(digit).to_digit(16);
+                if digit(*high).zip(digit(*low))
+                    != Some((u32::from(byte >> 4), u32::from(byte & 15)))
+                {
+                    return false;
+                }
+                rest
+            }
+            _ => return false,
+        };
     }
+    rest.is_empty()
 }
 
 fn unescape(raw: &str) -> Result<Cow<'_, str>, Malformed> {

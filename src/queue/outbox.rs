@@ -17,7 +17,7 @@ use std::time::Instant;
 use futures_lite::AsyncWrite;
 
 use crate::close::Close;
-use crate::limits::{GATHER_BELOW, TURN_BATCHES};
+use crate::limits::{BATCH_BYTES, GATHER_BELOW, TURN_FRAMES, TURN_WRITES};
 use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{Completed, Lane};
 use crate::queue::probe::Probe;
@@ -235,7 +235,7 @@ impl Outbox {
         let mut state = self.state.borrow_mut();
         state.register(cx.waker());
         let (mut bytes, mut completed) = (0, Completed::default());
-        let mut batches = 0;
+        let mut writes = 0;
         let end = loop {
             if state.closed {
                 break FlushEnd::Closed;
@@ -243,10 +243,11 @@ impl Outbox {
             if state.cut {
                 break FlushEnd::Cut;
             }
-            if batches == TURN_BATCHES {
+            let much = bytes >= BATCH_BYTES || completed.messages >= TURN_FRAMES;
+            if much || writes == TURN_WRITES {
                 break FlushEnd::More;
             }
-            batches += 1;
+            writes += 1;
             match state.write_batch(cx, io, scratch) {
                 // A transport may have accepted more than it has sent.
                 None => {
@@ -362,8 +363,10 @@ impl Inner {
                 batch.add(staged);
                 // The slot's queue may go on behind this connection, but nothing follows a close frame.
                 let goes_on = !self.parting && !self.close_staged;
-                while goes_on && !pending.front().is_empty() && batch.add(pending.front()) {
+                let mut frames = if goes_on { TURN_FRAMES } else { 0 };
+                while frames > 0 && !pending.front().is_empty() && batch.add(pending.front()) {
                     pending.skip();
+                    frames -= 1;
                 }
                 if batch.length == 0 {
                     return None;

@@ -24,7 +24,7 @@ use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
 use self::follower::Follower;
 use crate::close::Close;
-use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD, SPARE_CODECS};
+use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD, MAX_EMPTY_FRAGMENTS, SPARE_CODECS};
 use crate::net::scratch::{Lent, Scratch};
 
 /// The reading half of one WebSocket, and the socket itself.
@@ -85,7 +85,7 @@ impl Codecs {
 pub(crate) enum Decoded {
     /// A whole message, or a control frame.
     Message(Message),
-    /// The input is used up.
+    /// The input is used up, or the turn is over.
     NeedInput,
     /// The peer broke the protocol; nothing more can be decoded.
     Violation(Close),
@@ -94,7 +94,12 @@ pub(crate) enum Decoded {
 impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Takes over a socket after the handshake. `leftover` arrived behind the request head;
     /// messages may have `largest_message` bytes.
-    pub(crate) fn new(io: S, leftover: Vec<u8>, largest_message: usize, codecs: &Rc<Codecs>) -> Self {
+    pub(crate) fn new(
+        io: S,
+        leftover: Vec<u8>,
+        largest_message: usize,
+        codecs: &Rc<Codecs>,
+    ) -> Self {
         let state = Input::Bare(Feed { kept: leftover, ..Feed::default() });
         let codecs = Rc::clone(codecs);
         Self { io, state, codecs, largest_message, spent: false, deaf: false }
@@ -131,17 +136,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         })
     }
 
+    /// Begins a turn in which up to `frames` frames of any kind are decoded.
+    pub(crate) fn begin_turn(&mut self, frames: usize) {
+        self.feed_mut().follower.frames_left = frames;
+    }
+
+    /// Whether the frames of this turn are used up.
+    fn is_turn_over(&self) -> bool {
+        self.feed().follower.frames_left == 0
+    }
+
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.
     pub(crate) fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
         if self.deaf {
             self.feed_mut().skip_unread();
         }
-        if !self.has_input() {
+        if !self.has_input() || self.is_turn_over() {
             return Decoded::NeedInput;
         }
         self.feed_mut().follower.now = Some(now);
         let codec = self.codec(cx);
         match Pin::new(codec).poll_next(cx) {
+            Poll::Pending if self.feed().follower.empty_fragments > MAX_EMPTY_FRAGMENTS => {
+                self.spent = true;
+                Decoded::Violation(Close::EmptyFragments)
+            }
             Poll::Pending => Decoded::NeedInput,
             Poll::Ready(Some(Ok(message))) => {
                 self.spent = message.is_close();
@@ -300,8 +319,8 @@ impl AsyncRead for Feed {
             Some(lent) => &lent[feed.at..feed.end],
             None => &feed.kept[feed.at..],
         };
-        if unread.is_empty() {
-            // The link reads the socket itself, and waits for it there.
+        if unread.is_empty() || feed.follower.frames_left == 0 {
+            // The link reads the socket itself, and waits for it there; or begins another turn.
             return Poll::Pending;
         }
         let offered = &unread[..unread.len().min(buffer.len())];

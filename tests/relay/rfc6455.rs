@@ -502,3 +502,10 @@ const BAD_UTF_8: &[&[u8]] = &[
 /// Largest message of a phone, and what a binary's may have more.
 const LIMIT: usize = 256 * 1024;
 const ALLOWANCE: usize = 1024;
+
+#[test]
+fn a_message_of_empty_fragments_without_an_end_is_closed_with_1008() {
+    let mut scene = Scene::new();
+    let fragments = [encode(false, TEXT, b""), encode(false, CONTINUATION, b"").repeat(5000)];
+    scene.violate("endless", &fragments.concat(), 1008);
+}

@@ -7,7 +7,7 @@ use async_tungstenite::tungstenite::Message;
 
 use super::{Link, Peer, Phase, Verdict};
 use crate::close::{Close, Ended};
-use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_BATCHES, TURN_MESSAGES};
+use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_FRAMES, TURN_TIME};
 use crate::net::transport::Transport;
 use crate::websocket::wire::Decoded;
 
@@ -17,20 +17,14 @@ impl<S: Transport, P: Peer> Link<S, P> {
         if self.phase.is_undecided() && !self.resume(cx, now) {
             return false;
         }
-        let mut more = true;
-        let mut messages = TURN_MESSAGES;
-        for batch in 1..=TURN_BATCHES {
-            self.handle_input(cx, now, &mut messages);
-            if messages == 0 || batch == TURN_BATCHES {
-                break;
-            }
-            // Before more comes: a message may have announced more than there is room for.
-            self.charge_input();
-            if !self.phase.reads() || !self.fill(cx, now) {
-                more = false;
-                break;
-            }
+        self.incoming.begin_turn(TURN_FRAMES);
+        self.handle_input(cx, now);
+        // Before more comes: a message may have announced more than there is room for.
+        self.charge_input();
+        if !self.incoming.has_input() && self.phase.reads() && self.fill(cx, now) {
+            self.handle_input(cx, now);
         }
+        let more = self.phase.reads() && (self.incoming.has_input() || !self.waits(cx));
         self.incoming.end_turn();
         self.charge_input();
         match self.phase {
@@ -77,15 +71,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Reads from the socket; whether input came.
     fn fill(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.peer_done {
+        if self.waits(cx) {
             return false;
-        }
-        if self.drained {
-            match self.incoming.io().poll_readable(cx) {
-                Poll::Pending => return false,
-                // An error shows itself to the read.
-                Poll::Ready(_) => self.drained = false,
-            }
         }
         match self.incoming.poll_fill(cx, &self.relay.scratch) {
             Poll::Pending => {
@@ -122,15 +109,27 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
     }
 
-    /// Decodes and handles the input until it is used up, the peer is held back, or as many
-    /// messages are handled as are `left`.
-    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant, left: &mut usize) {
-        while *left > 0 && self.phase.reads() {
+    /// Whether the socket has nothing to read; the task is woken when it has.
+    fn waits(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.peer_done {
+            return true;
+        }
+        // An error shows itself to the read.
+        self.drained = self.drained && self.incoming.io().poll_readable(cx).is_pending();
+        self.drained
+    }
+
+    /// Decodes and handles the input until it is used up, the peer is held back, or the turn is over:
+    /// it began at `now`.
+    fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant) {
+        while self.phase.reads() {
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
                 Decoded::Message(message) => {
-                    *left -= 1;
                     self.handle(message, now);
+                    if now.elapsed() >= TURN_TIME {
+                        return;
+                    }
                 }
                 Decoded::Violation(close) => {
                     self.incoming.discard();

@@ -9,7 +9,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::*;
 use crate::config::{Config, Options};
-use crate::limits::{BATCH_BYTES, TURN_BATCHES};
+use crate::limits::BATCH_BYTES;
 use crate::origin::Origin;
 use crate::queue::probe::{Outcome, Probe};
 use crate::signals::Stop;
@@ -161,7 +161,7 @@ fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
     let mut flood = pongs.iter().copied().cycle();
     for turn in 0.. {
         assert!(turn <= LATE_TURNS, "it goes on for ever");
-        (0..TURN_BATCHES).for_each(|_| scene.arrives(flood.by_ref().take(BATCH_BYTES).collect()));
+        scene.arrives(flood.by_ref().take(BATCH_BYTES).collect());
         if scene.turn_after(1).contains(&CLOSE) {
             assert_eq!(turn, LATE_TURNS, "there was more to read");
             break;

@@ -377,7 +377,7 @@ proptest! {
                 }
                 Step::Ping => outbox.ping(),
                 Step::Flush(plan) => {
-                    socket.plan = plan.into_iter().chain([0; TURN_BATCHES]).collect();
+                    socket.plan = plan.into_iter().chain([0; TURN_WRITES]).collect();
                     messages += flush_with(&outbox, &mut socket, Waker::noop(), scratch).completed.messages;
                 }
             }

@@ -19,6 +19,10 @@ pub(super) struct Follower {
     pub(super) largest_frame: usize,
     pub(super) begun: Option<Instant>,
     pub(super) now: Option<Instant>,
+    /// Frames that may still end in this turn.
+    pub(super) frames_left: usize,
+    /// Empty fragments of the message in progress.
+    pub(super) empty_fragments: usize,
     /// The first two payload bytes of a control frame, unmasked.
     pub(super) control: [u8; 2],
 }
@@ -73,7 +77,11 @@ impl Follower {
     fn finish_frame(&mut self) {
         let [first, ..] = self.header;
         let (is_final, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
+        self.frames_left = self.frames_left.saturating_sub(1);
         if !is_control {
+            let is_empty = self.frame == 0 && !is_final;
+            self.empty_fragments =
+                if is_final { 0 } else { self.empty_fragments + usize::from(is_empty) };
             self.fragmented = !is_final;
             self.message = if is_final { 0 } else { self.message.saturating_add(self.frame) };
         }

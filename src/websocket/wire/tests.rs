@@ -1,5 +1,6 @@
 mod begun;
 mod codecs;
+mod turns;
 mod violations;
 
 use std::collections::VecDeque;
@@ -121,6 +122,7 @@ impl Peer {
     /// Decodes one thing, which begins at `now` if it begins here.
     fn decode_at(&mut self, now: Instant) -> Option<Got> {
         let mut cx = Context::from_waker(Waker::noop());
+        self.incoming.begin_turn(usize::MAX);
         Some(match self.incoming.decode(&mut cx, now) {
             Decoded::NeedInput => return None,
             Decoded::Violation(close) => Got::Violation(close),

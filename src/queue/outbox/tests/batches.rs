@@ -45,7 +45,7 @@ fn large_frames_are_written_from_the_queue_itself() {
     send(&outbox, &large);
     send(&outbox, "small");
     let mut socket = Socket::planned([BATCH_BYTES]);
-    flush(&outbox, &mut socket);
+    drain(&outbox, &mut socket);
     let whole = 10 + large.len();
     assert_eq!(socket.offered[..2], [whole, whole - BATCH_BYTES]);
     assert!(socket.frames() == [data(&large), data("small")]);
@@ -73,7 +73,7 @@ fn a_turn_ends_after_some_batches() {
     let mut socket = Socket::planned([1; 1000]);
     let flushed = flush(&outbox, &mut socket);
     assert!(matches!(flushed.end, FlushEnd::More));
-    assert_eq!(flushed.bytes, TURN_BATCHES);
+    assert_eq!(flushed.bytes, TURN_WRITES);
     drain(&outbox, &mut socket);
     assert_eq!(socket.frames().len(), 50);
 }
