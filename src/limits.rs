@@ -107,6 +107,10 @@ pub const LATE_TURNS: u8 = 32;
 /// may have been on its way before the peer vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);
 
+/// A second signal to stop ends the relay at once if it comes at least this long after the first. An
+/// earlier one is the same stop: `timeout` and some supervisors send two with no gap.
+pub const STOP_AGAIN: Duration = Duration::from_millis(500);
+
 /// After a close frame or a refusal: how long input is read and discarded, so that no reset
 /// destroys what was just written.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);

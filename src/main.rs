@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt as _;
@@ -18,7 +19,8 @@ use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
 use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::server::systemd::{self, Inherited};
 use pyrycode_relay::server::{Sockets, run_on};
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Reload, Stop, StopRequest, StopRequests};
+use pyrycode_relay::telemetry::events;
 use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 
 /// Exit code: could not start, or told twice to stop.
@@ -114,7 +116,7 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     // Before the signals are watched: that starts the event loop's helper thread.
     let Inherited { relay, tls, metrics } = systemd::inherited_listeners().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
-    let mut watched = vec![Signal::Term, Signal::Int];
+    let mut watched = vec![Signal::Term, Signal::Int, Signal::Usr1, Signal::Usr2];
     // Without anything to read anew, the end of a terminal ends the relay that was started in it.
     if config.reads_files() || systemd::is_present() {
         watched.push(Signal::Hup);
@@ -135,19 +137,26 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     let (raised, asked, held_back) = (stop.clone(), reload.clone(), Arc::clone(repeats));
     executor
         .spawn(async move {
-            let mut stopping = false;
+            let mut requests = StopRequests::default();
             loop {
                 match signals.next().await {
                     Some(Ok(Signal::Hup)) => asked.ask(),
-                    _ if stopping => {
-                        held_back.tell();
-                        std::process::exit(FAILURE.into())
+                    // Its default action would end the relay; nothing here is asked for by it.
+                    Some(Ok(Signal::Usr1)) => {}
+                    Some(Ok(Signal::Usr2)) => {
+                        events::upgrade_failed("this version cannot hand over")
                     }
-                    _ => {
-                        stopping = true;
-                        held_back.tell();
-                        raised.raise();
-                    }
+                    _ => match requests.note(Instant::now()) {
+                        StopRequest::First => {
+                            held_back.tell();
+                            raised.raise();
+                        }
+                        StopRequest::Same => {}
+                        StopRequest::Again => {
+                            held_back.tell();
+                            std::process::exit(FAILURE.into())
+                        }
+                    },
                 }
             }
         })

@@ -1,8 +1,11 @@
 //! What the operator asks of a running relay: to stop, and to read its files again.
 
 use std::convert::Infallible;
+use std::time::Instant;
 
 use smol::channel::{Receiver, Sender, bounded};
+
+use crate::limits::STOP_AGAIN;
 
 /// The stop: raised once, seen by everybody who waits for it. Clones share it, across threads too.
 #[derive(Clone, Debug)]
@@ -38,6 +41,35 @@ impl Stop {
 impl Default for Stop {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// What a signal to stop means, by when it comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopRequest {
+    /// It begins the stop.
+    First,
+    /// It belongs to the stop that has just begun.
+    Same,
+    /// Somebody is tired of waiting: the relay ends at once.
+    Again,
+}
+
+/// The signals to stop so far.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct StopRequests(Option<Instant>);
+
+impl StopRequests {
+    /// Another signal to stop came at `now` (contract, Stopping).
+    pub fn note(&mut self, now: Instant) -> StopRequest {
+        match self.0 {
+            None => {
+                self.0 = Some(now);
+                StopRequest::First
+            }
+            Some(first) if now < first + STOP_AGAIN => StopRequest::Same,
+            Some(_) => StopRequest::Again,
+        }
     }
 }
 
@@ -77,9 +109,23 @@ impl Default for Reload {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_lite::future::{block_on, poll_once};
 
     use super::*;
+
+    #[test]
+    fn a_second_signal_is_the_same_stop_for_half_a_second_and_then_an_order() {
+        let mut requests = StopRequests::default();
+        let start = Instant::now();
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert_eq!(requests.note(start), StopRequest::First);
+        for early in [0, 1, 499] {
+            assert_eq!(requests.note(after(early)), StopRequest::Same, "{early} ms later");
+        }
+        assert_eq!(requests.note(after(500)), StopRequest::Again);
+    }
 
     #[test]
     fn it_is_heard_once_however_often_it_was_asked_before() {

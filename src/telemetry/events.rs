@@ -29,6 +29,11 @@ pub fn server_id_takeover(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_id_takeover");
 }
 
+/// Nothing was handed over to another program: the relay goes on as it was.
+pub fn upgrade_failed(reason: &str) {
+    warn!(reason = reason; "upgrade_failed");
+}
+
 /// The holding connection ended and the release is scheduled.
 pub fn server_released(server: &ServerId) {
     info!(server_id = server.as_str(); "server_released");

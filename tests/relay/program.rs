@@ -151,6 +151,14 @@ impl Running {
         signal(self.child.id(), name);
     }
 
+    /// Sends all of these with nothing between them.
+    fn signals(&self, names: &[&str]) {
+        let pid = self.child.id();
+        let kills: Vec<_> = names.iter().map(|name| format!("kill -{name} {pid}")).collect();
+        let sent = Command::new("/bin/sh").args(["-c", &kills.join("; ")]).status();
+        assert!(sent.unwrap().success(), "the process is there");
+    }
+
     /// Waits for the end of the program; returns its exit code and everything that it logged.
     fn wait_for_end(mut self) -> (Option<i32>, Vec<String>) {
         if self.log_ended.recv_timeout(deadline()).is_err() {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use pyrycode_relay::limits::STOP_AGAIN;
+
 use super::{Line, Running};
 use crate::rig::ws::{self, Ws};
 use crate::rig::{envelope, millis, scaled};
@@ -54,10 +56,40 @@ fn a_second_signal_exits_at_once_with_1() {
         flood(&mut binary, &conn_id);
         relay.signal(first);
         relay.wait("stopping");
+        // Not for an event: an earlier signal would be the same stop.
+        std::thread::sleep(STOP_AGAIN);
         relay.signal(second);
         let (code, log) = relay.wait_for_end();
         assert_eq!(code, Some(1), "{log:#?}");
     }
+}
+
+#[test]
+fn two_signals_at_once_are_one_stop() {
+    for _ in 0..5 {
+        let relay = Running::start(&["--drain-timeout", &millis(100_000)]);
+        let (mut binary, mut phone, _) = relay.pair("twice");
+        relay.signals(&["TERM", "TERM", "INT"]);
+        for peer in [&mut binary, &mut phone] {
+            peer.expect_close(1001, "shutting down");
+            peer.send_close(1001, "");
+            peer.expect_end();
+        }
+        let (code, log) = relay.wait_for_end();
+        assert_eq!(code, Some(0), "{log:#?}");
+    }
+}
+
+#[test]
+fn the_signals_for_users_end_nothing() {
+    let relay = Running::start(&[]);
+    let (mut binary, mut phone, conn_id) = relay.pair("user-signals");
+    relay.signals(&["USR1", "USR2"]);
+    assert_eq!(relay.wait("upgrade_failed").field("reason"), "this version cannot hand over");
+    phone.send_text("1");
+    assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+    relay.signal("TERM");
+    binary.expect_close(1001, "shutting down");
 }
 
 #[test]
