@@ -254,3 +254,44 @@ fn every_alert_asks_for_metrics_that_exist_has_a_test_and_is_explained() {
     let explained = page.lines().filter(|line| line.starts_with("### "));
     assert_eq!(explained.count(), alerts.len(), "the page explains what does not exist");
 }
+
+/// Paths as code spans: with a folder in front, or a source file. A path below `src/` may be written
+/// without it.
+#[test]
+fn every_path_that_the_documentation_names_exists() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages =
+        vec![root.join("README.md"), root.join("SECURITY.md"), root.join("cross/README.md")];
+    let listed = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    pages.extend(listed.filter(|path| path.extension().is_some_and(|kind| kind == "md")));
+    pages.push(root.join("docs/monitoring/README.md"));
+    let mut found = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let spans = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+        for path in spans.filter(|span| is_a_path_of_ours(span)) {
+            found += 1;
+            let exists =
+                [root.join(path), root.join("src").join(path)].iter().any(|at| at.exists());
+            assert!(exists, "{}: {path} does not exist", page.display());
+        }
+    }
+    assert!(found > 30, "only {found} paths were found");
+}
+
+fn is_a_path_of_ours(span: &str) -> bool {
+    let plain = span.chars().all(|sign| sign.is_ascii_alphanumeric() || "/._-".contains(sign));
+    let folders =
+        ["src/", "tests/", "docs/", "systemd/", "cross/", "benches/", "fuzz/", "examples/", ".ci/"];
+    plain && (span.ends_with(".rs") || folders.iter().any(|folder| span.starts_with(folder)))
+}
+
+#[test]
+fn a_path_is_told_from_other_words() {
+    for path in ["src/limits.rs", "limits.rs", "docs/performance.md", "systemd/boot-test"] {
+        assert!(is_a_path_of_ours(path), "{path}");
+    }
+    for other in ["/healthz", "cargo test", "--listen", "x-pyrycode-server", "target/release"] {
+        assert!(!is_a_path_of_ours(other), "{other}");
+    }
+}
