@@ -134,13 +134,10 @@ pub const TURN_WRITES: usize = 4;
 /// Empty fragments that one message may have. No client comes near it, and a message without an end
 /// would cost work for ever and never a byte of what is bounded.
 pub const MAX_EMPTY_FRAGMENTS: usize = 1024;
-/// The codec's read buffer in bytes, held only while a message is in progress.
+/// The codec's read buffer in bytes. A codec is held only within a turn, or as a spare.
 pub const CODEC_BUFFER: usize = 4 * 1024;
-/// What a codec costs besides its buffer, in bytes.
-pub const CODEC_OVERHEAD: usize = 768;
-/// Codecs kept for connections with something to decode: one a leg in a turn, and a few for
-/// messages that come in pieces.
-pub const SPARE_CODECS: usize = 8;
+/// Codecs kept for connections with something to decode: one per leg.
+pub const SPARE_CODECS: usize = 2;
 
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
 /// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.

@@ -37,7 +37,7 @@ pub struct Relay {
     /// The buffer that all reads and writes go through.
     pub scratch: Rc<Scratch>,
     /// The codecs that connections decode with.
-    pub codecs: Rc<Codecs>,
+    pub(crate) codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.

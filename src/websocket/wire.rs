@@ -1,12 +1,12 @@
-//! Between the socket and the codec: a stream adapter that knows where frames end.
+//! Between the socket and the codec: messages are kept as the bytes that they came in until they are
+//! whole, and then decoded at once.
 //!
-//! It hands bytes up to the codec only to the end of the frame in progress, so that at a frame
-//! boundary the codec holds nothing and serves the next connection that has something to decode:
-//! between messages a connection has no codec at all. On the way it sees every byte, knows since
-//! when a message is begun, and how much memory the codec holds for it. What the codec would write
-//! by itself (pongs, close replies) is discarded: ours go through the outbox, in their order and
-//! with their bounds.
+//! So a codec never holds anything of a connection from one turn to the next, a few of them serve all
+//! connections, and what is held of a message is exactly what has arrived of it. Control frames between
+//! the fragments of a message pass at once. What the codec would write by itself (pongs, close replies)
+//! is discarded: ours go through the outbox, in their order and with their bounds.
 
+mod assembly;
 mod follower;
 
 use std::cell::RefCell;
@@ -22,37 +22,33 @@ use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use async_tungstenite::tungstenite::{Error, Message};
 use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
-use self::follower::Follower;
+use self::assembly::{Assembly, Whole};
 use crate::close::Close;
-use crate::limits::{CODEC_BUFFER, CODEC_OVERHEAD, MAX_EMPTY_FRAGMENTS, SPARE_CODECS};
+use crate::limits::{CODEC_BUFFER, SPARE_CODECS};
 use crate::net::scratch::{Lent, Scratch};
 
 /// The reading half of one WebSocket, and the socket itself.
 #[derive(Debug)]
 pub(crate) struct Incoming<S> {
     io: S,
-    state: Input,
+    /// What was read and not looked at.
+    input: Span,
+    assembly: Assembly,
+    /// The codec of this turn.
+    codec: Option<Box<Codec>>,
     codecs: Rc<Codecs>,
     largest_message: usize,
-    /// The codec has seen the end of the connection and is of no use to another.
-    spent: bool,
+    /// Frames that may still end in this turn.
+    frames_left: usize,
     /// Input is thrown away instead of decoded.
     deaf: bool,
 }
 
-/// The input, with or without a codec around it.
-#[derive(Debug)]
-enum Input {
-    Bare(Feed),
-    Coded(Box<Codec>),
-}
+type Codec = WebSocketStream<Span>;
 
-type Codec = WebSocketStream<Feed>;
-
-/// Codecs that wait for the next connection with something to decode. At the boundary of a frame a
-/// codec knows nothing of a connection, so that a few serve them all.
+/// Codecs that wait for the next connection with something to decode.
 #[derive(Default, Debug)]
-pub struct Codecs(RefCell<Vec<(usize, Box<Codec>)>>);
+pub(crate) struct Codecs(RefCell<Vec<(usize, Box<Codec>)>>);
 
 impl Codecs {
     /// A codec for messages of up to `largest_message` bytes.
@@ -62,7 +58,7 @@ impl Codecs {
             return spare.swap_remove(at).1;
         }
         let config = Some(websocket_config(largest_message));
-        let made = pin!(WebSocketStream::from_raw_socket(Feed::default(), Role::Server, config));
+        let made = pin!(WebSocketStream::from_raw_socket(Span::default(), Role::Server, config));
         match made.poll(cx) {
             Poll::Ready(codec) => Box::new(codec),
             Poll::Pending => {
@@ -100,9 +96,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         largest_message: usize,
         codecs: &Rc<Codecs>,
     ) -> Self {
-        let state = Input::Bare(Feed { kept: leftover, ..Feed::default() });
-        let codecs = Rc::clone(codecs);
-        Self { io, state, codecs, largest_message, spent: false, deaf: false }
+        Self {
+            io,
+            input: Span::own(leftover),
+            assembly: Assembly::default(),
+            codec: None,
+            codecs: Rc::clone(codecs),
+            largest_message,
+            frames_left: 0,
+            deaf: false,
+        }
     }
 
     /// The socket, to write to.
@@ -110,77 +113,88 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         &mut self.io
     }
 
-    /// Whether there is input that has not been decoded.
+    /// Whether there is input that has not been looked at.
     pub(crate) fn has_input(&self) -> bool {
-        !self.feed().unread().is_empty()
+        !self.input.bytes().is_empty()
     }
 
-    /// Reads from the socket into the lent buffer; there must be no undecoded input. 0 is the end
-    /// of the stream.
+    /// Reads from the socket into the lent buffer; there must be no input that has not been looked at.
+    /// 0 is the end of the stream.
     pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
         scratch: &Rc<Scratch>,
     ) -> Poll<io::Result<usize>> {
-        let feed = match &mut self.state {
-            Input::Bare(feed) => feed,
-            Input::Coded(codec) => codec.get_mut(),
+        debug_assert!(!self.has_input(), "input is looked at before more is read");
+        let mut lent = match mem::take(&mut self.input).source {
+            Source::Lent(lent) => lent,
+            Source::Own(_) => scratch.lend(),
         };
-        debug_assert!(feed.unread().is_empty(), "input is decoded before more is read");
-        feed.kept = Vec::new();
-        (feed.at, feed.end) = (0, 0);
-        let buffer = feed.lent.get_or_insert_with(|| scratch.lend());
-        Pin::new(&mut self.io).poll_read(cx, buffer).map_ok(|read| {
-            feed.end = read;
-            read
-        })
+        let read = Pin::new(&mut self.io).poll_read(cx, &mut lent);
+        let end = match read {
+            Poll::Ready(Ok(length)) => length,
+            _ => 0,
+        };
+        self.input = Span { source: Source::Lent(lent), at: 0, end };
+        read
     }
 
     /// Begins a turn in which up to `frames` frames of any kind are decoded.
     pub(crate) fn begin_turn(&mut self, frames: usize) {
-        self.feed_mut().follower.frames_left = frames;
-    }
-
-    /// Whether the frames of this turn are used up.
-    fn is_turn_over(&self) -> bool {
-        self.feed().follower.frames_left == 0
+        self.frames_left = frames;
     }
 
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.
     pub(crate) fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
         if self.deaf {
-            self.feed_mut().skip_unread();
+            self.input.at = self.input.end;
         }
-        if !self.has_input() || self.is_turn_over() {
-            return Decoded::NeedInput;
-        }
-        self.feed_mut().follower.now = Some(now);
-        let codec = self.codec(cx);
-        match Pin::new(codec).poll_next(cx) {
-            Poll::Pending if self.feed().follower.empty_fragments > MAX_EMPTY_FRAGMENTS => {
-                self.spent = true;
-                Decoded::Violation(Close::EmptyFragments)
+        let (input, frames) = (self.input.bytes(), &mut self.frames_left);
+        let (taken, whole) = self.assembly.take(input, now, self.largest_message, frames);
+        let start = self.input.at;
+        self.input.at += taken;
+        match whole {
+            None => Decoded::NeedInput,
+            Some(Err(close)) => Decoded::Violation(close),
+            Some(Ok(Whole::Pieces(pieces))) => self.decode_span(cx, Span::own(pieces)).1,
+            Some(Ok(Whole::Input(range))) => {
+                // The codec reads where the bytes are, and gives them back.
+                let Span { source, at, end } = mem::take(&mut self.input);
+                let whole = Span { source, at: start + range.start, end: start + range.end };
+                let (Span { source, .. }, decoded) = self.decode_span(cx, whole);
+                self.input = Span { source, at, end };
+                decoded
             }
-            Poll::Pending => Decoded::NeedInput,
+        }
+    }
+
+    /// Decodes a message or a control frame that is whole.
+    fn decode_span(&mut self, cx: &mut Context<'_>, whole: Span) -> (Span, Decoded) {
+        let has_grown = whole.bytes().len() > CODEC_BUFFER;
+        let mut codec =
+            self.codec.take().unwrap_or_else(|| self.codecs.take(self.largest_message, cx));
+        *codec.get_mut() = whole;
+        let polled = Pin::new(&mut *codec).poll_next(cx);
+        let span = mem::take(codec.get_mut());
+        let decoded = match polled {
             Poll::Ready(Some(Ok(message))) => {
-                self.spent = message.is_close();
+                if !has_grown && !message.is_close() {
+                    self.codec = Some(codec);
+                }
                 Decoded::Message(message)
             }
-            Poll::Ready(other) => {
-                self.spent = true;
-                Decoded::Violation(match other {
-                    Some(Err(error)) => violation(&error),
-                    _ => Close::Protocol,
-                })
-            }
-        }
+            Poll::Ready(Some(Err(error))) => Decoded::Violation(violation(&error)),
+            // It is whole by its headers: whatever is missing is the peer's fault.
+            Poll::Ready(None) | Poll::Pending => Decoded::Violation(Close::Protocol),
+        };
+        (span, decoded)
     }
 
     /// The code of the close frame that was just decoded, as the peer sent it. The codec does not
     /// know 1014, which was registered after RFC 6455, and takes it for a violation.
     pub(crate) fn close_code(&self, decoded: u16) -> u16 {
         const BAD_GATEWAY: u16 = 1014;
-        match u16::from_be_bytes(self.feed().follower.control) {
+        match u16::from_be_bytes(self.assembly.follower.control()) {
             BAD_GATEWAY => BAD_GATEWAY,
             _ => decoded,
         }
@@ -188,80 +202,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub(crate) fn discard(&mut self) {
-        (self.deaf, self.spent) = (true, true);
-        self.feed_mut().follower = Follower::default();
-        self.drop_codec();
+        self.deaf = true;
+        self.assembly = Assembly::default();
     }
 
-    /// Ends a turn of reading: the shared buffer goes back, what was not decoded is kept, and the
-    /// codec goes back unless a message is in progress.
+    /// Ends a turn of reading: the shared buffer and the codec go back, and what was not looked at is
+    /// kept.
     pub(crate) fn end_turn(&mut self) {
-        let feed = self.feed_mut();
-        if feed.lent.is_some() {
-            feed.kept = feed.unread().to_vec();
-            (feed.lent, feed.at, feed.end) = (None, 0, 0);
-        } else if feed.at > 0 {
-            feed.kept.drain(..feed.at);
-            feed.kept.shrink_to_fit();
-            feed.at = 0;
-        }
-        if feed.follower.is_at_boundary() {
-            self.drop_codec();
+        self.input.settle();
+        if let Some(codec) = self.codec.take() {
+            self.codecs.keep(self.largest_message, codec);
         }
     }
 
     /// Since when a message is begun and not complete; interleaved control frames do not count.
     pub(crate) fn begun(&self) -> Option<Instant> {
-        self.feed().follower.begun
+        self.assembly.follower.begun()
     }
 
-    /// Memory held for input, in bytes: the codec, what it has reserved for the message in
-    /// progress, and undecoded input.
+    /// Memory held for input between turns, in bytes.
     pub(crate) fn held(&self) -> usize {
-        let codec = match &self.state {
-            Input::Bare(_) => 0,
-            Input::Coded(_) => CODEC_BUFFER + CODEC_OVERHEAD,
-        };
-        let feed = self.feed();
-        let message = feed.follower.message + feed.follower.frame.min(self.largest_message);
-        codec + message.saturating_sub(CODEC_BUFFER) + feed.kept.len()
-    }
-
-    fn feed(&self) -> &Feed {
-        match &self.state {
-            Input::Bare(feed) => feed,
-            Input::Coded(codec) => codec.get_ref(),
-        }
-    }
-
-    fn feed_mut(&mut self) -> &mut Feed {
-        match &mut self.state {
-            Input::Bare(feed) => feed,
-            Input::Coded(codec) => codec.get_mut(),
-        }
-    }
-
-    fn codec(&mut self, cx: &mut Context<'_>) -> &mut Codec {
-        if let Input::Bare(feed) = &mut self.state {
-            let mut codec = self.codecs.take(self.largest_message, cx);
-            *codec.get_mut() = mem::take(feed);
-            self.state = Input::Coded(codec);
-        }
-        match &mut self.state {
-            Input::Coded(codec) => codec,
-            Input::Bare(_) => unreachable!("bug: it was made a line ago"),
-        }
-    }
-
-    /// Takes the codec from around the input. One that has grown is not kept for others.
-    fn drop_codec(&mut self) {
-        let feed = mem::take(self.feed_mut());
-        let has_grown = feed.follower.largest_frame > CODEC_BUFFER;
-        let state = mem::replace(&mut self.state, Input::Bare(feed));
-        self.feed_mut().follower.largest_frame = 0;
-        if let (Input::Coded(codec), false, false) = (state, has_grown, self.spent) {
-            self.codecs.keep(self.largest_message, codec);
-        }
+        self.assembly.held() + self.input.held()
     }
 }
 
@@ -284,54 +245,74 @@ fn violation(error: &Error) -> Close {
     }
 }
 
-/// The stream that the codec sees: input that has been read already.
-#[derive(Default, Debug)]
-struct Feed {
-    lent: Option<Lent>,
-    kept: Vec<u8>,
+/// Bytes that wait to be read: input of a connection, or the part of it that the codec is given.
+#[derive(Debug, Default)]
+struct Span {
+    source: Source,
     at: usize,
     end: usize,
-    follower: Follower,
 }
 
-impl Feed {
-    fn unread(&self) -> &[u8] {
-        match &self.lent {
-            Some(lent) => &lent[self.at..self.end],
-            None => &self.kept[self.at..],
+#[derive(Debug)]
+enum Source {
+    Lent(Lent),
+    Own(Vec<u8>),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl Span {
+    fn own(bytes: Vec<u8>) -> Self {
+        let end = bytes.len();
+        Self { source: Source::Own(bytes), at: 0, end }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.source {
+            Source::Lent(lent) => &lent[self.at..self.end],
+            Source::Own(bytes) => &bytes[self.at..self.end],
         }
     }
 
-    fn skip_unread(&mut self) {
-        self.at += self.unread().len();
+    /// Gives a lent buffer back and keeps the bytes that wait, in as much memory as they need.
+    fn settle(&mut self) {
+        let is_settled =
+            matches!(&self.source, Source::Own(bytes) if bytes.len() == self.end) && self.at == 0;
+        if !is_settled {
+            *self = Self::own(self.bytes().to_vec());
+        }
+    }
+
+    fn held(&self) -> usize {
+        match &self.source {
+            Source::Lent(_) => 0,
+            Source::Own(bytes) => bytes.capacity(),
+        }
     }
 }
 
-impl AsyncRead for Feed {
+impl AsyncRead for Span {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let feed = self.get_mut();
-        // Not by `unread()`: the follower is borrowed beside it.
-        let unread = match &feed.lent {
-            Some(lent) => &lent[feed.at..feed.end],
-            None => &feed.kept[feed.at..],
-        };
-        if unread.is_empty() || feed.follower.frames_left == 0 {
-            // The link reads the socket itself, and waits for it there; or begins another turn.
+        let bytes = self.bytes();
+        if bytes.is_empty() {
             return Poll::Pending;
         }
-        let offered = &unread[..unread.len().min(buffer.len())];
-        let taken = feed.follower.follow(offered);
-        buffer[..taken].copy_from_slice(&offered[..taken]);
-        feed.at += taken;
-        Poll::Ready(Ok(taken))
+        let length = bytes.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&bytes[..length]);
+        self.at += length;
+        Poll::Ready(Ok(length))
     }
 }
 
-impl AsyncWrite for Feed {
+impl AsyncWrite for Span {
     fn poll_write(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,

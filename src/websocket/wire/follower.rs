@@ -1,9 +1,12 @@
-//! Where the frames of a peer begin and end, told from their headers alone.
+//! Where the frames of a peer begin and end, read from their headers alone.
 
 use std::time::Instant;
 
-/// Follows the frames of a peer by their headers (RFC 6455 section 5.2). It judges nothing: that
-/// is the codec's part.
+use crate::close::Close;
+use crate::limits::MAX_EMPTY_FRAGMENTS;
+
+/// Follows the frames of a peer by their headers (RFC 6455 section 5.2). It refuses a header as soon
+/// as it is there; what is in the frames is the codec's part.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     header: [u8; 14],
@@ -11,60 +14,108 @@ pub(super) struct Follower {
     /// Payload bytes of the frame in progress that are still to come.
     remaining: u64,
     in_payload: bool,
-    /// Payload length of the frame in progress.
-    pub(super) frame: usize,
     /// Payload bytes of the completed fragments of the message in progress.
-    pub(super) message: usize,
+    message: u64,
     fragmented: bool,
-    pub(super) largest_frame: usize,
-    pub(super) begun: Option<Instant>,
-    pub(super) now: Option<Instant>,
-    /// Frames that may still end in this turn.
-    pub(super) frames_left: usize,
     /// Empty fragments of the message in progress.
-    pub(super) empty_fragments: usize,
+    empty_fragments: usize,
+    begun: Option<Instant>,
     /// The first two payload bytes of a control frame, unmasked.
-    pub(super) control: [u8; 2],
+    control: [u8; 2],
+}
+
+/// How far the bytes came that were followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Into a frame; all of them belong to it.
+    Within,
+    /// To the end of a fragment whose message goes on.
+    Fragment,
+    /// To the end of a control frame.
+    Control,
+    /// To the end of a message.
+    Message,
+    /// To a header that the peer may not send.
+    Refused(Close),
 }
 
 impl Follower {
-    pub(super) fn is_at_boundary(&self) -> bool {
-        self.header_length == 0 && !self.in_payload && !self.fragmented
+    /// Since when a message or a control frame is begun and not complete.
+    pub(super) fn begun(&self) -> Option<Instant> {
+        self.begun
     }
 
-    /// How many of `bytes` belong to the frame in progress, or to the one that begins with them.
-    pub(super) fn follow(&mut self, bytes: &[u8]) -> usize {
+    /// Whether the last fragment that ended does not end its message.
+    pub(super) fn is_within_a_message(&self) -> bool {
+        self.fragmented
+    }
+
+    /// Payload bytes of the frame in progress that are still to come, as far as its header tells.
+    pub(super) fn remaining(&self) -> usize {
+        usize::try_from(self.remaining).unwrap_or(usize::MAX)
+    }
+
+    /// The first two payload bytes of the last control frame: a close code, if it was a close frame.
+    pub(super) fn control(&self) -> [u8; 2] {
+        self.control
+    }
+
+    /// Follows `bytes`, which is not empty, to the end of the frame in progress, or of the one that
+    /// begins with them. Returns how many of them that takes. `now` is when a message that begins here
+    /// begins; messages may have `largest` bytes.
+    pub(super) fn follow(&mut self, bytes: &[u8], now: Instant, largest: usize) -> (usize, Step) {
         let mut taken = 0;
         while !self.in_payload {
-            let Some(byte) = bytes.get(taken) else { return taken };
-            if self.is_at_boundary() {
-                self.begun = self.now;
+            let Some(byte) = bytes.get(taken) else { return (taken, Step::Within) };
+            if self.header_length == 0 && !self.fragmented {
+                self.begun = Some(now);
             }
             self.header[self.header_length] = *byte;
             self.header_length += 1;
             taken += 1;
             if self.header_length == header_length(self.header) {
                 self.remaining = payload_length(self.header);
-                self.frame = usize::try_from(self.remaining).unwrap_or(usize::MAX);
                 self.in_payload = true;
-                self.largest_frame = self.largest_frame.max(self.frame);
+                if let Err(close) = self.judge(largest) {
+                    return (taken, Step::Refused(close));
+                }
             }
         }
-        let left = usize::try_from(self.remaining).unwrap_or(usize::MAX);
-        let payload = left.min(bytes.len() - taken);
+        let payload = self.remaining().min(bytes.len() - taken);
         self.note_control(&bytes[taken..taken + payload]);
         self.remaining -= payload as u64;
         taken += payload;
-        if self.remaining == 0 {
-            self.finish_frame();
-        }
-        taken
+        let step = if self.remaining == 0 { self.finish_frame() } else { Step::Within };
+        (taken, step)
     }
 
-    /// Keeps the beginning of a control frame's payload: a close code, if it is a close frame.
+    /// Whether the peer may send a frame with this header now. The codec judges it once more when the
+    /// message is whole; it would be late if the message never is.
+    fn judge(&self, largest: usize) -> Result<(), Close> {
+        let [first, second, ..] = self.header;
+        let (is_final, opcode) = (first & 0x80 != 0, first & 0x0f);
+        let may_follow = match opcode {
+            0x0 => self.fragmented,
+            0x1 | 0x2 => !self.fragmented,
+            0x8..=0xa => is_final && self.remaining <= 125,
+            _ => false,
+        };
+        let (is_reserved, is_masked) = (first & 0x70 != 0, second & 0x80 != 0);
+        if is_reserved || !is_masked || !may_follow {
+            return Err(Close::Protocol);
+        }
+        let fits = self.message.saturating_add(self.remaining) <= largest as u64;
+        if opcode < 0x8 && !fits { Err(Close::TooBig) } else { Ok(()) }
+    }
+
+    /// Keeps the beginning of a control frame's payload.
     fn note_control(&mut self, payload: &[u8]) {
-        let done = self.frame - usize::try_from(self.remaining).unwrap_or(self.frame);
-        if self.header[0] & 0x08 == 0 || done >= self.control.len() {
+        if self.header[0] & 0x08 == 0 {
+            return;
+        }
+        let done = payload_length(self.header) - self.remaining;
+        let done = usize::try_from(done).unwrap_or(usize::MAX);
+        if done >= self.control.len() {
             return;
         }
         let mask = &self.header[self.header_length.saturating_sub(4)..self.header_length];
@@ -74,20 +125,27 @@ impl Follower {
         }
     }
 
-    fn finish_frame(&mut self) {
+    fn finish_frame(&mut self) -> Step {
         let [first, ..] = self.header;
         let (is_final, is_control) = (first & 0x80 != 0, first & 0x08 != 0);
-        self.frames_left = self.frames_left.saturating_sub(1);
-        if !is_control {
-            let is_empty = self.frame == 0 && !is_final;
-            self.empty_fragments =
-                if is_final { 0 } else { self.empty_fragments + usize::from(is_empty) };
-            self.fragmented = !is_final;
-            self.message = if is_final { 0 } else { self.message.saturating_add(self.frame) };
+        let length = payload_length(self.header);
+        (self.header_length, self.in_payload) = (0, false);
+        if is_control {
+            if !self.fragmented {
+                self.begun = None;
+            }
+            return Step::Control;
         }
-        (self.header_length, self.in_payload, self.frame) = (0, false, 0);
-        if self.is_at_boundary() {
-            self.begun = None;
+        self.fragmented = !is_final;
+        if is_final {
+            (self.begun, self.message, self.empty_fragments) = (None, 0, 0);
+            return Step::Message;
+        }
+        self.message = self.message.saturating_add(length);
+        self.empty_fragments += usize::from(length == 0);
+        match self.empty_fragments > MAX_EMPTY_FRAGMENTS {
+            true => Step::Refused(Close::EmptyFragments),
+            false => Step::Fragment,
         }
     }
 }

@@ -140,11 +140,20 @@ fn half_received_messages_count_and_the_largest_of_them_goes_first() {
     let (mut largest, largest_id, _) = begin(230_000);
     staying.push(begin(200_000));
     assert!(!is_closed(&largest_id));
-    // What is announced counts: the room for it is reserved.
-    let (mut announcing, announcing_id) = relay.registered_phone(&id);
-    let text = numbered(0, 150_000);
-    let message = encode(true, TEXT, text.as_bytes());
-    announcing.send_raw(&message[..1000]);
+    // What is announced costs nothing, what has arrived counts.
+    let announce = |length: usize, arrived: usize| {
+        let (mut phone, conn_id) = relay.registered_phone(&id);
+        let text = numbered(0, length);
+        let message = encode(true, TEXT, text.as_bytes());
+        phone.send_raw(&message[..arrived]);
+        (phone, conn_id, text, message[arrived..].to_vec())
+    };
+    let _promises: Vec<_> = (0..8).map(|_| announce(250_000, 100)).collect();
+    for (phone, ..) in &mut staying {
+        phone.sync();
+    }
+    assert!(!is_closed(&largest_id));
+    let (mut announcing, announcing_id, text, rest) = announce(150_000, 100_000);
     largest.expect_close(1013, OVER_BUDGET);
     for (mut phone, conn_id, text) in staying {
         phone.send_frame(true, CONTINUATION, b"\"");
@@ -154,7 +163,7 @@ fn half_received_messages_count_and_the_largest_of_them_goes_first() {
         events::wait("phone_unregistered", &[("conn_id", &conn_id)]);
         assert_eq!(binary.read_text(), notice(&conn_id, 1001));
     }
-    announcing.send_raw(&message[1000..]);
+    announcing.send_raw(&rest);
     assert!(binary.read_text() == envelope(&announcing_id, &text));
 }
 
