@@ -28,9 +28,9 @@ use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::telemetry::events;
 #[cfg(feature = "tls")]
-use crate::tls::stream::Tls;
+use crate::tls::Secure;
 #[cfg(feature = "tls")]
-use crate::tls::{Handshake, Secure};
+use crate::tls::stream::Tls;
 
 /// Serves one connection to its end.
 pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
@@ -89,20 +89,11 @@ async fn begin_tls(
     let deadline = Instant::now() + relay.config.header_timeout;
     let visitor = Visitor::over_tls(&relay, entry, remote, &secure);
     let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
-    match secure.shake(io, opening.into_bytes(), deadline).await {
-        Handshake::Done(io) => {
-            Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline }))
-        }
-        Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, visitor.address()).await,
-        Handshake::Challenge => {
-            events::challenge_answered(visitor.address());
-            None
-        }
-        Handshake::Unwanted(refused, error) => {
-            events::handshake_failed(visitor.address(), &error);
-            relay.metrics.refused.bump(refused);
-            None
-        }
+    let remote = visitor.address();
+    match secure.shake(io, opening.into_bytes(), deadline, remote, &relay.metrics).await {
+        Ok(io) => Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline })),
+        Err(Some(io)) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
+        Err(None) => None,
     }
 }
 

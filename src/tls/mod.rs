@@ -3,12 +3,14 @@
 pub(crate) mod acme;
 pub(crate) mod cache;
 pub(crate) mod certificates;
+mod events;
 pub(crate) mod files;
 pub(crate) mod names;
 pub(crate) mod stream;
 
 use std::cell::RefCell;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -26,8 +28,7 @@ use self::files::Files;
 use self::stream::{Ciphertext, Tls};
 use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
 use crate::net::transport::Tcp;
-use crate::telemetry::events;
-use crate::telemetry::metrics::Refused;
+use crate::telemetry::metrics::{Metrics, Refused};
 
 /// Makes TLS connections of accepted sockets, with the certificate of the moment.
 #[derive(Debug)]
@@ -44,8 +45,7 @@ pub struct Secure {
 }
 
 /// What came of a handshake.
-#[derive(Debug)]
-pub enum Handshake {
+enum Handshake {
     /// It is done.
     Done(Tls),
     /// The peer does not speak TLS; this is its socket.
@@ -159,13 +159,33 @@ impl Secure {
 
     /// Makes a TLS connection of `tcp` until `deadline`. `opening` is what was read from it before.
     ///
+    /// The error is the socket of a peer that does not speak TLS, which is still to be answered.
+    /// Without one it is over: a check of an ACME directory has its answer, and a failure was
+    /// logged, with `remote`, and counted in `metrics`.
+    ///
     /// Not cancel safe: a cancelled handshake is a closed connection.
-    pub async fn shake(&self, tcp: Tcp, opening: Vec<u8>, deadline: Instant) -> Handshake {
+    pub(crate) async fn shake(
+        &self,
+        tcp: Tcp,
+        opening: Vec<u8>,
+        deadline: Instant,
+        remote: IpAddr,
+        metrics: &Metrics,
+    ) -> Result<Tls, Option<Tcp>> {
         let timeout = async {
             Timer::at(deadline).await;
             Handshake::Unwanted(Refused::HeadTimeout, io::ErrorKind::TimedOut.into())
         };
-        self.try_to_shake(tcp, opening).or(timeout).await
+        match self.try_to_shake(tcp, opening).or(timeout).await {
+            Handshake::Done(tls) => return Ok(tls),
+            Handshake::NotTls(tcp) => return Err(Some(tcp)),
+            Handshake::Challenge => events::challenge_answered(remote),
+            Handshake::Unwanted(refused, error) => {
+                events::handshake_failed(remote, &error);
+                metrics.refused.bump(refused);
+            }
+        }
+        Err(None)
     }
 
     async fn try_to_shake(&self, mut tcp: Tcp, mut opening: Vec<u8>) -> Handshake {
