@@ -23,7 +23,7 @@ const ORDER: &[&str] = &[
     "queue",
     "admission",
     "http",
-    "tls",
+    "tls no_tls",
     "config",
     "registry",
     "relay",
@@ -46,6 +46,14 @@ fn every_room_imports_only_from_the_rooms_before_it() {
     let arrows: BTreeSet<_> = arrows.filter(|(from, to)| from != to).collect();
     println!("{} rooms, {} arrows between them", rooms.len(), arrows.len());
     assert!(rooms.len() > 15 && arrows.len() > 50, "the scan finds too little: {arrows:?}");
+}
+
+#[test]
+fn the_feature_tls_is_asked_for_where_its_stub_is_chosen_and_where_check_looks_at_it() {
+    let sources = sources();
+    let asking = sources.iter().filter(|(_, text)| text.contains("feature = \"tls\""));
+    let asking: BTreeSet<_> = asking.map(|(file, _)| file.as_str()).collect();
+    assert_eq!(asking, BTreeSet::from(["lib.rs", "cli/check.rs"]));
 }
 
 #[test]
