@@ -20,6 +20,7 @@ pub(crate) mod options {
 
     /// There are none.
     #[derive(Args, Clone, Debug)]
+    #[group(skip)]
     pub(crate) struct TlsOptions {}
 
     #[derive(Clone, Debug)]
