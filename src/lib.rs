@@ -37,8 +37,12 @@ pub mod admission;
 
 pub mod http;
 
+#[cfg(not(feature = "tls"))]
+pub(crate) mod no_tls;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+#[cfg(not(feature = "tls"))]
+pub(crate) use self::no_tls as tls;
 
 pub mod config;
 

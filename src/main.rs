@@ -199,9 +199,6 @@ fn open_listeners(
     let relay = open(&config.listen, relay, false)?;
     let tls = open(config.tls_listen(), tls, true)?;
     config.check_tls(!tls.is_empty()).map_err(|message| (USAGE, message))?;
-    #[cfg(not(feature = "tls"))]
-    return Ok(Sockets { relay, ..Sockets::default() });
-    #[cfg(feature = "tls")]
     Ok(Sockets { relay, tls, ..Sockets::default() })
 }
 

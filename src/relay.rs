@@ -20,7 +20,6 @@ use crate::telemetry::events;
 use crate::telemetry::history::{History, Sample};
 use crate::telemetry::metrics::{Direction, Failure, Label as _, Metrics, Refused};
 use crate::telemetry::process::wall_clock;
-#[cfg(feature = "tls")]
 use crate::tls::Secure;
 use crate::websocket::heartbeat::Ticks;
 use crate::websocket::wire::Codecs;
@@ -57,8 +56,7 @@ pub struct Relay {
     /// The same by the wall clock, in seconds since 1970.
     pub started_at: f64,
     /// TLS, if it is spoken.
-    #[cfg(feature = "tls")]
-    pub secure: Option<Rc<Secure>>,
+    pub(crate) secure: Option<Secure>,
     /// Raised when the relay is to stop.
     pub stop: Stop,
 }
@@ -70,8 +68,7 @@ impl Relay {
     }
 
     /// The same, with TLS.
-    #[cfg(feature = "tls")]
-    pub fn with_tls(config: Config, stop: Stop, secure: Option<Rc<Secure>>) -> Rc<Self> {
+    pub(crate) fn with_tls(config: Config, stop: Stop, secure: Option<Secure>) -> Rc<Self> {
         Rc::new(Self { secure, ..Self::build(config, stop) })
     }
 
@@ -94,7 +91,6 @@ impl Relay {
             started_at: wall_clock(),
             codecs: Rc::default(),
             started,
-            #[cfg(feature = "tls")]
             secure: None,
             stop,
         }
@@ -134,20 +130,12 @@ impl Relay {
 
     /// How the certificate is, if TLS is spoken.
     pub fn certificate(&self) -> Option<Condition> {
-        #[cfg(feature = "tls")]
-        return self.secure.as_ref().map(|secure| secure.certificates().condition());
-        #[cfg(not(feature = "tls"))]
-        None
+        self.secure.as_ref().map(Secure::condition)
     }
 
     /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
     pub fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
-        #[cfg(feature = "tls")]
-        if let Some(secure) = &self.secure {
-            return secure.certificates().poll_changed(cx, seen);
-        }
-        let _ = (cx, seen);
-        Poll::Pending
+        self.secure.as_ref().map_or(Poll::Pending, |secure| secure.poll_changed(cx, seen))
     }
 
     /// Whether `server` may be claimed.
@@ -166,7 +154,6 @@ impl Relay {
     /// Reads files again: the certificate, and the allow-list. What has a mistake in it changes
     /// nothing.
     pub fn reload(&self) {
-        #[cfg(feature = "tls")]
         if let Some(secure) = &self.secure {
             secure.reload();
         }

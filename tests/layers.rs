@@ -23,7 +23,7 @@ const ORDER: &[&str] = &[
     "queue",
     "admission",
     "http",
-    "tls",
+    "tls no_tls",
     "config",
     "registry",
     "relay",
@@ -56,6 +56,14 @@ fn the_documented_floor_plan_is_this() {
         cells.map(|room| room.trim_end_matches('/').trim_end_matches(".rs")).collect();
     let order: Vec<_> = ORDER.iter().flat_map(|row| row.split(' ')).collect();
     assert_eq!(documented, order);
+}
+
+#[test]
+fn the_feature_tls_is_asked_for_where_its_stub_is_chosen_and_where_check_looks_at_it() {
+    let sources = sources();
+    let asking = sources.iter().filter(|(_, text)| text.contains("feature = \"tls\""));
+    let asking: BTreeSet<_> = asking.map(|(file, _)| file.as_str()).collect();
+    assert_eq!(asking, BTreeSet::from(["lib.rs", "cli/check.rs"]));
 }
 
 #[test]

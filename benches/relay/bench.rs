@@ -42,8 +42,8 @@ impl Bench<'_> {
 
     /// Records what `frames` messages of `bytes` bytes in all cost since `relay` and `own` began.
     pub fn record_cost(&mut self, what: &str, cost: &Cost, frames: u64, bytes: u64) {
-        let seconds = cost.target.elapsed().as_secs_f64();
-        let cpu = cost.target.spent().as_secs_f64();
+        let seconds = cost.elapsed().as_secs_f64();
+        let cpu = cost.target_seconds();
         self.record(&format!("{what}: CPU a frame"), "us", cpu * 1e6 / frames as f64);
         self.record(&format!("{what}: frames"), "1/s", frames as f64 / seconds);
         self.record(&format!("{what}: bytes"), "MB/s", bytes as f64 / seconds / 1e6);

@@ -8,8 +8,6 @@ mod tls;
 use std::fmt::{Display, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-#[cfg(feature = "tls")]
-use std::time::SystemTime;
 
 use bytesize::ByteSize;
 
@@ -39,7 +37,7 @@ impl Report {
         report.options(sources);
         report.addresses(config, look);
         #[cfg(feature = "tls")]
-        report.tls(config, SystemTime::now());
+        report.tls(config, std::time::SystemTime::now());
         report.admission(config);
         report.descriptors(config, board);
         report.memory(config, board);
@@ -296,10 +294,7 @@ impl Socket {
 
 /// Whether the relay speaks TLS somewhere.
 fn is_tls(config: &Config) -> bool {
-    #[cfg(feature = "tls")]
-    return config.tls.is_some();
-    #[cfg(not(feature = "tls"))]
-    !config.tls_listen().is_empty()
+    config.tls.is_some()
 }
 
 /// Whether other machines can connect at one of these.

@@ -14,6 +14,7 @@ use crate::http::proxies::parse_network;
 use crate::limits::{self, MAX_DURATION};
 use crate::net::listen::{Listen, parse_listen};
 use crate::telemetry::logging::Format;
+use crate::tls::options::TlsOptions;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const LONG_VERSION: &str = concat!(
@@ -72,10 +73,9 @@ pub struct Options {
     )]
     pub listen: Vec<Listen>,
 
-    #[cfg(feature = "tls")]
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
-    pub tls: super::tls::TlsOptions,
+    pub(crate) tls: TlsOptions,
 
     /// How long a server-id stays claimed after its binary's connection ended
     #[arg(

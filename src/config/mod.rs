@@ -2,21 +2,18 @@
 
 mod command;
 mod given;
-#[cfg(feature = "tls")]
-mod tls;
 
 use std::path::Path;
 use std::time::Duration;
 
 pub use self::command::{Options, StatusOptions, Subcommand, command};
 pub use self::given::Given;
-#[cfg(feature = "tls")]
-pub use self::tls::{CertificateSource, TlsSettings};
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Rate;
 use crate::http::proxies::Proxies;
 use crate::limits::{BATCH_BYTES, ENVELOPE_ALLOWANCE, MESSAGE_OVERHEAD};
 use crate::net::listen::Listen;
+use crate::tls::options::{NOT_SET_UP, TlsSettings};
 
 /// Everything that the relay can be told. Durations are never zero, sizes in bytes and counts
 /// neither, and the combinations work.
@@ -25,8 +22,7 @@ pub struct Config {
     /// Where to listen without TLS; none where TLS alone is wanted.
     pub listen: Vec<Listen>,
     /// TLS, if it is wanted.
-    #[cfg(feature = "tls")]
-    pub tls: Option<TlsSettings>,
+    pub(crate) tls: Option<TlsSettings>,
     /// How long a server-id stays claimed after its binary's connection ended.
     pub grace: Duration,
     /// Whether every reclaim closes the attached phones.
@@ -74,19 +70,14 @@ pub struct Config {
 impl Config {
     /// Checks what the options cannot say one by one. The error is a sentence for the operator.
     pub fn from_options(options: Options) -> Result<Self, String> {
-        #[cfg(feature = "tls")]
-        let tls = TlsSettings::from_options(options.tls, state_directory())?;
-        #[cfg(feature = "tls")]
+        let tls = TlsSettings::from_options(options.tls)?;
         let listen = match &tls {
             // What is only the default is not meant beside TLS.
             Some(_) if !options.sources.name("--listen", "PYRYCODE_RELAY_LISTEN") => Vec::new(),
             _ => options.listen,
         };
-        #[cfg(not(feature = "tls"))]
-        let listen = options.listen;
         let config = Self {
             listen,
-            #[cfg(feature = "tls")]
             tls,
             grace: options.grace,
             reclaim_evicts: options.reclaim == command::Reclaim::Evict,
@@ -133,39 +124,24 @@ impl Config {
 
     /// Where to listen for TLS.
     pub fn tls_listen(&self) -> &[Listen] {
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            return &tls.listen;
-        }
-        &[]
+        self.tls.as_ref().map_or(&[], TlsSettings::listen)
     }
 
     /// Whether anything comes from files that SIGHUP has read again.
     pub fn reads_files(&self) -> bool {
-        #[cfg(feature = "tls")]
-        if let Some(TlsSettings { source: CertificateSource::Files { .. }, .. }) = &self.tls {
-            return true;
-        }
-        self.allow_server.is_some()
+        self.tls.as_ref().is_some_and(TlsSettings::reads_files) || self.allow_server.is_some()
     }
 
     /// Refuses sockets for TLS without a certificate, and a certificate without sockets, where it is
     /// known which sockets there are.
     pub fn check_tls(&self, listens: bool) -> Result<(), String> {
-        #[cfg(feature = "tls")]
-        let is_set_up = self.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        let is_set_up = false;
-        match (is_set_up, listens) {
+        match (self.tls.is_some(), listens) {
             (true, false) => Err(
                 "a certificate is of no use without a socket for TLS: --tls-listen, or systemd's \
                     pyrycode-relay-tls.socket"
                     .into(),
             ),
-            (false, true) if cfg!(feature = "tls") => Err("a socket for TLS needs a certificate: \
-                --tls-cert and --tls-key, or a --domain to get one for"
-                .into()),
-            (false, true) => Err("this relay was built without TLS".into()),
+            (false, true) => Err(NOT_SET_UP.into()),
             _ => Ok(()),
         }
     }
@@ -204,14 +180,6 @@ impl Config {
             ("--max-queue-bytes", self.max_queue_bytes),
         )
     }
-}
-
-/// The directory for what lasts that systemd gives a service (`StateDirectory=`), the first if there
-/// are several.
-#[cfg(feature = "tls")]
-fn state_directory() -> Option<std::path::PathBuf> {
-    let directories = std::env::var_os("STATE_DIRECTORY")?;
-    std::env::split_paths(&directories).next().filter(|path| !path.as_os_str().is_empty())
 }
 
 fn read_allow_file(path: &Path) -> Result<AllowFile, String> {

@@ -21,16 +21,11 @@ use crate::http::gate::{Admission, PeerText, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
 use crate::leg::Leg;
 use crate::monitor::health;
-#[cfg(feature = "tls")]
-use crate::net::transport::Tcp;
-use crate::net::transport::Transport;
+use crate::net::transport::{Tcp, Transport};
 use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::telemetry::events;
-#[cfg(feature = "tls")]
 use crate::tls::stream::Tls;
-#[cfg(feature = "tls")]
-use crate::tls::{Handshake, Secure};
 
 /// Serves one connection to its end.
 pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAddr, entry: Entry) {
@@ -40,16 +35,9 @@ pub async fn serve<S: Transport + 'static>(relay: Rc<Relay>, io: S, remote: IpAd
     }
 }
 
-/// The same over TLS.
-#[cfg(feature = "tls")]
-pub async fn serve_tls(
-    relay: Rc<Relay>,
-    secure: Rc<Secure>,
-    io: Tcp,
-    remote: IpAddr,
-    entry: Entry,
-) {
-    let begun = Box::pin(begin_tls(Rc::clone(&relay), secure, io, remote, entry)).await;
+/// The same over TLS, for a relay that speaks it.
+pub(crate) async fn serve_tls(relay: Rc<Relay>, io: Tcp, remote: IpAddr, entry: Entry) {
+    let begun = Box::pin(begin_tls(Rc::clone(&relay), io, remote, entry)).await;
     if let Some(session) = Box::pin(receive(relay, begun)).await {
         session.await;
     }
@@ -78,31 +66,21 @@ async fn begin<S: Transport>(
 }
 
 /// The same, and TLS behind it: a proxy that passes TLS on sends its header before it.
-#[cfg(feature = "tls")]
 async fn begin_tls(
     relay: Rc<Relay>,
-    secure: Rc<Secure>,
     io: Tcp,
     remote: IpAddr,
     entry: Entry,
 ) -> Option<Box<Begun<Tls>>> {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let visitor = Visitor::over_tls(&relay, entry, remote, &secure);
+    let secure = relay.secure.as_ref()?;
+    let visitor = Visitor::over_tls(&relay, entry, remote);
     let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
-    match secure.shake(io, opening.into_bytes(), deadline).await {
-        Handshake::Done(io) => {
-            Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline }))
-        }
-        Handshake::NotTls(io) => refuse(&relay, io, None, Refusal::NotTls, visitor.address()).await,
-        Handshake::Challenge => {
-            events::challenge_answered(visitor.address());
-            None
-        }
-        Handshake::Unwanted(refused, error) => {
-            events::handshake_failed(visitor.address(), &error);
-            relay.metrics.refused.bump(refused);
-            None
-        }
+    let remote = visitor.address();
+    match secure.shake(io, opening.into_bytes(), deadline, remote, &relay.metrics).await {
+        Ok(io) => Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline })),
+        Err(Some(io)) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
+        Err(None) => None,
     }
 }
 
@@ -235,7 +213,6 @@ async fn refuse<S: Transport, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::transport::Tcp;
 
     fn size_of_task<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()

@@ -12,8 +12,6 @@ use crate::http::gate::{Caller, Refusal};
 use crate::leg::Leg;
 use crate::origin::Origin;
 use crate::relay::Relay;
-#[cfg(feature = "tls")]
-use crate::tls::Secure;
 
 /// The peer of a connection that has not been upgraded.
 pub(crate) struct Visitor {
@@ -23,8 +21,7 @@ pub(crate) struct Visitor {
     /// `address` is that of a trusted proxy, which may say more.
     is_proxy: bool,
     is_malformed: bool,
-    #[cfg(feature = "tls")]
-    secure: Option<Rc<Secure>>,
+    is_tls: bool,
     attempted: Option<Leg>,
 }
 
@@ -38,21 +35,14 @@ impl Visitor {
             address,
             is_proxy,
             is_malformed: false,
-            #[cfg(feature = "tls")]
-            secure: None,
+            is_tls: false,
             attempted: None,
         }
     }
 
     /// The same over TLS, which may serve some names alone.
-    #[cfg(feature = "tls")]
-    pub(crate) fn over_tls(
-        relay: &Rc<Relay>,
-        entry: Entry,
-        address: IpAddr,
-        secure: &Rc<Secure>,
-    ) -> Self {
-        Self { secure: Some(Rc::clone(secure)), ..Self::new(relay, entry, address) }
+    pub(crate) fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
+        Self { is_tls: true, ..Self::new(relay, entry, address) }
     }
 
     /// The relay that it visits.
@@ -112,8 +102,8 @@ impl Caller for Visitor {
         }
     }
 
-    #[cfg(feature = "tls")]
     fn serves(&self, host: Option<&[u8]>) -> bool {
-        self.secure.as_ref().is_none_or(|secure| secure.serves_host(host))
+        let secure = self.relay.secure.as_ref().filter(|_| self.is_tls);
+        secure.is_none_or(|secure| secure.serves_host(host))
     }
 }

@@ -51,14 +51,11 @@ pub(super) fn admit(
     let entry = heads.enter(source, room);
     let serial = entry.serial();
     let relay = Rc::clone(relay);
-    #[cfg(feature = "tls")]
-    if let (true, Some(secure)) = (is_tls, relay.secure.clone()) {
-        let task = executor.spawn(connection::serve_tls(relay, secure, io, remote, entry));
-        return heads.adopt(serial, task);
-    }
-    #[cfg(not(feature = "tls"))]
-    let _ = is_tls;
-    let task = executor.spawn(connection::serve(relay, io, remote, entry));
+    let task = if is_tls && relay.secure.is_some() {
+        executor.spawn(connection::serve_tls(relay, io, remote, entry))
+    } else {
+        executor.spawn(connection::serve(relay, io, remote, entry))
+    };
     heads.adopt(serial, task);
 }
 

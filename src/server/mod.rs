@@ -16,8 +16,6 @@ use smol::LocalExecutor;
 
 use crate::admission::heads::Heads;
 use crate::config::Config;
-#[cfg(feature = "tls")]
-use crate::config::{CertificateSource as tls, TlsSettings};
 use crate::limits::{CERTIFICATE_STATUS, HEADS_AT_STOP, MAX_HEADS};
 use crate::monitor;
 use crate::net::turns;
@@ -27,8 +25,7 @@ use crate::server::accept::{Backoff, Listener, admit, poll_accept};
 use crate::server::drain::{cut_heads, drain};
 use crate::server::systemd::Manager;
 use crate::signals::{Reload, Stop};
-#[cfg(feature = "tls")]
-use crate::tls::{Secure, acme, cache::Cache, files::Files};
+use crate::tls::Secure;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
 ///
@@ -44,7 +41,6 @@ pub struct Sockets {
     /// For binaries and phones.
     pub relay: Vec<std::net::TcpListener>,
     /// For the same over TLS.
-    #[cfg(feature = "tls")]
     pub tls: Vec<std::net::TcpListener>,
     /// For the metrics and the status page; none if they are off.
     pub metrics: Vec<std::net::TcpListener>,
@@ -60,16 +56,10 @@ pub fn run_on(
     reload: &Reload,
 ) -> io::Result<()> {
     let plain = sockets.relay.into_iter().map(|socket| Listener::new(socket, false));
-    #[cfg(not(feature = "tls"))]
-    let (listeners, relay) = (plain, Relay::new(config, stop.clone()));
-    #[cfg(feature = "tls")]
-    let listeners = plain.chain(sockets.tls.into_iter().map(|socket| Listener::new(socket, true)));
-    #[cfg(feature = "tls")]
-    let relay = {
-        let secure = config.tls.as_ref().map(secure).transpose().map_err(io::Error::other)?;
-        Relay::with_tls(config, stop.clone(), secure)
-    };
-    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    let tls = sockets.tls.into_iter().map(|socket| Listener::new(socket, true));
+    let secure = config.tls.as_ref().map(Secure::new).transpose().map_err(io::Error::other)?;
+    let relay = Relay::with_tls(config, stop.clone(), secure);
+    let listeners = plain.chain(tls).collect::<io::Result<Vec<_>>>()?;
     let working = turns::run(executor, serve(executor, listeners, &relay, reload));
     if sockets.metrics.is_empty() {
         smol::block_on(working);
@@ -81,23 +71,6 @@ pub fn run_on(
         smol::block_on(monitor::timed(&relay, working));
     }
     Ok(())
-}
-
-/// What TLS needs, by what the options say. The error is a sentence for the operator.
-#[cfg(feature = "tls")]
-fn secure(settings: &TlsSettings) -> Result<Rc<Secure>, String> {
-    let domains = settings.domains.clone();
-    match &settings.source {
-        tls::Files { chain, key } => {
-            Secure::from_files(Files::new(chain.clone(), key.clone()), domains)
-        }
-        tls::Acme { directory, contacts, cache } => Secure::by_acme(acme::Settings {
-            domains,
-            contacts: contacts.clone(),
-            directory: directory.clone(),
-            cache: Cache::open(cache)?,
-        }),
-    }
 }
 
 /// Serves until the stop is raised and the connections are drained.
@@ -113,9 +86,7 @@ async fn serve(
     let manager = Manager::from_environment().map(Rc::new);
     relay.announce();
     let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
-    #[cfg(feature = "tls")]
-    let watcher =
-        relay.secure.clone().map(|secure| executor.spawn(async move { secure.maintain().await }));
+    let watcher = relay.secure.is_some().then(|| executor.spawn(maintain(Rc::clone(relay))));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
 
@@ -149,9 +120,7 @@ async fn serve(
     drain(relay, &heads, drain_timeout).await;
     heads.clear();
     drop(cutter);
-    drop((reaper, reloader, informant));
-    #[cfg(feature = "tls")]
-    drop(watcher);
+    drop((reaper, reloader, watcher, informant));
 }
 
 /// Reads files anew as often as somebody asks for it.
@@ -165,6 +134,13 @@ async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) 
         if let Some(manager) = &manager {
             manager.reloaded();
         }
+    }
+}
+
+/// Keeps the certificate up to date, if TLS is spoken.
+async fn maintain(relay: Rc<Relay>) {
+    if let Some(secure) = &relay.secure {
+        secure.maintain().await;
     }
 }
 

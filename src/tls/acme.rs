@@ -19,8 +19,8 @@ use futures_rustls::rustls::ServerConfig;
 
 pub(crate) use self::settings::Settings;
 use crate::limits::ORDER_TIMEOUT;
-use crate::telemetry::events;
 use crate::tls::certificates::{Certificates, Pair};
+use crate::tls::events;
 
 /// What the checks of a directory are answered with, while it makes some. A connection that offers
 /// `acme-tls/1` and nothing else is one of them (RFC 8737, 4).

@@ -12,7 +12,7 @@ use crate::limits::{LEFTOVER_AGE, MAX_CACHED_BYTES};
 
 /// A directory that only its owner, this program, can look into.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     directory: PathBuf,
 }
 
@@ -22,7 +22,7 @@ impl Cache {
     ///
     /// The error is a sentence for the operator: it is no directory, others may look into it, it is
     /// somebody else's, or nothing can be written there.
-    pub fn open(directory: &Path) -> Result<Self, String> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, String> {
         let failed = |what: &str, error: io::Error| {
             format!("the certificate cache {} {what}: {error}", directory.display())
         };
@@ -59,13 +59,13 @@ impl Cache {
     }
 
     /// Where the file of that name is.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
     /// What is in the file of that name; `None` if there is none. An error for what is no file, or
     /// larger than [`MAX_CACHED_BYTES`]. Does not block the event loop.
-    pub async fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) async fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let path = self.path(name);
         blocking::unblock(move || read(&path)).await
     }
@@ -74,7 +74,7 @@ impl Cache {
     /// Does not block the event loop.
     ///
     /// Cancel safety: the write may happen or not, and never in part.
-    pub async fn write(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
+    pub(crate) async fn write(&self, name: &str, bytes: Vec<u8>) -> io::Result<()> {
         let (directory, name) = (self.directory.clone(), name.to_owned());
         blocking::unblock(move || write(&directory, &name, &bytes)).await
     }

@@ -19,7 +19,7 @@ use crate::telemetry::certificate::Condition;
 
 /// A certificate chain and the key that belongs to it.
 #[derive(Clone, Debug)]
-pub struct Pair {
+pub(crate) struct Pair {
     certified: Arc<CertifiedKey>,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -27,7 +27,7 @@ pub struct Pair {
 
 /// Why a pair cannot be used. What is displayed is for the operator, and never holds key material.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BadPair {
+pub(crate) enum BadPair {
     /// The chain is no PEM, or holds no certificate.
     NoCertificate,
     /// The first certificate of the chain cannot be read.
@@ -46,7 +46,7 @@ impl Pair {
     ///
     /// A certificate that is not valid yet is taken: a board without a clock of its own starts in
     /// the past.
-    pub fn from_pem(chain: &[u8], key: &[u8], now: SystemTime) -> Result<Self, BadPair> {
+    pub(crate) fn from_pem(chain: &[u8], key: &[u8], now: SystemTime) -> Result<Self, BadPair> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
             .map_err(|_| BadPair::NoCertificate)?;
@@ -73,7 +73,7 @@ impl Pair {
     }
 
     /// Whether it is for this name (RFC 6125).
-    pub fn is_for(&self, domain: &str) -> bool {
+    pub(crate) fn is_for(&self, domain: &str) -> bool {
         let Ok(certificate) =
             self.certified.end_entity_cert().and_then(ParsedCertificate::try_from)
         else {
@@ -84,7 +84,7 @@ impl Pair {
     }
 
     /// The DNS names that it is for (RFC 5280, section 4.2.1.6), as they are written in it.
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let Some(first) = self.certified.cert.first() else { return Vec::new() };
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(first) else { return Vec::new() };
         let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return Vec::new() };
@@ -96,12 +96,12 @@ impl Pair {
     }
 
     /// From when it is valid.
-    pub fn not_before(&self) -> SystemTime {
+    pub(crate) fn not_before(&self) -> SystemTime {
         self.not_before
     }
 
     /// Until when it is valid.
-    pub fn not_after(&self) -> SystemTime {
+    pub(crate) fn not_after(&self) -> SystemTime {
         self.not_after
     }
 }
@@ -123,7 +123,7 @@ impl fmt::Display for BadPair {
 /// What TLS listeners show at present, and how the next certificate is coming along. Shared with
 /// rustls, hence behind a lock; nobody else takes it for long.
 #[derive(Debug, Default)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     state: Mutex<Showing>,
 }
 
@@ -138,17 +138,17 @@ struct Showing {
 
 impl Certificates {
     /// Shows `pair` from the next handshake on. What was wrong is over.
-    pub fn install(&self, pair: Pair) {
+    pub(crate) fn install(&self, pair: Pair) {
         self.change(|state| (state.pair, state.problem) = (Some(pair), None));
     }
 
     /// Notes why there is no newer certificate; the present one goes on.
-    pub fn failed(&self, problem: String) {
+    pub(crate) fn failed(&self, problem: String) {
         self.change(|state| state.problem = Some(problem));
     }
 
     /// How it is at present.
-    pub fn condition(&self) -> Condition {
+    pub(crate) fn condition(&self) -> Condition {
         let state = self.state();
         let validity = state.pair.as_ref().map(|pair| (pair.not_before, pair.not_after));
         Condition { validity, problem: state.problem.clone() }
@@ -156,7 +156,7 @@ impl Certificates {
 
     /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
     /// Cancel safe.
-    pub fn poll_changed(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+    pub(crate) fn poll_changed(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
         let mut state = self.state();
         if state.changes != *seen {
             *seen = state.changes;

@@ -11,7 +11,7 @@ use super::certificates::{BadPair, Pair};
 
 /// The two files, and what they were like when they were last read.
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     chain: PathBuf,
     key: PathBuf,
     seen: [Option<Stamp>; 2],
@@ -19,7 +19,7 @@ pub struct Files {
 
 /// Why the files cannot be used, in words for the operator.
 #[derive(Debug)]
-pub enum BadFiles {
+pub(crate) enum BadFiles {
     /// A file cannot be read.
     Unreadable(PathBuf, io::Error),
     /// The key may be read by every user of this machine.
@@ -39,17 +39,17 @@ struct Stamp {
 
 impl Files {
     /// The files at these paths, not read yet.
-    pub fn new(chain: PathBuf, key: PathBuf) -> Self {
+    pub(crate) fn new(chain: PathBuf, key: PathBuf) -> Self {
         Self { chain, key, seen: [None; 2] }
     }
 
     /// Where the certificate is.
-    pub fn chain(&self) -> &Path {
+    pub(crate) fn chain(&self) -> &Path {
         &self.chain
     }
 
     /// Reads both.
-    pub fn read(&mut self, now: SystemTime) -> Result<Pair, BadFiles> {
+    pub(crate) fn read(&mut self, now: SystemTime) -> Result<Pair, BadFiles> {
         // Before they are read: a change meanwhile is one that is yet to be seen.
         self.seen = self.stamps();
         let chain = read(&self.chain)?.0;
@@ -62,7 +62,7 @@ impl Files {
     }
 
     /// Whether they are others than those that were last read.
-    pub fn have_changed(&self) -> bool {
+    pub(crate) fn have_changed(&self) -> bool {
         self.stamps() != self.seen
     }
 

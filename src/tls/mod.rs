@@ -3,14 +3,18 @@
 pub(crate) mod acme;
 pub(crate) mod cache;
 pub(crate) mod certificates;
+mod events;
 pub(crate) mod files;
 pub(crate) mod names;
+pub(crate) mod options;
 pub(crate) mod stream;
 
 use std::cell::RefCell;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use async_io::Timer;
@@ -21,17 +25,19 @@ use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesS
 use futures_rustls::rustls::{Error, ServerConfig};
 
 use self::acme::Challenges;
+use self::cache::Cache;
 use self::certificates::Certificates;
 use self::files::Files;
+use self::options::{CertificateSource, TlsSettings};
 use self::stream::{Ciphertext, Tls};
 use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
 use crate::net::transport::Tcp;
-use crate::telemetry::events;
-use crate::telemetry::metrics::Refused;
+use crate::telemetry::certificate::Condition;
+use crate::telemetry::metrics::{Metrics, Refused};
 
 /// Makes TLS connections of accepted sockets, with the certificate of the moment.
 #[derive(Debug)]
-pub struct Secure {
+pub(crate) struct Secure {
     certificates: Arc<Certificates>,
     files: Option<RefCell<Files>>,
     domains: Vec<String>,
@@ -44,8 +50,7 @@ pub struct Secure {
 }
 
 /// What came of a handshake.
-#[derive(Debug)]
-pub enum Handshake {
+enum Handshake {
     /// It is done.
     Done(Tls),
     /// The peer does not speak TLS; this is its socket.
@@ -57,30 +62,44 @@ pub enum Handshake {
 }
 
 impl Secure {
-    /// Shows what is in `files`, and reads them again when they change; with `domains`, to peers
-    /// that ask for one of them alone. The error is a sentence for the operator.
-    pub fn from_files(mut files: Files, domains: Vec<String>) -> Result<Rc<Self>, String> {
-        let pair = files.read(SystemTime::now()).map_err(|bad| bad.to_string())?;
-        events::certificate_read(files.chain(), pair.not_after());
-        let secure = Self::new(Some(files), None, domains)?;
-        secure.certificates.install(pair);
-        Ok(secure)
+    /// What the settings ask for: reads the certificate, or opens the cache. The error is a sentence
+    /// for the operator.
+    pub(crate) fn new(settings: &TlsSettings) -> Result<Self, String> {
+        let domains = settings.domains.clone();
+        match &settings.source {
+            CertificateSource::Files { chain, key } => {
+                Self::from_files(Files::new(chain.clone(), key.clone()), domains)
+            }
+            CertificateSource::Acme { directory, contacts, cache } => {
+                let orders = acme::Settings {
+                    domains: domains.clone(),
+                    contacts: contacts.clone(),
+                    directory: directory.clone(),
+                    cache: Cache::open(cache)?,
+                };
+                Self::build(None, Some(orders), domains)
+            }
+        }
     }
 
-    /// Shows what is ordered by ACME, to peers that ask for one of its domains alone.
-    pub fn by_acme(orders: acme::Settings) -> Result<Rc<Self>, String> {
-        let domains = orders.domains.clone();
-        Self::new(None, Some(orders), domains)
+    /// Shows what is in `files`, and reads them again when they change; with `domains`, to peers
+    /// that ask for one of them alone.
+    fn from_files(mut files: Files, domains: Vec<String>) -> Result<Self, String> {
+        let pair = files.read(SystemTime::now()).map_err(|bad| bad.to_string())?;
+        events::certificate_read(files.chain(), pair.not_after());
+        let secure = Self::build(Some(files), None, domains)?;
+        secure.certificates.install(pair);
+        Ok(secure)
     }
 
     /// TLS 1.2 and 1.3, HTTP/1.1 by ALPN (RFC 7301), and session tickets (RFC 8446, section 4.6.1)
     /// that hold the whole state: a session that may be resumed costs no memory here. Early data is
     /// not taken: it could be played again.
-    fn new(
+    fn build(
         files: Option<Files>,
         orders: Option<acme::Settings>,
         domains: Vec<String>,
-    ) -> Result<Rc<Self>, String> {
+    ) -> Result<Self, String> {
         let certificates = Arc::<Certificates>::default();
         let configure = || -> Result<ServerConfig, Error> {
             let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
@@ -95,7 +114,7 @@ impl Secure {
         let config = configure().map_err(|error| format!("cannot set up TLS: {error}"))?;
         let mut refusing = config.clone();
         refusing.cert_resolver = Arc::<Certificates>::default();
-        Ok(Rc::new(Self {
+        Ok(Self {
             certificates,
             files: files.map(RefCell::new),
             domains,
@@ -103,16 +122,22 @@ impl Secure {
             challenges: Rc::default(),
             config: Arc::new(config),
             refusing: Arc::new(refusing),
-        }))
+        })
     }
 
-    /// What is shown.
-    pub fn certificates(&self) -> &Arc<Certificates> {
-        &self.certificates
+    /// How the certificate is.
+    pub(crate) fn condition(&self) -> Condition {
+        self.certificates.condition()
+    }
+
+    /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
+    /// Cancel safe.
+    pub(crate) fn poll_changed(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+        self.certificates.poll_changed(cx, seen)
     }
 
     /// Whether a request for this `Host` is served.
-    pub fn serves_host(&self, host: Option<&[u8]>) -> bool {
+    pub(crate) fn serves_host(&self, host: Option<&[u8]>) -> bool {
         let name = host.and_then(|host| std::str::from_utf8(host).ok()).map(without_port);
         self.serves(name.unwrap_or_default())
     }
@@ -124,7 +149,7 @@ impl Secure {
 
     /// Reads the files again, if the certificate comes from files. A pair that cannot be used
     /// changes nothing.
-    pub fn reload(&self) {
+    pub(crate) fn reload(&self) {
         let Some(files) = &self.files else { return };
         let mut files = files.borrow_mut();
         match files.read(SystemTime::now()) {
@@ -141,7 +166,7 @@ impl Secure {
 
     /// Keeps the certificate up to date: reads the files again whenever they change, or orders
     /// another one in time. Never returns.
-    pub async fn maintain(&self) {
+    pub(crate) async fn maintain(&self) {
         if let Some(orders) = self.orders.clone() {
             let certificates = Arc::clone(&self.certificates);
             let challenges = Rc::clone(&self.challenges);
@@ -159,13 +184,33 @@ impl Secure {
 
     /// Makes a TLS connection of `tcp` until `deadline`. `opening` is what was read from it before.
     ///
+    /// The error is the socket of a peer that does not speak TLS, which is still to be answered.
+    /// Without one it is over: a check of an ACME directory has its answer, and a failure was
+    /// logged, with `remote`, and counted in `metrics`.
+    ///
     /// Not cancel safe: a cancelled handshake is a closed connection.
-    pub async fn shake(&self, tcp: Tcp, opening: Vec<u8>, deadline: Instant) -> Handshake {
+    pub(crate) async fn shake(
+        &self,
+        tcp: Tcp,
+        opening: Vec<u8>,
+        deadline: Instant,
+        remote: IpAddr,
+        metrics: &Metrics,
+    ) -> Result<Tls, Option<Tcp>> {
         let timeout = async {
             Timer::at(deadline).await;
             Handshake::Unwanted(Refused::HeadTimeout, io::ErrorKind::TimedOut.into())
         };
-        self.try_to_shake(tcp, opening).or(timeout).await
+        match self.try_to_shake(tcp, opening).or(timeout).await {
+            Handshake::Done(tls) => return Ok(tls),
+            Handshake::NotTls(tcp) => return Err(Some(tcp)),
+            Handshake::Challenge => events::challenge_answered(remote),
+            Handshake::Unwanted(refused, error) => {
+                events::handshake_failed(remote, &error);
+                metrics.refused.bump(refused);
+            }
+        }
+        Err(None)
     }
 
     async fn try_to_shake(&self, mut tcp: Tcp, mut opening: Vec<u8>) -> Handshake {

@@ -12,7 +12,7 @@ use crate::net::transport::{Tcp, Transport};
 
 /// A TLS connection whose handshake is done. Boxed: a link weighs the same over TLS and without.
 #[derive(Debug)]
-pub struct Tls(Box<TlsStream<Ciphertext>>);
+pub(crate) struct Tls(Box<TlsStream<Ciphertext>>);
 
 impl Tls {
     pub(super) fn new(stream: TlsStream<Ciphertext>) -> Self {

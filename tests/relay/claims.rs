@@ -78,6 +78,22 @@ fn a_phone_is_registered_under_an_id_of_its_own_that_the_binary_sees() {
 }
 
 #[test]
+fn a_reload_ends_the_claim_of_a_server_id_that_the_allow_list_no_longer_names() {
+    let (removed, kept) = (fresh_id("removed"), fresh_id("kept"));
+    let list = std::env::temp_dir().join(fresh_id(&format!("claims-{}", std::process::id())));
+    std::fs::write(&list, format!("{removed}\n{kept}\n")).unwrap();
+    let relay = Relay::start(&["--allow-server", list.to_str().unwrap()]);
+    let mut revoked = relay.binary(&removed);
+    let (mut binary, mut phone, conn_id) = relay.pair(&kept);
+    std::fs::write(&list, &kept).unwrap();
+    relay.reload();
+    revoked.expect_close(1008, "server-id not allowed");
+    phone.send_text("1");
+    assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+    std::fs::remove_file(list).unwrap();
+}
+
+#[test]
 fn a_phone_without_a_device_name_is_registered_with_an_empty_one() {
     let relay = Relay::start(&[]);
     let id = fresh_id("nameless");

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{Report, printable};
-use crate::config::{CertificateSource, Config, TlsSettings};
+use crate::config::Config;
 use crate::tls::certificates::Pair;
 use crate::tls::files::Files;
+use crate::tls::options::{CertificateSource, TlsSettings};
 
 impl Report {
     /// Looks at the certificate and at what has to renew it.

@@ -19,10 +19,10 @@ use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventError, OrderError};
 use smol::channel::{Sender, bounded};
 
 use crate::limits::MAX_REASON_BYTES;
-use crate::telemetry::events;
 use crate::tls::acme::Challenges;
 use crate::tls::acme::settings::Settings;
 use crate::tls::cache::Cache;
+use crate::tls::events;
 
 /// Orders a certificate: the key and the chain, as PEM. Takes `limit` at most; meanwhile `challenges`
 /// has what the directory's checks are answered with. The error is a sentence for the operator, with

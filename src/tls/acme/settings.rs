@@ -4,17 +4,17 @@ use crate::tls::cache::Cache;
 
 /// Which certificate is ordered where.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The names that it is for, as [`crate::tls::names::domain`] makes them; at least
     /// one.
-    pub domains: Vec<String>,
+    pub(crate) domains: Vec<String>,
     /// To whom the directory may write, as [`crate::tls::names::contact`] makes them; may
     /// be none.
-    pub contacts: Vec<String>,
+    pub(crate) contacts: Vec<String>,
     /// The directory's URL, as [`crate::tls::names::directory`] makes it.
-    pub directory: String,
+    pub(crate) directory: String,
     /// Where the account's key and the certificate are kept.
-    pub cache: Cache,
+    pub(crate) cache: Cache,
 }
 
 impl Settings {

@@ -104,29 +104,24 @@ impl Relay {
             .iter()
             .map(|at| listen::open(*at).expect("a loopback port is free"))
             .collect();
-        #[cfg(feature = "tls")]
-        let tls = secured.first().map(|listener| listener.local_addr().unwrap());
         let (stop, reload) = (Stop::new(), Reload::new());
         let (raised, asked) = (stop.clone(), reload.clone());
-        let thread = std::thread::spawn(move || {
-            let sockets = server::Sockets {
-                relay: vec![listener],
-                #[cfg(feature = "tls")]
-                tls: secured,
-                metrics: monitored,
-            };
-            server::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
-                .expect("the relay runs");
-        });
-        Self {
+        let mut relay = Self {
             address,
             #[cfg(feature = "tls")]
-            tls,
+            tls: secured.first().map(|listener| listener.local_addr().unwrap()),
             metrics,
             stop,
             reload,
-            thread: Some(thread),
-        }
+            thread: None,
+        };
+        relay.thread = Some(std::thread::spawn(move || {
+            let sockets =
+                server::Sockets { relay: vec![listener], tls: secured, metrics: monitored };
+            server::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
+                .expect("the relay runs");
+        }));
+        relay
     }
 
     /// Asks the relay to read its files again, as SIGHUP would.
