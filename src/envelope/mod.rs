@@ -23,7 +23,7 @@ impl Prefix {
     }
 
     /// The envelope around `message`, which is spliced in byte for byte. The caller has checked
-    /// with [`json::is_value`](crate::envelope::json::is_value) that it is one JSON value.
+    /// with [`json::is_value`] that it is one JSON value.
     pub fn wrap(&self, message: &str) -> Frame {
         Frame::text(&[self.0.as_bytes(), message.as_bytes(), b"}"])
     }
