@@ -228,8 +228,10 @@ pub const HISTORY_MINUTE: RingSize = RingSize { points: 13, period: Duration::fr
 pub const HISTORY_HOUR: RingSize = RingSize { points: 60, period: Duration::from_secs(60) };
 /// The last day, a point a quarter of an hour.
 pub const HISTORY_DAY: RingSize = RingSize { points: 96, period: Duration::from_secs(15 * 60) };
-/// Refusals of the last hour; 68 bytes a point.
+/// Refusals of the last hour; 4 bytes per point and kind of refusal.
 pub const HISTORY_REFUSALS: RingSize = RingSize { points: 13, period: Duration::from_secs(5 * 60) };
+/// What the history takes at most, with all kinds of refusals; the compiler checks it.
+pub const HISTORY_BYTES: usize = 5 * 1024;
 
 /// Where the metrics and the status page are served unless told otherwise: nowhere.
 pub const DEFAULT_METRICS_LISTEN: &str = "off";

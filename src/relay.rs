@@ -11,6 +11,7 @@ use crate::admission::attempts::Attempts;
 use crate::admission::permits::Permits;
 use crate::config::Config;
 use crate::ids::ServerId;
+use crate::limits::HISTORY_BYTES;
 use crate::net::scratch::Scratch;
 use crate::queue::budget::Ledger;
 use crate::registry::Registry;
@@ -199,3 +200,5 @@ pub const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
 
 /// Peers that are told behind the upgrade that they cannot register.
 const LATE_REFUSALS: [Failure; 3] = [Failure::NoServer, Failure::ServerInUse, Failure::PhonesAtCap];
+
+const _: () = assert!(size_of::<History<REFUSALS>>() <= HISTORY_BYTES);

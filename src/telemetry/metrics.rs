@@ -9,7 +9,9 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-pub(crate) use self::label::{AttemptOutcome, Code, Direction, Dropped, Failure, Label, Refused, Side};
+pub(crate) use self::label::{
+    AttemptOutcome, Code, Direction, Dropped, Failure, Label, Refused, Side,
+};
 use crate::leg::Leg;
 use crate::limits::LAG_BUCKETS;
 
