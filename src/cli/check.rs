@@ -18,6 +18,7 @@ use crate::cli::board::Board;
 use crate::config::{Config, Given};
 use crate::limits::RESERVED_DESCRIPTORS;
 use crate::net::listen::Listen;
+use crate::telemetry::printable::printable;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -340,18 +341,6 @@ fn overlap(one: Listen, other: Listen) -> bool {
 fn is_readable_by_all(path: &Path) -> bool {
     const OTHERS_MAY_READ: u32 = 0o004;
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & OTHERS_MAY_READ != 0)
-}
-
-/// For a terminal: names of files and of programs may hold anything.
-fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for sign in text.chars() {
-        match sign {
-            '\'' | '"' => shown.push(sign),
-            _ => shown.extend(sign.escape_debug()),
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

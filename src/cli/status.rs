@@ -1,7 +1,7 @@
 //! `pyrycode-relay status`: asks a running relay how it is, and tells it in a terminal.
 //!
 //! A plain HTTP client over blocking sockets: nothing else happens in this process. What the relay
-//! answers is printed with control characters escaped: it may be anything that listens there.
+//! answers is printed with what a terminal would obey escaped: anything may listen there.
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Write as _};
@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use serde_json::Value;
 
-use crate::limits::{DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_METRICS, STATUS_TIMEOUT};
+use crate::limits::{
+    DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_MAX_TEXT, STATUS_METRICS, STATUS_TIMEOUT,
+};
+use crate::telemetry::printable::{is_printable, printable};
 
 /// What was learned.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub struct Report {
 /// How the report is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Style {
-    /// As the relay sent it, but for control characters, which are escaped.
+    /// As the relay sent it; characters that a terminal would obey are escaped.
     Json,
     /// A table; coloured or not.
     Table {
@@ -263,27 +266,23 @@ fn table(page: &Value, status: &str, healthy: bool, colour: bool) -> String {
     text
 }
 
-/// Text from elsewhere, for a terminal.
+/// Text from elsewhere, as far as it is shown.
 fn escaped(text: &str) -> String {
-    let shown = text.chars().take(200);
-    shown
-        .flat_map(|character| match character.is_control() {
-            true => character.escape_default().collect::<Vec<_>>(),
-            false => vec![character],
-        })
-        .collect()
+    printable(&text.chars().take(STATUS_MAX_TEXT).collect::<String>())
 }
 
-/// JSON for a terminal: the control characters that it may hold as they are, which some terminals
-/// obey, are escaped. They can only stand in strings.
+/// JSON for a terminal. Outside of its strings there are only white space and characters that can
+/// be printed; inside of them every other character may be escaped.
 fn escaped_json(page: &str) -> String {
     let mut text = String::with_capacity(page.len());
     for character in page.chars() {
-        match character {
-            '\u{7f}'..='\u{9f}' => {
-                let _ = write!(text, "\\u{:04x}", u32::from(character));
-            }
-            other => text.push(other),
+        if is_printable(character) || matches!(character, '\n' | '\r' | '\t') {
+            text.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing into a string never fails.
+            let _ = write!(text, "\\u{unit:04x}");
         }
     }
     text
@@ -353,6 +352,26 @@ mod tests {
         assert!(!report.healthy);
         assert_eq!(report.text, "status   problem\nproblem  hot\nproblem  \\u{1b}[2Jcold\n");
         assert!(!Report::new(page, Style::Json).unwrap().healthy);
+    }
+
+    #[test]
+    fn text_that_would_turn_a_line_around_is_escaped_in_a_table_and_in_json() {
+        let page =
+            "{\"status\":\"problem\",\"problems\":[\"\u{202e}evil\u{2066}\u{200f}\u{e0041}\"]}";
+        let table = Report::new(page, Style::Table { colour: false }).unwrap().text;
+        let expected = r"\u{202e}evil\u{2066}\u{200f}\u{e0041}";
+        assert_eq!(table, format!("status   problem\nproblem  {expected}\n"));
+        let json = Report::new(page, Style::Json).unwrap().text;
+        assert!(json.contains(r"\u202eevil\u2066\u200f\udb40\udc41"), "{json}");
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(read(&json), read(page));
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut() {
+        let page = format!("{{\"status\":\"{}\"}}", "é".repeat(STATUS_MAX_TEXT + 1));
+        let table = Report::new(&page, Style::Table { colour: false }).unwrap().text;
+        assert_eq!(table, format!("status  {}\n", "é".repeat(STATUS_MAX_TEXT)));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Report, printable};
+use super::Report;
 use crate::config::{CertificateSource, Config, TlsSettings};
+use crate::telemetry::printable::printable;
 use crate::tls::certificates::Pair;
 use crate::tls::files::Files;
 
