@@ -254,6 +254,6 @@ pub const STATUS_METRICS: &str = "127.0.0.1:9464";
 /// How long it waits for a connection, and for each read and write.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer that it reads, in bytes.
-pub const STATUS_MAX_ANSWER: u64 = 1024 * 1024;
+pub const STATUS_MAX_ANSWER: usize = 1024 * 1024;
 /// Where it cuts each text of the answer that it shows in its table, in characters.
 pub const STATUS_MAX_TEXT: usize = 200;

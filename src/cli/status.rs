@@ -1,16 +1,15 @@
-//! `pyrycode-relay status`: asks a running relay how it is, and tells it in a terminal.
+//! `pyrycode-relay status`: asks a running relay for its status and shows it in a terminal.
 //!
-//! A plain HTTP client over blocking sockets: nothing else happens in this process. What the relay
-//! answers is printed with what a terminal would obey escaped: anything may listen there.
+//! Whatever a terminal would obey is escaped first: anything may listen at the address.
 
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde_json::Value;
 
+use crate::cli::ask;
+use crate::cli::ask::Bounds;
 use crate::limits::{
     DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_MAX_TEXT, STATUS_METRICS, STATUS_TIMEOUT,
 };
@@ -121,62 +120,15 @@ impl Target {
         let told = |error: &dyn std::fmt::Display| {
             Failure::Unreachable(format!("{} does not answer: {error}", escaped(&self.address)))
         };
-        let (mut status, mut body) = self.get(&self.path).map_err(|error| told(&error))?;
-        if status == 404 && self.path == "/status.json" {
-            (status, body) = self.get("/healthz").map_err(|error| told(&error))?;
+        let get = |path| ask::get(&self.address, path, BOUNDS).map_err(|error| told(&error));
+        let mut answer = get(&self.path)?;
+        if answer.status == 404 && self.path == "/status.json" {
+            answer = get("/healthz")?;
         }
-        match status {
-            200 => Ok(body),
-            _ => Err(told(&format!("HTTP status {status}"))),
+        match answer.status {
+            200 => Ok(answer.body),
+            status => Err(told(&format!("HTTP status {status}"))),
         }
-    }
-
-    fn get(&self, path: &str) -> io::Result<(u16, String)> {
-        let deadline = Instant::now() + STATUS_TIMEOUT;
-        let mut stream = self.connect(deadline)?;
-        let address = &self.address;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: pyrycode-relay-status\r\n\
-             Connection: close\r\n\r\n"
-        );
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            // One deadline for all of it: a peer that trickles does not hold a monitor up.
-            stream.set_read_timeout(Some(left(deadline)?))?;
-            match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => answer.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(error) => return Err(error),
-            }
-            if answer.len() as u64 > STATUS_MAX_ANSWER {
-                return Err(io::Error::other("the answer has no end"));
-            }
-        }
-        let odd = || io::Error::other("the answer is not HTTP");
-        let answer = String::from_utf8(answer).map_err(|_| odd())?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(odd)?;
-        let mut words = head.split(' ');
-        let is_http = words.next().is_some_and(|word| word.starts_with("HTTP/1."));
-        let status = words.next().filter(|_| is_http).and_then(|word| word.trim().parse().ok());
-        Ok((status.ok_or_else(odd)?, body.to_owned()))
-    }
-
-    fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let mut last = io::Error::other("the name has no address");
-        for address in self.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, left(deadline)?) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 }
 
@@ -288,10 +240,7 @@ fn escaped_json(page: &str) -> String {
     text
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
+const BOUNDS: Bounds = Bounds { time: STATUS_TIMEOUT, bytes: STATUS_MAX_ANSWER };
 
 #[cfg(test)]
 mod tests {
