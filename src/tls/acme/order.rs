@@ -198,7 +198,8 @@ fn describe_check(check: &Auth) -> String {
     }
 }
 
-/// What became of a request, from the only thing that can be had of its error: how it is displayed.
+/// What became of a request, by how its error is displayed. `rustls-acme` 0.14 keeps the error's type
+/// in a private module, so its variants cannot be named, and gives the two that matter no source.
 fn describe_request(displayed: &str) -> String {
     if let Some((_, answer)) = displayed.split_once(STATUS) {
         let (status, body) = answer.split_once(' ').unwrap_or((answer, ""));
@@ -263,16 +264,22 @@ const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use async_io::Async;
     use futures_lite::future::block_on;
-    use rustls_acme::acme::{Account, AuthStatus, Challenge, ChallengeType};
+    use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
+    use futures_rustls::TlsAcceptor;
+    use futures_rustls::rustls::ServerConfig;
+    use rcgen::{Certificate, CertificateParams, KeyPair};
+    use rustls_acme::acme::{Account, AuthStatus, Challenge, ChallengeType, Directory};
 
     use super::*;
 
     #[test]
     fn a_directory_that_hangs_is_given_up() {
         let place = std::env::temp_dir().join(format!("order-{:032x}", fastrand::u128(..)));
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = Settings {
             domains: vec!["relay.test".to_owned()],
             contacts: Vec::new(),
@@ -365,6 +372,94 @@ mod tests {
         }
     }
 
+    /// What is said about a directory at `listener`, to which `serve` sends `answer` over TLS.
+    fn describe_real(
+        roots: RootCertStore,
+        key: &KeyPair,
+        chain: &Certificate,
+        answer: &str,
+    ) -> String {
+        let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
+        let url = format!("https://{}/dir", listener.get_ref().local_addr().unwrap());
+        let server = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![chain.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            // The client ends the handshake if it does not trust the certificate.
+            if let Ok(mut stream) = TlsAcceptor::from(Arc::new(server)).accept(stream).await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).await.unwrap();
+                    request.extend(byte);
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.close().await.unwrap();
+            }
+            std::future::pending().await
+        };
+        block_on(async { discover(roots, &url).or(serve).await })
+    }
+
+    async fn discover(roots: RootCertStore, url: &str) -> String {
+        let client = Arc::new(trusting(roots).unwrap());
+        let asked = async { Directory::discover(&client, url).await.unwrap_err() };
+        let late = async {
+            Timer::after(LATE).await;
+            panic!("no outcome within {LATE:?}")
+        };
+        describe(&EventError::Order(OrderError::Acme(asked.or(late).await)))
+    }
+
+    const LATE: Duration = Duration::from_secs(20);
+
+    /// Holds [`describe_request`] to what the client really displays.
+    #[test]
+    fn what_a_real_directory_answers_is_understood() {
+        let key = KeyPair::generate().unwrap();
+        let sign = |name: &str, years: std::ops::Range<i32>| {
+            let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            parameters.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+            parameters.self_signed(&key).unwrap()
+        };
+        let good = sign("127.0.0.1", 2020..4096);
+        let trusted = |certificate: &Certificate| {
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate.der().clone()).unwrap();
+            roots
+        };
+        let problem =
+            r#"{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too \"many\""}"#;
+        for (status, body, expected) in [
+            ("429 No", problem, "the directory refused: too \"many\" (rateLimited)"),
+            ("503 No", "<html>busy</html>", "the directory answered with status 503"),
+        ] {
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+            assert_eq!(describe_real(trusted(&good), &key, &good, &answer), expected);
+        }
+        let (other, old) = (sign("other.test", 2020..4096), sign("127.0.0.1", 2020..2021));
+        for (roots, certificate, expected) in [
+            (RootCertStore::empty(), &good, "it is not from anybody whom this machine trusts"),
+            (trusted(&other), &other, "it is for other names"),
+            (trusted(&old), &old, "it is not valid at this time; is the clock right?"),
+        ] {
+            let expected = format!("the directory's own certificate is not trusted: {expected}");
+            assert_eq!(describe_real(roots, &key, certificate, ""), expected);
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let told = block_on(discover(RootCertStore::empty(), &format!("https://{closed}/dir")));
+        assert_eq!(told, "the directory cannot be reached: Connection refused");
+    }
+
     #[test]
     fn a_check_that_failed_is_told_with_the_name_and_the_reason() {
         let challenge = |typ, error| Challenge {
@@ -407,7 +502,7 @@ mod tests {
         assert!(is_account_key(&key));
         assert!(!is_account_key(&key[..key.len() - 1]));
         assert!(!is_account_key(b""));
-        let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         assert!(!is_account_key(&other.serialize_der()));
     }
 }
