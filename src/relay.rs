@@ -36,13 +36,13 @@ pub struct Relay {
     /// What is held for all peers.
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
-    pub scratch: Rc<Scratch>,
+    pub(crate) scratch: Rc<Scratch>,
     /// The codecs that connections decode with.
     pub codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source, unless they are not limited.
-    pub attempts: Option<Attempts>,
+    pub(crate) attempts: Option<Attempts>,
     /// When heartbeats ring.
     pub ticks: Ticks,
     /// The server-ids that may be claimed, unless all may.
@@ -50,18 +50,18 @@ pub struct Relay {
     /// Whether the log has said that loopback has reached a limit.
     hinted: Cell<bool>,
     /// What has happened, in numbers.
-    pub metrics: Rc<Metrics>,
+    pub(crate) metrics: Rc<Metrics>,
     /// What happened lately; kept up where the metrics are served.
-    pub history: RefCell<History<REFUSALS>>,
+    pub(crate) history: RefCell<History<REFUSALS>>,
     /// When the relay began to listen.
-    pub started: Instant,
+    pub(crate) started: Instant,
     /// The same by the wall clock, in seconds since 1970.
-    pub started_at: f64,
+    pub(crate) started_at: f64,
     /// TLS, if it is spoken.
     #[cfg(feature = "tls")]
     pub secure: Option<Rc<Secure>>,
     /// Raised when the relay is to stop.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
 }
 
 impl Relay {
@@ -102,7 +102,7 @@ impl Relay {
     }
 
     /// Brings the history up to `now`.
-    pub fn record(&self, now: Instant) {
+    pub(crate) fn record(&self, now: Instant) {
         let metrics = &self.metrics;
         let counts = self.registry.counts();
         let sample = Sample {
@@ -120,14 +120,14 @@ impl Relay {
     }
 
     /// Counts a trusted proxy's PROXY header or forwarding field that is none.
-    pub fn note_proxy_fault(&self, proxy: IpAddr) {
+    pub(crate) fn note_proxy_fault(&self, proxy: IpAddr) {
         self.metrics.proxy_faults.bump();
         events::proxy_fault(proxy, self.metrics.proxy_faults.count());
     }
 
     /// `address` has reached one of the limits of an address. If that is loopback, the log says
     /// once what is likely missing.
-    pub fn note_limited(&self, address: IpAddr) {
+    pub(crate) fn note_limited(&self, address: IpAddr) {
         if address.is_loopback() && !self.hinted.replace(true) {
             events::loopback_limited(address);
         }
@@ -142,7 +142,7 @@ impl Relay {
     }
 
     /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
-    pub fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+    pub(crate) fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
         #[cfg(feature = "tls")]
         if let Some(secure) = &self.secure {
             return secure.certificates().poll_changed(cx, seen);
@@ -152,12 +152,12 @@ impl Relay {
     }
 
     /// Whether `server` may be claimed.
-    pub fn allows(&self, server: &ServerId) -> bool {
+    pub(crate) fn allows(&self, server: &ServerId) -> bool {
         self.allowed.as_ref().is_none_or(|file| file.borrow().list().has(server))
     }
 
     /// Says in the log which allow-list holds, if there is one.
-    pub fn announce(&self) {
+    pub(crate) fn announce(&self) {
         if let Some(file) = &self.allowed {
             let file = file.borrow();
             events::allow_list_read(file.path(), file.list().ids(), 0);
@@ -166,7 +166,7 @@ impl Relay {
 
     /// Reads files again: the certificate, and the allow-list. What has a mistake in it changes
     /// nothing.
-    pub fn reload(&self) {
+    pub(crate) fn reload(&self) {
         #[cfg(feature = "tls")]
         if let Some(secure) = &self.secure {
             secure.reload();
@@ -190,13 +190,13 @@ impl Relay {
 }
 
 /// The kinds of refusals that the history has: before the upgrade, then behind it.
-pub fn refusal_kinds() -> impl Iterator<Item = &'static str> {
+pub(crate) fn refusal_kinds() -> impl Iterator<Item = &'static str> {
     let late = LATE_REFUSALS.iter().map(|failure| failure.as_str());
     Refused::ALL.iter().map(|refused| refused.as_str()).chain(late)
 }
 
 /// How many kinds that are.
-pub const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
+pub(crate) const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
 
 /// Peers that are told behind the upgrade that they cannot register.
 const LATE_REFUSALS: [Failure; 3] = [Failure::NoServer, Failure::ServerInUse, Failure::PhonesAtCap];

@@ -10,7 +10,7 @@ use crate::tls::names;
 
 /// The options as they are written.
 #[derive(Args, Clone, Debug)]
-pub struct TlsOptions {
+pub(crate) struct TlsOptions {
     /// Address to listen on for TLS; repeatable
     ///
     /// Written as for --listen, which then has no default: give it too for both. The certificate
@@ -20,7 +20,7 @@ pub struct TlsOptions {
         value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen,
         help_heading = "TLS"
     )]
-    pub tls_listen: Vec<Listen>,
+    pub(crate) tls_listen: Vec<Listen>,
 
     /// File with the certificate chain, PEM, the server's own certificate first
     ///
@@ -33,7 +33,7 @@ pub struct TlsOptions {
         requires = "tls_key",
         help_heading = "TLS"
     )]
-    pub tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
 
     /// File with its private key, PEM; not readable by every user of the machine
     #[arg(
@@ -43,7 +43,7 @@ pub struct TlsOptions {
         requires = "tls_cert",
         help_heading = "TLS"
     )]
-    pub tls_key: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
 
     /// Name that clients dial; repeatable
     ///
@@ -53,14 +53,14 @@ pub struct TlsOptions {
         long, env = "PYRYCODE_RELAY_DOMAIN", value_name = "NAME", value_delimiter = ',',
         value_parser = names::domain, help_heading = "TLS"
     )]
-    pub domain: Vec<String>,
+    pub(crate) domain: Vec<String>,
 
     /// E-mail address that the ACME directory may write to
     #[arg(
         long, env = "PYRYCODE_RELAY_ACME_CONTACT", value_name = "EMAIL", value_delimiter = ',',
         value_parser = names::contact, help_heading = "TLS"
     )]
-    pub acme_contact: Vec<String>,
+    pub(crate) acme_contact: Vec<String>,
 
     /// URL of the ACME directory, which this machine must trust
     #[arg(
@@ -68,13 +68,13 @@ pub struct TlsOptions {
         default_value = limits::DEFAULT_ACME_DIRECTORY, value_parser = names::directory,
         help_heading = "TLS"
     )]
-    pub acme_directory: String,
+    pub(crate) acme_directory: String,
 
     /// Directory for certificates got by ACME and the account's key, mode 0700
     ///
     /// Without it: the state directory that systemd gives (StateDirectory=).
     #[arg(long, env = "PYRYCODE_RELAY_CERT_CACHE", value_name = "DIR", help_heading = "TLS")]
-    pub cert_cache: Option<PathBuf>,
+    pub(crate) cert_cache: Option<PathBuf>,
 }
 
 /// TLS as it is to be.
@@ -83,9 +83,9 @@ pub struct TlsSettings {
     /// Where to listen; none where the sockets come from systemd.
     pub listen: Vec<Listen>,
     /// The names that are served; none for any.
-    pub domains: Vec<String>,
+    pub(crate) domains: Vec<String>,
     /// Where the certificate comes from.
-    pub source: CertificateSource,
+    pub(crate) source: CertificateSource,
 }
 
 /// Where the certificate comes from.

@@ -11,39 +11,39 @@ use crate::limits::{HISTORY_DAY, HISTORY_HOUR, HISTORY_MINUTE, HISTORY_REFUSALS}
 
 /// The state of a relay at one moment; `K` is the number of kinds of refusals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sample<const K: usize> {
+pub(crate) struct Sample<const K: usize> {
     /// Messages forwarded since the start, both ways.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// Refusals since the start, by kind.
-    pub refusals: [u64; K],
+    pub(crate) refusals: [u64; K],
     /// Connected binaries.
-    pub binaries: usize,
+    pub(crate) binaries: usize,
     /// Connected phones.
-    pub phones: usize,
+    pub(crate) phones: usize,
     /// Failed accepts since the start.
-    pub accept_errors: u64,
+    pub(crate) accept_errors: u64,
     /// The longest turn of the event loop since the last sample.
-    pub worst_turn: Duration,
+    pub(crate) worst_turn: Duration,
 }
 
 /// What happened in one period.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Point {
+pub(crate) struct Point {
     /// Messages forwarded, both ways.
-    pub messages: u32,
+    pub(crate) messages: u32,
     /// The longest turn of the event loop, in microseconds.
-    pub worst_turn: u32,
+    pub(crate) worst_turn: u32,
     /// Failed accepts.
-    pub accept_errors: u32,
+    pub(crate) accept_errors: u32,
     /// The most binaries.
-    pub binaries: u32,
+    pub(crate) binaries: u32,
     /// The most phones.
-    pub phones: u32,
+    pub(crate) phones: u32,
 }
 
 /// The rings of one relay.
 #[derive(Debug)]
-pub struct History<const K: usize> {
+pub(crate) struct History<const K: usize> {
     started: Instant,
     /// Of what has not been recorded yet, the beginning.
     since: Instant,
@@ -58,7 +58,7 @@ pub struct History<const K: usize> {
 
 /// The periods of a ring.
 #[derive(Clone, Copy, Debug)]
-pub enum Span {
+pub(crate) enum Span {
     /// The last minute.
     Minute,
     /// The last hour.
@@ -69,7 +69,7 @@ pub enum Span {
 
 impl<const K: usize> History<K> {
     /// The history of a relay that starts now.
-    pub fn new(started: Instant) -> Self {
+    pub(crate) fn new(started: Instant) -> Self {
         let last = Sample {
             messages: 0,
             refusals: [0; K],
@@ -92,13 +92,13 @@ impl<const K: usize> History<K> {
 
     /// Whether the shortest period has ended at `now`, so that a sample is due before anything else
     /// happens.
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         now >= self.due
     }
 
     /// Records what happened since the last sample. It belongs to the period of that sample, since
     /// the next one is taken at the first turn of another.
-    pub fn record(&mut self, now: Instant, sample: Sample<K>) {
+    pub(crate) fn record(&mut self, now: Instant, sample: Sample<K>) {
         let (from, to) = (self.since - self.started, now - self.started);
         let (binaries, phones) = (count(sample.binaries), count(sample.phones));
         let happened = Point {
@@ -126,7 +126,7 @@ impl<const K: usize> History<K> {
 
     /// The points of a span, oldest first, up to the one in progress, and the length of each.
     /// Fewer than the span has if the relay has not been up for so long.
-    pub fn points(&self, span: Span) -> (Vec<Point>, Duration) {
+    pub(crate) fn points(&self, span: Span) -> (Vec<Point>, Duration) {
         match span {
             Span::Minute => (self.minute.list(), self.minute.period),
             Span::Hour => (self.hour.list(), self.hour.period),
@@ -135,7 +135,7 @@ impl<const K: usize> History<K> {
     }
 
     /// Messages a second over about the last minute.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         let points = self.minute.list();
         let messages: f64 = points.iter().map(|point| f64::from(point.messages)).sum();
         let begun =
@@ -145,7 +145,7 @@ impl<const K: usize> History<K> {
     }
 
     /// Refusals by kind over about the last hour.
-    pub fn refusals(&self) -> [u64; K] {
+    pub(crate) fn refusals(&self) -> [u64; K] {
         let rows = self.refusals.list();
         std::array::from_fn(|kind| rows.iter().map(|row| u64::from(row[kind])).sum())
     }
