@@ -1,5 +1,5 @@
-//! `pyrycode-relay check`: what the relay would do with these options on this machine, and what
-//! looks wrong about it.
+//! `pyrycode-relay check`: shows what the relay would do with these options on this machine, and
+//! what looks wrong.
 
 pub mod address;
 #[cfg(feature = "tls")]
@@ -20,7 +20,7 @@ use crate::limits::RESERVED_DESCRIPTORS;
 use crate::net::listen::Listen;
 use crate::telemetry::printable::printable;
 
-/// What was found.
+/// The findings.
 #[derive(Debug, Default)]
 pub struct Report {
     rows: Vec<(&'static str, String, String)>,
@@ -29,7 +29,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at `config` on `board`; `look` is asked who is at an address.
+    /// Examines `config` on `board`; `look` says who holds an address.
     pub fn new(
         config: &Config,
         sources: &Given,
@@ -47,12 +47,12 @@ impl Report {
         report
     }
 
-    /// Whether something is wrong, which notes are not.
+    /// Whether nothing is wrong. Notes do not count.
     pub fn is_fine(&self) -> bool {
         self.wrong.is_empty()
     }
 
-    /// The report as text: a table, what is wrong, what is worth a thought, and a verdict.
+    /// The report as text: a table, the faults, the notes, and a verdict.
     pub fn text(&self, coloured: bool) -> String {
         let width = |cell: fn(&(&'static str, String, String)) -> usize| {
             self.rows.iter().map(cell).max().unwrap_or(0)
@@ -271,7 +271,7 @@ impl Report {
     }
 }
 
-/// What is spoken at an address.
+/// Which protocol an address speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Socket {
     Plain,
@@ -303,7 +303,7 @@ fn is_tls(config: &Config) -> bool {
     !config.tls_listen().is_empty()
 }
 
-/// Whether other machines can connect at one of these.
+/// Whether other machines can connect to one of these.
 fn is_public(addresses: &[Listen]) -> bool {
     addresses.iter().any(|listen| match listen {
         Listen::Everywhere(_) => true,
@@ -311,7 +311,7 @@ fn is_public(addresses: &[Listen]) -> bool {
     })
 }
 
-/// Whether a privilege is needed to listen there.
+/// Whether listening there needs a privilege.
 fn is_low(listen: Listen) -> bool {
     (1..1024).contains(&port(listen))
 }
@@ -323,7 +323,7 @@ fn port(listen: Listen) -> u16 {
     }
 }
 
-/// Whether the second of two cannot be bound while the first is listened on.
+/// Whether `other` cannot be bound while the relay listens on `one`.
 fn overlap(one: Listen, other: Listen) -> bool {
     if port(one) == 0 || port(one) != port(other) {
         return false;

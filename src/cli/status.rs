@@ -15,10 +15,10 @@ use crate::limits::{
 };
 use crate::telemetry::printable::{is_printable, printable};
 
-/// What was learned.
+/// What the relay answered.
 #[derive(Debug)]
 pub struct Report {
-    /// What goes to standard output.
+    /// The text for standard output.
     pub text: String,
     /// Whether the relay is healthy.
     pub healthy: bool,
@@ -41,11 +41,11 @@ pub enum Style {
 pub enum Failure {
     /// The URL cannot be used; a sentence.
     Usage(String),
-    /// The relay did not answer as one does; a sentence.
+    /// No relay answered; a sentence.
     Unreachable(String),
 }
 
-/// Asks the relay at `url`, or at where it is by default.
+/// Asks the relay at `url`, or at its default addresses.
 pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
     let page = match url {
         Some(url) => Target::parse(url)?.ask()?,
@@ -55,7 +55,7 @@ pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
     report.ok_or_else(|| Failure::Unreachable("the answer is not that of a relay".to_owned()))
 }
 
-/// The metrics listener, and the health page where there is none.
+/// Asks the metrics listener, and if that does not answer, the health page.
 fn ask_defaults() -> Result<String, Failure> {
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty() && value != "off");
     let reachable = |listen: &str| {
@@ -115,7 +115,7 @@ impl Target {
         Ok(Self { address, path: path.to_owned() })
     }
 
-    /// Asks for the page; for that of health where there is no page of the status.
+    /// Asks for the page. If the status page does not exist there, asks for the health page.
     fn ask(&self) -> Result<String, Failure> {
         let told = |error: &dyn std::fmt::Display| {
             Failure::Unreachable(format!("{} does not answer: {error}", escaped(&self.address)))
@@ -133,7 +133,7 @@ impl Target {
 }
 
 impl Report {
-    /// `None` if the page is not that of a relay.
+    /// `None` if the page is not a relay's.
     fn new(page: &str, style: Style) -> Option<Self> {
         let value: Value = serde_json::from_str(page).ok()?;
         let status = value.get("status")?.as_str()?;
@@ -218,7 +218,7 @@ fn table(page: &Value, status: &str, healthy: bool, colour: bool) -> String {
     text
 }
 
-/// Text from elsewhere, as far as it is shown.
+/// Text from the relay for the table: escaped, and cut at [`STATUS_MAX_TEXT`].
 fn escaped(text: &str) -> String {
     printable(&text.chars().take(STATUS_MAX_TEXT).collect::<String>())
 }

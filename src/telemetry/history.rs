@@ -1,9 +1,9 @@
 //! What the relay did lately, in at most [`HISTORY_BYTES`](crate::limits::HISTORY_BYTES): rings of
 //! points for the last minute, hour and day, and of refusals for the last hour.
 //!
-//! Pure: it is fed with instants and totals, at turns of the event loop that happen anyway. Nothing
-//! has to wake up for it: what happens, happens in a turn, so between two turns the totals stand
-//! still, and the points that were skipped are known without having been sampled.
+//! Pure: the caller passes instants and totals, at turns of the event loop that happen anyway.
+//! Nothing has to wake up for it. The totals change only in a turn, so points that were skipped are
+//! known without a sample.
 
 use std::time::{Duration, Instant};
 
@@ -45,9 +45,9 @@ pub(crate) struct Point {
 #[derive(Debug)]
 pub(crate) struct History<const K: usize> {
     started: Instant,
-    /// Of what has not been recorded yet, the beginning.
+    /// The time of the last sample.
     since: Instant,
-    /// The end of the shortest period in progress; asked at every turn.
+    /// The end of the shortest period in progress; checked at every turn.
     due: Instant,
     last: Sample<K>,
     minute: Ring<Point, { HISTORY_MINUTE.points }>,
@@ -90,14 +90,14 @@ impl<const K: usize> History<K> {
         }
     }
 
-    /// Whether the shortest period has ended at `now`, so that a sample is due before anything else
-    /// happens.
+    /// Whether the shortest period has ended at `now`: a sample must then be recorded before anything
+    /// else happens.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         now >= self.due
     }
 
-    /// Records what happened since the last sample. It belongs to the period of that sample, since
-    /// the next one is taken at the first turn of another.
+    /// Records what happened since the last sample. It counts for the period of that sample, because
+    /// the first turn of every new period takes a sample.
     pub(crate) fn record(&mut self, now: Instant, sample: Sample<K>) {
         let (from, to) = (self.since - self.started, now - self.started);
         let (binaries, phones) = (count(sample.binaries), count(sample.phones));
@@ -125,7 +125,7 @@ impl<const K: usize> History<K> {
     }
 
     /// The points of a span, oldest first, up to the one in progress, and the length of each.
-    /// Fewer than the span has if the relay has not been up for so long.
+    /// Fewer than the span has if the relay has not run that long.
     pub(crate) fn points(&self, span: Span) -> (Vec<Point>, Duration) {
         match span {
             Span::Minute => (self.minute.list(), self.minute.period),
@@ -134,7 +134,7 @@ impl<const K: usize> History<K> {
         }
     }
 
-    /// Messages a second over about the last minute.
+    /// Messages per second over about the last minute.
     pub(crate) fn rate(&self) -> f64 {
         let points = self.minute.list();
         let messages: f64 = points.iter().map(|point| f64::from(point.messages)).sum();
@@ -151,7 +151,7 @@ impl<const K: usize> History<K> {
     }
 }
 
-/// A ring of one period's values each.
+/// A ring with one value per period.
 #[derive(Debug)]
 struct Ring<T, const N: usize> {
     period: Duration,
@@ -169,7 +169,8 @@ impl<T: Copy, const N: usize> Ring<T, N> {
         u32::try_from(since_start.as_nanos() / self.period.as_nanos()).unwrap_or(u32::MAX)
     }
 
-    /// The value of the period at `since_start`; those that begin with it or before are `quiet`.
+    /// The value of the period at `since_start`. If it is new, it and the periods skipped before it
+    /// begin as `quiet`.
     fn at(&mut self, since_start: Duration, quiet: T) -> &mut T {
         let index = self.index(since_start).max(self.newest);
         // A whole round at most, however long nothing happened.

@@ -1,7 +1,7 @@
-//! Whether an address can be listened on, and if not, who listens there.
+//! Whether the relay could listen on an address, and if not, who does.
 //!
-//! Nothing here disturbs a relay that runs: an address is bound and let go without being listened
-//! on, and whoever holds it is asked for its health page, as a monitor would.
+//! Nothing here disturbs a running relay: an address is bound and released without listening, and
+//! its holder is asked for the health page, as a monitor would ask.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -15,22 +15,22 @@ use crate::limits::{CHECK_MAX_ANSWER, CHECK_TIMEOUT};
 use crate::net::listen;
 use crate::net::listen::Listen;
 
-/// What was found at an address.
+/// Who holds an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Occupancy {
-    /// Nobody listens there.
+    /// Nobody.
     Free,
-    /// The same, and no interface has the address so far.
+    /// Nobody, and no interface has the address yet.
     Absent,
-    /// A relay does, of this version if it told.
+    /// A relay, with its version if it answered.
     Relay(Option<String>),
-    /// Somebody else does: its name and process id, where this process may see them.
+    /// Another program, with its name and process id where this process may see them.
     Taken(Option<String>),
-    /// It cannot be bound; what the system says.
+    /// The address cannot be bound, for this reason.
     Refused(String),
 }
 
-/// Looks. Takes no longer than [`CHECK_TIMEOUT`] and the system's own tables do.
+/// Finds out. Takes at most [`CHECK_TIMEOUT`], and the time to read the system's tables.
 pub fn look(listen: Listen) -> Occupancy {
     match listen::try_out(listen) {
         Ok(()) if is_absent(listen) => Occupancy::Absent,
@@ -84,7 +84,7 @@ fn version(body: &str) -> Option<String> {
     Some(page.get("version")?.as_str()?.to_owned())
 }
 
-/// The name and the process id of who listens on `port`.
+/// The name and process id of the program that listens on `port`.
 fn holder(proc: &Path, port: u16) -> Option<(String, u32)> {
     let sockets: Vec<_> = ["net/tcp", "net/tcp6"]
         .iter()
