@@ -102,7 +102,7 @@ pub enum Ended {
 
 impl Ended {
     /// What an error of the socket means.
-    pub fn by_error(error: &io::Error) -> Self {
+    pub(crate) fn by_error(error: &io::Error) -> Self {
         use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
         match error.kind() {
             TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown => Self::Unreachable,
@@ -112,7 +112,7 @@ impl Ended {
 
     /// Whether the peer fell silent rather than went away: what its socket had accepted is likely
     /// lost, so the sessions through it cannot be trusted to be whole (contract, grace window).
-    pub fn by_silence(self) -> bool {
+    pub(crate) fn by_silence(self) -> bool {
         matches!(
             self,
             Self::ByRelay(Close::HeartbeatTimeout) | Self::WriteTimeout | Self::Unreachable
@@ -122,7 +122,7 @@ impl Ended {
     /// The code that a close notice tells the binary: the phone's own if it closed first, else
     /// the one that the relay closed it with, `1001` for a drop. An empty close frame counts as
     /// `1005` (RFC 6455 section 7.1.5).
-    pub fn notice_code(self) -> u16 {
+    pub(crate) fn notice_code(self) -> u16 {
         match self {
             Self::ByRelay(close) => close.code().unwrap_or(1005),
             Self::ByPeer(code) => code.unwrap_or(1005),

@@ -13,7 +13,7 @@ pub struct ServerId(Rc<str>);
 
 impl ServerId {
     /// Takes a header value that has been trimmed already; `None` if it is no server-id.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let length_fits = (1..=MAX_SERVER_ID_BYTES).contains(&bytes.len());
         if !length_fits || !bytes.iter().all(u8::is_ascii_graphic) {
             return None;
@@ -48,12 +48,12 @@ pub struct PhoneKey(u64);
 
 impl PhoneKey {
     /// A fresh key.
-    pub fn random() -> Self {
+    pub(crate) fn random() -> Self {
         Self(getrandom::u64().expect("bug: getrandom(2) on a seeded kernel cannot fail"))
     }
 
     /// The key inside `conn_id` if that has the shape of this server's phones.
-    pub fn parse(server: &ServerId, conn_id: &str) -> Option<Self> {
+    pub(crate) fn parse(server: &ServerId, conn_id: &str) -> Option<Self> {
         let digits =
             conn_id.strip_prefix("client-")?.strip_prefix(server.as_str())?.strip_prefix('-')?;
         let lower_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -64,37 +64,37 @@ impl PhoneKey {
     }
 
     /// The whole connection id.
-    pub fn conn_id(self, server: &ServerId) -> String {
+    pub(crate) fn conn_id(self, server: &ServerId) -> String {
         format!("client-{server}-{:016x}", self.0)
     }
 }
 
 /// A binary's connection id, `server-<server-id>-<8 hex>`; it appears in logs alone.
-pub fn binary_conn_id(server: &ServerId, suffix: u32) -> String {
+pub(crate) fn binary_conn_id(server: &ServerId, suffix: u32) -> String {
     format!("server-{server}-{suffix:08x}")
 }
 
 /// The part of a binary's connection id that is its own.
-pub fn binary_suffix() -> u32 {
+pub(crate) fn binary_suffix() -> u32 {
     getrandom::u32().expect("bug: getrandom(2) on a seeded kernel cannot fail")
 }
 
 /// Eight bytes that nobody can have guessed: the payload of a probe's ping.
-pub fn random_payload() -> [u8; 8] {
+pub(crate) fn random_payload() -> [u8; 8] {
     getrandom::u64().expect("bug: getrandom(2) on a seeded kernel cannot fail").to_be_bytes()
 }
 
 /// Identity of one admission, never used again by this process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Serial(u64);
+pub(crate) struct Serial(u64);
 
 /// Hands out [`Serial`]s.
 #[derive(Default, Debug)]
-pub struct Serials(Cell<u64>);
+pub(crate) struct Serials(Cell<u64>);
 
 impl Serials {
     /// The next serial; 2^64 of them outlast any uptime.
-    pub fn next(&self) -> Serial {
+    pub(crate) fn next(&self) -> Serial {
         self.0.set(self.0.get() + 1);
         Serial(self.0.get())
     }

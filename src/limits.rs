@@ -1,17 +1,17 @@
 //! Every size, count and duration that the relay is built around: unit, default, reason, cost.
 //!
-//! What the command line can change is a default here; the rest is fixed because nobody gains by
-//! turning it.
+//! Names with `DEFAULT` can be changed on the command line. The rest is fixed, because nobody gains
+//! by changing it.
 
 use std::time::Duration;
 
-/// Where the relay listens unless told otherwise: loopback, so that a first try exposes nothing.
+/// Address to listen on by default: loopback, so that a first try exposes nothing.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 
-/// How long a server-id stays claimed after its binary's connection ended.
+/// How long a server-id stays claimed after its binary's connection has ended.
 pub const DEFAULT_GRACE: &str = "30s";
-/// How long the holder of a server-id may take to answer a probe; a busy daemon may not read for
-/// that long.
+/// How long the holder of a server-id may take to answer a probe: a busy daemon may read nothing
+/// for several seconds.
 pub const DEFAULT_PROBE_TIMEOUT: &str = "10s";
 /// Silence after which a ping is sent.
 pub const DEFAULT_HEARTBEAT_INTERVAL: &str = "30s";
@@ -21,90 +21,92 @@ pub const DEFAULT_HEARTBEAT_TIMEOUT: &str = "30s";
 pub const DEFAULT_HEADER_TIMEOUT: &str = "5s";
 /// Time for a whole message, counted from its first byte.
 pub const DEFAULT_MESSAGE_TIMEOUT: &str = "30s";
-/// Time a write may make no progress.
+/// How long a write may make no progress.
 pub const DEFAULT_WRITE_TIMEOUT: &str = "10s";
-/// Time a stop waits for the peers' close frames; one client's test rig allows a relay 3 s.
+/// How long a stop waits for the peers' close frames; the tests of one client allow a relay 3 s.
 pub const DEFAULT_DRAIN_TIMEOUT: &str = "2s";
 
 /// Largest message, in bytes of payload; the largest legal frame of the field is 87.4 KB.
 pub const DEFAULT_MAX_FRAME: &str = "256KiB";
-/// Bound of the queue towards one phone: a binary at home hands over a 16 MiB file, 30 MB on the
-/// wire, at once to a phone on a slow link.
+/// Bound of the queue towards one phone: a daemon may send a file of 16 MiB, 30 MB on the wire, at
+/// once to a phone on a slow link.
 pub const DEFAULT_MAX_QUEUE: &str = "32MiB";
 /// Bound of the queue towards one binary.
 pub const DEFAULT_MAX_SLOT_QUEUE: &str = "1MiB";
-/// Bound of everything that the relay holds for its peers.
+/// Bound of all bytes that the relay holds for its peers.
 pub const DEFAULT_MEMORY_BUDGET: &str = "64MiB";
-/// Phones a server-id.
+/// Phones per server-id.
 pub const DEFAULT_MAX_PHONES: &str = "16";
-/// Upgraded connections; also bounds the slots, live and in grace.
+/// Upgraded connections. Also bounds the slots, those in grace included.
 pub const DEFAULT_MAX_CONNECTIONS: &str = "4096";
-/// Connections of one source address: a household or a small office behind one address.
+/// Connections per source address: room for a household or a small office behind one address.
 pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
-/// One in so many connection permits is kept for source addresses that hold none: with the defaults
-/// 512 of 4096, which is what 56 addresses with 64 connections each leave to all others.
+/// One connection permit in this many is reserved for source addresses that hold none. With the
+/// defaults that is 512 of 4096, and 56 addresses with 64 connections each take all others.
 pub const STRANGERS_SHARE: usize = 8;
-/// Upgrade attempts a source address.
+/// Upgrade attempts per source address.
 pub const DEFAULT_RATE_LIMIT: &str = "10/min";
-/// Attempts a source may make at once before the rate holds it back.
+/// Attempts that a source may make at once before the rate limits it.
 pub const DEFAULT_RATE_BURST: &str = "20";
-/// How records are written unless told otherwise.
+/// Default format of the log.
 pub const DEFAULT_LOG_FORMAT: &str = "auto";
-/// After a refusal was logged: how long others of its kind are counted, to be told by one line.
+/// After a refusal is logged: how long further ones of its kind are only counted, for one line that
+/// sums them up.
 pub const REPEAT_WINDOW: Duration = Duration::from_secs(60);
-/// Kinds of refusals that are counted apart: more than there are, and a bound whatever may come.
+/// Kinds of refusals that are counted separately; more than exist.
 pub const REPEAT_KINDS: usize = 32;
 
-/// How long the subcommand `check` waits for an answer of whoever holds an address.
+/// How long the subcommand `check` waits for an answer from the program that holds an address.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much of that answer it reads, in bytes; a health page has less than 500.
+/// Largest answer that it accepts, in bytes; a health page has less than 500.
 pub const CHECK_MAX_ANSWER: usize = 8 * 1024;
 
-/// Longest duration that an option takes: anything longer is a typing error, and the bound keeps
+/// Longest duration that an option accepts: anything longer is a typing error, and the bound keeps
 /// additions to an `Instant` far from overflow.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Largest request head in bytes, its blank line included.
+/// Largest request head in bytes, including its blank line.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// Most header fields in a request head.
 pub const MAX_HEADERS: usize = 100;
-/// Request heads (and refusals that still linger) at one time; the oldest is closed for a
-/// newcomer. 256 heads cost at most 2 MiB.
+/// Request heads in progress at one time, including refusals that still linger. A newcomer replaces
+/// the oldest. 256 heads cost at most 2 MiB.
 pub const MAX_HEADS: usize = 256;
 /// Longest server-id in bytes.
 pub const MAX_SERVER_ID_BYTES: usize = 128;
-/// Where device names and version labels are cut, in bytes, before they are kept or logged.
+/// Longest device name or version label that is kept and logged, in bytes; longer ones are cut.
 pub const MAX_LABEL_BYTES: usize = 128;
 
-/// Largest allow-list in bytes: [`ALLOW_FILE_IDS`] of the longest ids, and as much again for comments.
-/// It is read by the event loop, in a few milliseconds.
+/// Largest allow-list in bytes: [`ALLOW_FILE_IDS`] of the longest ids, and as much again for
+/// comments. The event loop reads it in a few milliseconds.
 pub const ALLOW_FILE_BYTES: usize = 4 * 1024 * 1024;
-/// Most server-ids in an allow-list: as many as the unit's descriptors serve. About 200 bytes each.
+/// Most server-ids in an allow-list: the systemd unit's descriptors serve no more. About 200 bytes
+/// each.
 pub const ALLOW_FILE_IDS: usize = 16 * 1024;
 
-/// What the envelope may add to a message on the binary's leg, in bytes.
+/// Bytes that the envelope may add to a message on the binary's leg.
 pub const ENVELOPE_ALLOWANCE: usize = 1024;
-/// What one queued message costs besides its bytes: its place in the queue and what the allocator
+/// Bytes that a queued message costs beyond its own: its place in the queue, and what the allocator
 /// adds. 400,000 one-byte messages measured 31 MB, 78 bytes each in all.
 pub const MESSAGE_OVERHEAD: usize = 64;
-/// Ids of phones that a binary's connection was told about; a frame for one of these is not
-/// answered again.
+/// Unknown phones that the relay remembers per binary's connection: a further frame for one of these
+/// is not answered again.
 pub const REMEMBERED_NOTICES: usize = 1024;
 
-/// Steps in a heartbeat interval: heartbeats ring only at these, together. With 30 s that is every
-/// 234 ms; a ping may be late by as much.
+/// Steps per heartbeat interval. Heartbeats fire only at these steps, so that many share one wake-up.
+/// With an interval of 30 s a step is 234 ms, and a ping may be that late.
 pub const HEARTBEAT_STEPS: u32 = 128;
 
-/// Requests in progress that one address may have although it holds as many connections as it may:
-/// they get an answer. An address without connections may have more.
+/// Requests in progress allowed to an address that already holds all its connections, so that they
+/// get an answer. An address without connections may have more.
 pub const REQUESTS_AT_CAP: usize = 16;
 
-/// Turns of reading for a message whose time is over, while there is more to read at once: where the
-/// process did not run for a while, the rest may have come in time. The largest message takes fewer.
+/// Turns of reading that an overdue message still gets while more bytes are ready: if the process did
+/// not run for a while, they may have arrived in time. The largest message needs fewer turns.
 pub const LATE_TURNS: u8 = 32;
 
-/// How long after a probe's ping a byte must arrive to count as an answer: what arrives earlier
-/// may have been on its way before the peer vanished.
+/// Bytes that arrive within this time of a probe's ping do not count as an answer: the peer may have
+/// sent them before it vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);
 
 /// A second signal to stop ends the relay at once if it comes at least this long after the first. An
@@ -112,16 +114,16 @@ pub const PROBE_BLIND: Duration = Duration::from_secs(1);
 pub const STOP_AGAIN: Duration = Duration::from_millis(500);
 
 /// After a close frame or a refusal: how long input is read and discarded, so that no reset
-/// destroys what was just written.
+/// destroys the bytes just written.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);
 /// After a close frame or a refusal: how much input is discarded, in bytes.
 pub const LINGER_BYTES: usize = 1024 * 1024;
 
-/// One batch of a write, and the buffer that all reads share, in bytes. A ping is answered behind
-/// at most one batch.
+/// One batch of a write, and the buffer that all reads share, in bytes. A pong waits for at most one
+/// batch.
 pub const BATCH_BYTES: usize = 64 * 1024;
-/// Frames from this size on are written from the queue itself, smaller ones are gathered into a
-/// batch first.
+/// Frames of at least this size are written straight from the queue; smaller ones are first gathered
+/// into a batch.
 pub const GATHER_BELOW: usize = 16 * 1024;
 /// Work after which a connection lets the others have their turn, and after which the event loop asks
 /// the operating system for news (contract, Fairness). A single message may take longer.
@@ -139,8 +141,8 @@ pub const CODEC_BUFFER: usize = 4 * 1024;
 /// Codecs kept for connections with something to decode: one per leg.
 pub const SPARE_CODECS: usize = 2;
 
-/// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
-/// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.
+/// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`). This
+/// keeps the backlog in our queues, where it is counted, and not up to 2 MB of it in the kernel.
 pub const NOTSENT_LOWAT: u32 = 64 * 1024;
 /// Length of the listening socket's backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
@@ -148,63 +150,64 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause after failed accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// What a TLS connection may hold of bytes that its socket has not taken: two records of the largest
+/// Bytes that a TLS connection may hold until its socket accepts them: two records of the largest
 /// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
 pub const TLS_WRITE_BUFFER: usize = 32 * 1024;
-/// A certificate that expires sooner is a problem that the pages tell, or in the last sixth of its
-/// life if that is shorter: by ACME it would have been renewed by then.
+/// The pages report a certificate that expires sooner than this, or within the last sixth of
+/// its life if that is shorter. ACME would have renewed it by then.
 pub const CERTIFICATE_PROBLEM: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// How often systemd is told anew how many days a certificate has left.
+/// How often systemd's status line is refreshed with the days that a certificate has left.
 pub const CERTIFICATE_STATUS: Duration = Duration::from_secs(60 * 60);
-/// How often files with a certificate are looked at for a change, which costs two system calls.
+/// How often certificate files are checked for a change; costs two system calls.
 pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
-/// Connections taken from one listener before other tasks get their turn.
+/// Connections accepted from one listener before other tasks get their turn.
 pub const ACCEPT_BATCH: usize = 64;
-/// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
+/// Descriptors that are not connections: listeners, the event loop, standard streams, a few spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
 
-/// At a stop: how long request heads in progress may take to be complete and be answered, at most
-/// half of the drain timeout. Several round trips; one that is silent must not delay the stop.
+/// At a stop: how long request heads in progress may take to be completed and answered; never more
+/// than half of the drain timeout. Enough for several round trips; a silent peer must not delay the
+/// stop for longer.
 pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
 
-/// From a change of the connections to the status that systemd is told: one line for a burst of
-/// changes, and time for an upgrade to become a member.
+/// Delay between a change of the connections and the status line sent to systemd: a burst of changes
+/// makes one line, and an upgrade has time to register.
 pub const STATUS_DELAY: Duration = Duration::from_secs(2);
 
-/// Source addresses in each of the two halves of the rate limiter's table; about 50 bytes each.
+/// Source addresses in each half of the rate limiter's table; about 50 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;
 
-/// What a `503` tells a client to wait; a probe takes up to 10 s, and a cap clears at any time.
+/// `Retry-After` of a `503`. A probe takes up to 10 s; room under a cap may appear at any time.
 pub const RETRY_AFTER_BUSY: Duration = Duration::from_secs(5);
 
-/// A whole order of a certificate: with Let's Encrypt it takes 10 s, a domain a few more; a
+/// Time for the whole order of a certificate. Let's Encrypt takes 10 s, and a few more per domain. A
 /// directory that hangs must not keep the relay from trying again.
 pub const ORDER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// First pause after an order that brought no certificate to last; the next ones are
-/// [`ORDER_BACKOFF_FACTOR`] times longer, up to [`ORDER_BACKOFF_MAX`]. Attempts come 15 s, 75 s,
-/// 5 min, 21 min and 85 min after the first one: Let's Encrypt allows 5 failed validations an hour.
+/// First pause after an order that brought no lasting certificate. Each further pause is
+/// [`ORDER_BACKOFF_FACTOR`] times longer, up to [`ORDER_BACKOFF_MAX`]. Attempts follow 15 s, 75 s,
+/// 5 min, 21 min and 85 min after the first: Let's Encrypt allows 5 failed validations per hour.
 pub const ORDER_BACKOFF_MIN: Duration = Duration::from_secs(15);
-/// By what each pause between orders is longer than the one before.
+/// How many times longer each pause between orders is than the one before it.
 pub const ORDER_BACKOFF_FACTOR: u32 = 4;
-/// Longest pause between orders: a name that points here at last is noticed on the same day.
+/// Longest pause between orders: once a name points here, the relay notices on the same day.
 pub const ORDER_BACKOFF_MAX: Duration = Duration::from_secs(6 * 60 * 60);
-/// Every pause is longer by a random part, up to one in so many: relays that lost their directory
-/// together do not come back together.
+/// Each pause is lengthened at random, by up to one part in this many: relays that lost their
+/// directory at the same time must not return to it at the same time.
 pub const ORDER_JITTER: u32 = 4;
-/// How often the wall clock is looked at while a certificate lasts: a board without a clock of its
-/// own learns the time after the start.
+/// How often the wall clock is read while a certificate is valid: a board without a battery-backed
+/// clock learns the time only after the start.
 pub const CLOCK_STEP: Duration = Duration::from_secs(60 * 60);
-/// Where a reason that others supplied is cut, in bytes, before it is logged: the detail of an ACME
+/// Longest reason from elsewhere that is logged, in bytes; longer ones are cut. The detail of an ACME
 /// problem is a sentence or two.
 pub const MAX_REASON_BYTES: usize = 512;
-/// Largest file of the certificate cache in bytes; key and chain have 5 KiB.
+/// Largest file of the certificate cache in bytes; a key with its chain takes 5 KiB.
 pub const MAX_CACHED_BYTES: u64 = 256 * 1024;
-/// What an interrupted write of the certificate cache left is cleared away once it is this old:
-/// nobody is still writing it.
+/// Age at which the leftover of an interrupted write to the certificate cache is deleted: no process
+/// is still writing it.
 pub const LEFTOVER_AGE: Duration = Duration::from_secs(60 * 60);
 
-/// Bounds of the buckets in which turns of the event loop are counted: a turn usually takes
-/// microseconds, and one of 100 ms is felt by a person.
+/// Upper bounds of the histogram of event-loop turns. A turn usually takes microseconds; a person
+/// notices one of 100 ms.
 pub const LAG_BUCKETS: [Duration; 12] = [
     Duration::from_micros(100),
     Duration::from_micros(250),
@@ -220,43 +223,47 @@ pub const LAG_BUCKETS: [Duration; 12] = [
     Duration::from_secs(1),
 ];
 
-/// A ring of the history: how many points, of which length.
+/// The size of one ring of the history.
 #[derive(Clone, Copy, Debug)]
 pub struct RingSize {
     /// Points in the ring, the one in progress included.
     pub points: usize,
-    /// What one point stands for.
+    /// The time that one point covers.
     pub period: Duration,
 }
 
-/// The last minute, for rates; 20 bytes a point, here and below.
+/// The last minute, for rates; 20 bytes per point, as in the next two.
 pub const HISTORY_MINUTE: RingSize = RingSize { points: 13, period: Duration::from_secs(5) };
-/// The last hour, a point a minute.
+/// The last hour, one point per minute.
 pub const HISTORY_HOUR: RingSize = RingSize { points: 60, period: Duration::from_secs(60) };
-/// The last day, a point a quarter of an hour.
+/// The last day, one point per quarter of an hour.
 pub const HISTORY_DAY: RingSize = RingSize { points: 96, period: Duration::from_secs(15 * 60) };
-/// Refusals of the last hour; 68 bytes a point.
+/// Refusals of the last hour; 4 bytes per point and kind of refusal.
 pub const HISTORY_REFUSALS: RingSize = RingSize { points: 13, period: Duration::from_secs(5 * 60) };
+/// What the history takes at most, with all kinds of refusals; the compiler checks it.
+pub const HISTORY_BYTES: usize = 5 * 1024;
 
-/// Where the metrics and the status page are served unless told otherwise: nowhere.
+/// Address of the metrics and the status page by default: none.
 pub const DEFAULT_METRICS_LISTEN: &str = "off";
-/// Let's Encrypt: the directory that is free for everybody, and that every client trusts.
+/// Let's Encrypt: free, and every client trusts its certificates.
 pub const DEFAULT_ACME_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
-/// Connections to the metrics listener at one time; the oldest is closed for a newcomer. A page
-/// takes milliseconds, and a few scrapers and browsers are what is expected.
+/// Connections to the metrics listener at one time; a newcomer replaces the oldest. A page takes
+/// milliseconds, and only a few scrapers and browsers are expected.
 pub const MAX_MONITOR_CONNECTIONS: usize = 16;
 
-/// A turn of the event loop from which on the status page calls it a problem: a daemon gives up on
-/// a write after 5 s. (A busy machine makes a turn of a second now and then.)
+/// The status page reports turns of the event loop that take at least this long: a daemon gives up on
+/// a write after 5 s. A busy machine has turns of a second now and then.
 pub const LAG_PROBLEM: Duration = Duration::from_secs(5);
-/// Part of the memory budget, or of the descriptors, in percent from which on the status page
-/// calls it a problem.
+/// Percentage of the memory budget, or of the descriptors, from which the status page reports a
+/// problem.
 pub const USE_PROBLEM: u64 = 90;
 
-/// Where `pyrycode-relay status` looks first unless told otherwise: the address that the
-/// documentation uses for the metrics.
+/// Address that `pyrycode-relay status` asks first by default: the one that the documentation uses
+/// for the metrics.
 pub const STATUS_METRICS: &str = "127.0.0.1:9464";
-/// How long it waits for a connection, and for each read and write.
+/// How long it waits for one whole answer, from the first connection attempt on.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest answer that it reads, in bytes.
-pub const STATUS_MAX_ANSWER: u64 = 1024 * 1024;
+/// Largest answer that it accepts, in bytes.
+pub const STATUS_MAX_ANSWER: usize = 1024 * 1024;
+/// Longest text of an answer that its table shows, in characters; longer ones are cut.
+pub const STATUS_MAX_TEXT: usize = 200;

@@ -11,6 +11,7 @@ use crate::admission::attempts::Attempts;
 use crate::admission::permits::Permits;
 use crate::config::Config;
 use crate::ids::ServerId;
+use crate::limits::HISTORY_BYTES;
 use crate::net::scratch::Scratch;
 use crate::queue::budget::Ledger;
 use crate::registry::Registry;
@@ -27,38 +28,38 @@ use crate::websocket::wire::Codecs;
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
 pub struct Relay {
-    /// What the relay was told.
+    /// The options.
     pub config: Rc<Config>,
     /// Who is connected to whom.
     pub registry: Rc<Registry>,
-    /// What is held for all peers.
+    /// The bytes held for all peers.
     pub ledger: Rc<Ledger>,
     /// The buffer that all reads and writes go through.
-    pub scratch: Rc<Scratch>,
+    pub(crate) scratch: Rc<Scratch>,
     /// The codecs that connections decode with.
     pub(crate) codecs: Rc<Codecs>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
-    /// Upgrade attempts by source, unless they are not limited.
-    pub attempts: Option<Attempts>,
-    /// When heartbeats ring.
+    /// Upgrade attempts by source; `None` if they are not limited.
+    pub(crate) attempts: Option<Attempts>,
+    /// The steps at which heartbeats fire.
     pub ticks: Ticks,
-    /// The server-ids that may be claimed, unless all may.
+    /// The server-ids that may be claimed; `None` if all may.
     allowed: Option<RefCell<AllowFile>>,
-    /// Whether the log has said that loopback has reached a limit.
+    /// Whether the log has already said that loopback reached a limit.
     hinted: Cell<bool>,
     /// What has happened, in numbers.
-    pub metrics: Rc<Metrics>,
-    /// What happened lately; kept up where the metrics are served.
-    pub history: RefCell<History<REFUSALS>>,
+    pub(crate) metrics: Rc<Metrics>,
+    /// What happened lately; recorded only where the metrics are served.
+    pub(crate) history: RefCell<History<REFUSALS>>,
     /// When the relay began to listen.
-    pub started: Instant,
-    /// The same by the wall clock, in seconds since 1970.
-    pub started_at: f64,
+    pub(crate) started: Instant,
+    /// `started` by the wall clock, in seconds since 1970.
+    pub(crate) started_at: f64,
     /// TLS, if it is spoken.
     pub(crate) secure: Option<Secure>,
-    /// Raised when the relay is to stop.
-    pub stop: Stop,
+    /// Raised when the relay must stop.
+    pub(crate) stop: Stop,
 }
 
 impl Relay {
@@ -96,8 +97,8 @@ impl Relay {
         }
     }
 
-    /// Brings the history up to `now`.
-    pub fn record(&self, now: Instant) {
+    /// Records what happened up to `now` in the history.
+    pub(crate) fn record(&self, now: Instant) {
         let metrics = &self.metrics;
         let counts = self.registry.counts();
         let sample = Sample {
@@ -114,15 +115,15 @@ impl Relay {
         self.history.borrow_mut().record(now, sample);
     }
 
-    /// Counts a trusted proxy's PROXY header or forwarding field that is none.
-    pub fn note_proxy_fault(&self, proxy: IpAddr) {
+    /// Counts an invalid PROXY header or forwarding field from a trusted proxy.
+    pub(crate) fn note_proxy_fault(&self, proxy: IpAddr) {
         self.metrics.proxy_faults.bump();
         events::proxy_fault(proxy, self.metrics.proxy_faults.count());
     }
 
-    /// `address` has reached one of the limits of an address. If that is loopback, the log says
-    /// once what is likely missing.
-    pub fn note_limited(&self, address: IpAddr) {
+    /// Called when `address` reaches a limit per address. If it is loopback, the log says once which
+    /// option is probably missing.
+    pub(crate) fn note_limited(&self, address: IpAddr) {
         if address.is_loopback() && !self.hinted.replace(true) {
             events::loopback_limited(address);
         }
@@ -134,17 +135,17 @@ impl Relay {
     }
 
     /// Waits until it is another than it was when this was last ready with `seen`; for one waiter.
-    pub fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+    pub(crate) fn poll_certificate(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
         self.secure.as_ref().map_or(Poll::Pending, |secure| secure.poll_changed(cx, seen))
     }
 
     /// Whether `server` may be claimed.
-    pub fn allows(&self, server: &ServerId) -> bool {
+    pub(crate) fn allows(&self, server: &ServerId) -> bool {
         self.allowed.as_ref().is_none_or(|file| file.borrow().list().has(server))
     }
 
-    /// Says in the log which allow-list holds, if there is one.
-    pub fn announce(&self) {
+    /// Logs which allow-list is in force, if there is one.
+    pub(crate) fn announce(&self) {
         if let Some(file) = &self.allowed {
             let file = file.borrow();
             events::allow_list_read(file.path(), file.list().ids(), 0);
@@ -153,14 +154,14 @@ impl Relay {
 
     /// Reads files again: the certificate, and the allow-list. What has a mistake in it changes
     /// nothing.
-    pub fn reload(&self) {
+    pub(crate) fn reload(&self) {
         if let Some(secure) = &self.secure {
             secure.reload();
         }
         self.reload_allowed();
     }
 
-    /// Closes whom the allow-list no longer names.
+    /// Closes the binaries that the allow-list no longer names.
     fn reload_allowed(&self) {
         let Some(file) = &self.allowed else { return };
         let read = file.borrow_mut().reread();
@@ -175,14 +176,16 @@ impl Relay {
     }
 }
 
-/// The kinds of refusals that the history has: before the upgrade, then behind it.
-pub fn refusal_kinds() -> impl Iterator<Item = &'static str> {
+/// The kinds of refusals in the history: first those before the upgrade, then those after it.
+pub(crate) fn refusal_kinds() -> impl Iterator<Item = &'static str> {
     let late = LATE_REFUSALS.iter().map(|failure| failure.as_str());
     Refused::ALL.iter().map(|refused| refused.as_str()).chain(late)
 }
 
-/// How many kinds that are.
-pub const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
+/// The number of [`refusal_kinds`].
+pub(crate) const REFUSALS: usize = Refused::COUNT + LATE_REFUSALS.len();
 
-/// Peers that are told behind the upgrade that they cannot register.
+/// Refusals after the upgrade, by a close frame.
 const LATE_REFUSALS: [Failure; 3] = [Failure::NoServer, Failure::ServerInUse, Failure::PhonesAtCap];
+
+const _: () = assert!(size_of::<History<REFUSALS>>() <= HISTORY_BYTES);

@@ -27,12 +27,12 @@ impl Stop {
     }
 
     /// Whether it has been raised.
-    pub fn is_raised(&self) -> bool {
+    pub(crate) fn is_raised(&self) -> bool {
         self.sender.is_closed()
     }
 
     /// Waits until it is raised. Cancel safe.
-    pub async fn raised(&self) {
+    pub(crate) async fn raised(&self) {
         // Nothing is ever sent: the channel's closing is the signal.
         let _closed = self.receiver.recv().await;
     }
@@ -95,7 +95,7 @@ impl Reload {
     }
 
     /// Waits until somebody asks; for one waiter. Cancel safe.
-    pub async fn asked(&self) {
+    pub(crate) async fn asked(&self) {
         // It never fails: this handle is a sender as well.
         let _ = self.receiver.recv().await;
     }

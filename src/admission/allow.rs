@@ -15,14 +15,14 @@ pub struct AllowList(HashSet<Box<str>>);
 
 /// Where the list comes from, and what it was when it was read last.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AllowFile {
+pub(crate) struct AllowFile {
     path: PathBuf,
     list: AllowList,
 }
 
 /// Why a file is no list.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// It cannot be read; what the system says.
     Unreadable(String),
     /// A directory, a pipe or a device, which could keep the event loop waiting.
@@ -41,7 +41,7 @@ impl AllowList {
     /// Takes the content of a file: one server-id a line, blanks around it ignored, empty lines
     /// and lines that begin with `#` skipped. Behind a server-id and a blank, `#` begins a comment
     /// too. An id that stands there twice counts once.
-    pub fn parse(text: &[u8]) -> Result<Self, Broken> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, Broken> {
         if text.len() > ALLOW_FILE_BYTES {
             return Err(Broken::TooLarge);
         }
@@ -64,12 +64,12 @@ impl AllowList {
     }
 
     /// Whether `server` may be claimed.
-    pub fn has(&self, server: &ServerId) -> bool {
+    pub(crate) fn has(&self, server: &ServerId) -> bool {
         self.0.contains(server.as_str())
     }
 
     /// How many ids it holds.
-    pub fn ids(&self) -> usize {
+    pub(crate) fn ids(&self) -> usize {
         self.0.len()
     }
 }
@@ -83,23 +83,23 @@ impl fmt::Debug for AllowList {
 
 impl AllowFile {
     /// Reads the list at `path`. Blocks for as long as the file system does.
-    pub fn read(path: &Path) -> Result<Self, Broken> {
+    pub(crate) fn read(path: &Path) -> Result<Self, Broken> {
         Ok(Self { path: path.to_owned(), list: read(path)? })
     }
 
     /// Reads the file anew; on an error the list stays what it was.
-    pub fn reread(&mut self) -> Result<(), Broken> {
+    pub(crate) fn reread(&mut self) -> Result<(), Broken> {
         self.list = read(&self.path)?;
         Ok(())
     }
 
     /// The list as it was read last.
-    pub fn list(&self) -> &AllowList {
+    pub(crate) fn list(&self) -> &AllowList {
         &self.list
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }

@@ -13,9 +13,9 @@ use crate::origin::Origin;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rate {
     /// Attempts a minute in the long run.
-    pub per_minute: u32,
+    pub(crate) per_minute: u32,
     /// Attempts at once after a quiet time.
-    pub burst: u32,
+    pub(crate) burst: u32,
 }
 
 impl fmt::Display for Rate {
@@ -43,7 +43,7 @@ impl Rate {
 /// forgotten and the young one takes its place. So memory is bounded, no sweep ever takes longer
 /// than another step, and a flood of addresses can at worst give forgotten sources their burst back.
 #[derive(Debug)]
-pub struct Attempts {
+pub(crate) struct Attempts {
     rate: Rate,
     table: RefCell<Table>,
 }
@@ -57,13 +57,13 @@ struct Table {
 
 impl Attempts {
     /// An empty table.
-    pub fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self { rate, table: RefCell::default() }
     }
 
     /// Counts an attempt from `address`; the error is how long to wait for the next one. A refused
     /// attempt costs nothing, so that a client that waits as told always gets through.
-    pub fn admit(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn admit(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let source = Origin::of(address);
         let tolerance = self.rate.tolerance();
         let mut table = self.table.borrow_mut();

@@ -66,7 +66,7 @@ impl Heads {
     }
 
     /// Hands over the task that serves the connection; the table cancels it if it has to.
-    pub fn adopt(&self, serial: Serial, task: Task<()>) {
+    pub(crate) fn adopt(&self, serial: Serial, task: Task<()>) {
         match self.places.borrow_mut().get_mut(&serial) {
             Some(place) => place.task = Some(task),
             None => task.detach(),
@@ -74,14 +74,14 @@ impl Heads {
     }
 
     /// Closes all connections in the table.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let places = std::mem::take(&mut *self.places.borrow_mut());
         drop(places);
         self.tell_if_empty();
     }
 
     /// Waits until the table is empty; for one waiter. Cancel safe.
-    pub fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.places.borrow().is_empty() {
             return Poll::Ready(());
         }
@@ -100,13 +100,13 @@ impl Heads {
 
 impl Entry {
     /// The number of this place.
-    pub fn serial(&self) -> Serial {
+    pub(crate) fn serial(&self) -> Serial {
         self.serial
     }
 
     /// Says whose connection it turned out to be. If the source has more than `room` places now,
     /// its oldest other one is closed.
-    pub fn identify(&self, source: Origin, room: usize) {
+    pub(crate) fn identify(&self, source: Origin, room: usize) {
         let displaced = {
             let mut places = self.table.places.borrow_mut();
             if let Some(place) = places.get_mut(&self.serial) {

@@ -32,14 +32,14 @@ struct Shares {
 
 /// The right to one upgraded connection.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     permits: Rc<Permits>,
     source: Origin,
 }
 
 /// Why there is no permit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Shortage {
+pub(crate) enum Shortage {
     /// None is left, or what is left is kept for sources that hold none.
     All,
     /// The source holds as many as one may.
@@ -49,7 +49,7 @@ pub enum Shortage {
 impl Permits {
     /// `most` permits. With `most_of_a_source` no source holds more than that, and those that hold
     /// one already leave one in [`STRANGERS_SHARE`] of all to those that hold none.
-    pub fn new(most: usize, most_of_a_source: Option<usize>) -> Rc<Self> {
+    pub(crate) fn new(most: usize, most_of_a_source: Option<usize>) -> Rc<Self> {
         Rc::new(Self {
             most,
             taken: Cell::new(0),
@@ -61,7 +61,7 @@ impl Permits {
     }
 
     /// Takes a permit for `source` if one is left for it.
-    pub fn acquire(self: &Rc<Self>, source: Origin) -> Result<Permit, Shortage> {
+    pub(crate) fn acquire(self: &Rc<Self>, source: Origin) -> Result<Permit, Shortage> {
         let left = self.most - self.taken.get();
         if left == 0 {
             return Err(Shortage::All);
@@ -101,7 +101,7 @@ impl Permits {
 
     /// Waits until a permit was taken or came back since `seen`, which begins at zero, and brings
     /// `seen` up to date; for one waiter. Cancel safe.
-    pub fn poll_turnover(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
+    pub(crate) fn poll_turnover(&self, cx: &mut Context<'_>, seen: &mut u64) -> Poll<()> {
         if *seen != self.turnover.get() {
             *seen = self.turnover.get();
             return Poll::Ready(());

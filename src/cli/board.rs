@@ -6,11 +6,11 @@ use std::path::Path;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Board {
     /// Memory of the machine, in bytes.
-    pub memory: Option<u64>,
+    pub(crate) memory: Option<u64>,
     /// What the process's control group, or one around it, may use of that, in bytes.
-    pub memory_limit: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
     /// Open descriptors: the limit now, and how far the process may raise it.
-    pub descriptors: Option<(u64, u64)>,
+    pub(crate) descriptors: Option<(u64, u64)>,
 }
 
 impl Board {

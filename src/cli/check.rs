@@ -1,5 +1,5 @@
-//! `pyrycode-relay check`: what the relay would do with these options on this machine, and what
-//! looks wrong about it.
+//! `pyrycode-relay check`: shows what the relay would do with these options on this machine, and
+//! what looks wrong.
 
 pub mod address;
 #[cfg(feature = "tls")]
@@ -16,8 +16,9 @@ use crate::cli::board::Board;
 use crate::config::{Config, Given};
 use crate::limits::RESERVED_DESCRIPTORS;
 use crate::net::listen::Listen;
+use crate::telemetry::printable::printable;
 
-/// What was found.
+/// The findings.
 #[derive(Debug, Default)]
 pub struct Report {
     rows: Vec<(&'static str, String, String)>,
@@ -26,7 +27,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at `config` on `board`; `look` is asked who is at an address.
+    /// Examines `config` on `board`; `look` says who holds an address.
     pub fn new(
         config: &Config,
         sources: &Given,
@@ -44,12 +45,12 @@ impl Report {
         report
     }
 
-    /// Whether something is wrong, which notes are not.
+    /// Whether nothing is wrong. Notes do not count.
     pub fn is_fine(&self) -> bool {
         self.wrong.is_empty()
     }
 
-    /// The report as text: a table, what is wrong, what is worth a thought, and a verdict.
+    /// The report as text: a table, the faults, the notes, and a verdict.
     pub fn text(&self, coloured: bool) -> String {
         let width = |cell: fn(&(&'static str, String, String)) -> usize| {
             self.rows.iter().map(cell).max().unwrap_or(0)
@@ -268,7 +269,7 @@ impl Report {
     }
 }
 
-/// What is spoken at an address.
+/// Which protocol an address speaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Socket {
     Plain,
@@ -297,7 +298,7 @@ fn is_tls(config: &Config) -> bool {
     config.tls.is_some()
 }
 
-/// Whether other machines can connect at one of these.
+/// Whether other machines can connect to one of these.
 fn is_public(addresses: &[Listen]) -> bool {
     addresses.iter().any(|listen| match listen {
         Listen::Everywhere(_) => true,
@@ -305,7 +306,7 @@ fn is_public(addresses: &[Listen]) -> bool {
     })
 }
 
-/// Whether a privilege is needed to listen there.
+/// Whether listening there needs a privilege.
 fn is_low(listen: Listen) -> bool {
     (1..1024).contains(&port(listen))
 }
@@ -317,7 +318,7 @@ fn port(listen: Listen) -> u16 {
     }
 }
 
-/// Whether the second of two cannot be bound while the first is listened on.
+/// Whether `other` cannot be bound while the relay listens on `one`.
 fn overlap(one: Listen, other: Listen) -> bool {
     if port(one) == 0 || port(one) != port(other) {
         return false;
@@ -335,18 +336,6 @@ fn overlap(one: Listen, other: Listen) -> bool {
 fn is_readable_by_all(path: &Path) -> bool {
     const OTHERS_MAY_READ: u32 = 0o004;
     std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & OTHERS_MAY_READ != 0)
-}
-
-/// For a terminal: names of files and of programs may hold anything.
-fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for sign in text.chars() {
-        match sign {
-            '\'' | '"' => shown.push(sign),
-            _ => shown.extend(sign.escape_debug()),
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod ask;
 pub mod board;
 pub mod check;
 pub mod status;

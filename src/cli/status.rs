@@ -1,22 +1,24 @@
-//! `pyrycode-relay status`: asks a running relay how it is, and tells it in a terminal.
+//! `pyrycode-relay status`: asks a running relay for its status and shows it in a terminal.
 //!
-//! A plain HTTP client over blocking sockets: nothing else happens in this process. What the relay
-//! answers is printed with control characters escaped: it may be anything that listens there.
+//! Whatever a terminal would obey is escaped first: anything may listen at the address.
 
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde_json::Value;
 
-use crate::limits::{DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_METRICS, STATUS_TIMEOUT};
+use crate::cli::ask;
+use crate::cli::ask::Bounds;
+use crate::limits::{
+    DEFAULT_LISTEN, STATUS_MAX_ANSWER, STATUS_MAX_TEXT, STATUS_METRICS, STATUS_TIMEOUT,
+};
+use crate::telemetry::printable::{is_printable, printable};
 
-/// What was learned.
+/// What the relay answered.
 #[derive(Debug)]
 pub struct Report {
-    /// What goes to standard output.
+    /// The text for standard output.
     pub text: String,
     /// Whether the relay is healthy.
     pub healthy: bool,
@@ -25,7 +27,7 @@ pub struct Report {
 /// How the report is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Style {
-    /// As the relay sent it, but for control characters, which are escaped.
+    /// As the relay sent it; characters that a terminal would obey are escaped.
     Json,
     /// A table; coloured or not.
     Table {
@@ -39,11 +41,11 @@ pub enum Style {
 pub enum Failure {
     /// The URL cannot be used; a sentence.
     Usage(String),
-    /// The relay did not answer as one does; a sentence.
+    /// No relay answered; a sentence.
     Unreachable(String),
 }
 
-/// Asks the relay at `url`, or at where it is by default.
+/// Asks the relay at `url`, or at its default addresses.
 pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
     let page = match url {
         Some(url) => Target::parse(url)?.ask()?,
@@ -53,7 +55,7 @@ pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
     report.ok_or_else(|| Failure::Unreachable("the answer is not that of a relay".to_owned()))
 }
 
-/// The metrics listener, and the health page where there is none.
+/// Asks the metrics listener, and if that does not answer, the health page.
 fn ask_defaults() -> Result<String, Failure> {
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty() && value != "off");
     let reachable = |listen: &str| {
@@ -113,72 +115,25 @@ impl Target {
         Ok(Self { address, path: path.to_owned() })
     }
 
-    /// Asks for the page; for that of health where there is no page of the status.
+    /// Asks for the page. If the status page does not exist there, asks for the health page.
     fn ask(&self) -> Result<String, Failure> {
         let told = |error: &dyn std::fmt::Display| {
             Failure::Unreachable(format!("{} does not answer: {error}", escaped(&self.address)))
         };
-        let (mut status, mut body) = self.get(&self.path).map_err(|error| told(&error))?;
-        if status == 404 && self.path == "/status.json" {
-            (status, body) = self.get("/healthz").map_err(|error| told(&error))?;
+        let get = |path| ask::get(&self.address, path, BOUNDS).map_err(|error| told(&error));
+        let mut answer = get(&self.path)?;
+        if answer.status == 404 && self.path == "/status.json" {
+            answer = get("/healthz")?;
         }
-        match status {
-            200 => Ok(body),
-            _ => Err(told(&format!("HTTP status {status}"))),
+        match answer.status {
+            200 => Ok(answer.body),
+            status => Err(told(&format!("HTTP status {status}"))),
         }
-    }
-
-    fn get(&self, path: &str) -> io::Result<(u16, String)> {
-        let deadline = Instant::now() + STATUS_TIMEOUT;
-        let mut stream = self.connect(deadline)?;
-        let address = &self.address;
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: pyrycode-relay-status\r\n\
-             Connection: close\r\n\r\n"
-        );
-        stream.set_write_timeout(Some(left(deadline)?))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            // One deadline for all of it: a peer that trickles does not hold a monitor up.
-            stream.set_read_timeout(Some(left(deadline)?))?;
-            match stream.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => answer.extend_from_slice(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Err(error) => return Err(error),
-            }
-            if answer.len() as u64 > STATUS_MAX_ANSWER {
-                return Err(io::Error::other("the answer has no end"));
-            }
-        }
-        let odd = || io::Error::other("the answer is not HTTP");
-        let answer = String::from_utf8(answer).map_err(|_| odd())?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(odd)?;
-        let mut words = head.split(' ');
-        let is_http = words.next().is_some_and(|word| word.starts_with("HTTP/1."));
-        let status = words.next().filter(|_| is_http).and_then(|word| word.trim().parse().ok());
-        Ok((status.ok_or_else(odd)?, body.to_owned()))
-    }
-
-    fn connect(&self, deadline: Instant) -> io::Result<TcpStream> {
-        let mut last = io::Error::other("the name has no address");
-        for address in self.address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, left(deadline)?) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
     }
 }
 
 impl Report {
-    /// `None` if the page is not that of a relay.
+    /// `None` if the page is not a relay's.
     fn new(page: &str, style: Style) -> Option<Self> {
         let value: Value = serde_json::from_str(page).ok()?;
         let status = value.get("status")?.as_str()?;
@@ -263,36 +218,29 @@ fn table(page: &Value, status: &str, healthy: bool, colour: bool) -> String {
     text
 }
 
-/// Text from elsewhere, for a terminal.
+/// Text from the relay for the table: escaped, and cut at [`STATUS_MAX_TEXT`].
 fn escaped(text: &str) -> String {
-    let shown = text.chars().take(200);
-    shown
-        .flat_map(|character| match character.is_control() {
-            true => character.escape_default().collect::<Vec<_>>(),
-            false => vec![character],
-        })
-        .collect()
+    printable(&text.chars().take(STATUS_MAX_TEXT).collect::<String>())
 }
 
-/// JSON for a terminal: the control characters that it may hold as they are, which some terminals
-/// obey, are escaped. They can only stand in strings.
+/// JSON for a terminal. Outside of its strings there are only white space and characters that can
+/// be printed; inside of them every other character may be escaped.
 fn escaped_json(page: &str) -> String {
     let mut text = String::with_capacity(page.len());
     for character in page.chars() {
-        match character {
-            '\u{7f}'..='\u{9f}' => {
-                let _ = write!(text, "\\u{:04x}", u32::from(character));
-            }
-            other => text.push(other),
+        if is_printable(character) || matches!(character, '\n' | '\r' | '\t') {
+            text.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            // Writing into a string never fails.
+            let _ = write!(text, "\\u{unit:04x}");
         }
     }
     text
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-}
+const BOUNDS: Bounds = Bounds { time: STATUS_TIMEOUT, bytes: STATUS_MAX_ANSWER };
 
 #[cfg(test)]
 mod tests {
@@ -353,6 +301,26 @@ mod tests {
         assert!(!report.healthy);
         assert_eq!(report.text, "status   problem\nproblem  hot\nproblem  \\u{1b}[2Jcold\n");
         assert!(!Report::new(page, Style::Json).unwrap().healthy);
+    }
+
+    #[test]
+    fn text_that_would_turn_a_line_around_is_escaped_in_a_table_and_in_json() {
+        let page =
+            "{\"status\":\"problem\",\"problems\":[\"\u{202e}evil\u{2066}\u{200f}\u{e0041}\"]}";
+        let table = Report::new(page, Style::Table { colour: false }).unwrap().text;
+        let expected = r"\u{202e}evil\u{2066}\u{200f}\u{e0041}";
+        assert_eq!(table, format!("status   problem\nproblem  {expected}\n"));
+        let json = Report::new(page, Style::Json).unwrap().text;
+        assert!(json.contains(r"\u202eevil\u2066\u200f\udb40\udc41"), "{json}");
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(read(&json), read(page));
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut() {
+        let page = format!("{{\"status\":\"{}\"}}", "é".repeat(STATUS_MAX_TEXT + 1));
+        let table = Report::new(&page, Style::Table { colour: false }).unwrap().text;
+        assert_eq!(table, format!("status  {}\n", "é".repeat(STATUS_MAX_TEXT)));
     }
 
     #[test]

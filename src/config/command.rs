@@ -83,7 +83,7 @@ pub struct Options {
         default_value = limits::DEFAULT_GRACE, value_parser = parse_duration,
         help_heading = "Claims"
     )]
-    pub grace: Duration,
+    pub(crate) grace: Duration,
 
     /// What a binary that comes back does to the phones still attached
     #[arg(
@@ -93,7 +93,7 @@ pub struct Options {
         default_value = "keep",
         help_heading = "Claims"
     )]
-    pub reclaim: Reclaim,
+    pub(crate) reclaim: Reclaim,
 
     /// How long the holder of a server-id may take to answer when somebody else claims it
     #[arg(
@@ -101,7 +101,7 @@ pub struct Options {
         default_value = limits::DEFAULT_PROBE_TIMEOUT, value_parser = parse_duration,
         help_heading = "Claims"
     )]
-    pub probe_timeout: Duration,
+    pub(crate) probe_timeout: Duration,
 
     /// Silence after which a peer is pinged
     #[arg(
@@ -109,7 +109,7 @@ pub struct Options {
         default_value = limits::DEFAULT_HEARTBEAT_INTERVAL, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub heartbeat_interval: Duration,
+    pub(crate) heartbeat_interval: Duration,
 
     /// Silence after that ping at which the peer counts as gone
     #[arg(
@@ -117,7 +117,7 @@ pub struct Options {
         default_value = limits::DEFAULT_HEARTBEAT_TIMEOUT, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub heartbeat_timeout: Duration,
+    pub(crate) heartbeat_timeout: Duration,
 
     /// Time for a whole request head
     #[arg(
@@ -125,7 +125,7 @@ pub struct Options {
         default_value = limits::DEFAULT_HEADER_TIMEOUT, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub header_timeout: Duration,
+    pub(crate) header_timeout: Duration,
 
     /// Time for a whole message from its first byte
     #[arg(
@@ -133,7 +133,7 @@ pub struct Options {
         default_value = limits::DEFAULT_MESSAGE_TIMEOUT, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub message_timeout: Duration,
+    pub(crate) message_timeout: Duration,
 
     /// Time a write may make no progress
     #[arg(
@@ -141,7 +141,7 @@ pub struct Options {
         default_value = limits::DEFAULT_WRITE_TIMEOUT, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub write_timeout: Duration,
+    pub(crate) write_timeout: Duration,
 
     /// Time a stop waits for the peers' close frames
     #[arg(
@@ -149,7 +149,7 @@ pub struct Options {
         default_value = limits::DEFAULT_DRAIN_TIMEOUT, value_parser = parse_duration,
         help_heading = "Timeouts"
     )]
-    pub drain_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
 
     /// Largest message
     #[arg(
@@ -165,7 +165,7 @@ pub struct Options {
         default_value = limits::DEFAULT_MAX_QUEUE, value_parser = parse_size,
         help_heading = "Memory"
     )]
-    pub max_queue_bytes: usize,
+    pub(crate) max_queue_bytes: usize,
 
     /// What may be queued for one binary; above it its phones are not read
     #[arg(
@@ -173,7 +173,7 @@ pub struct Options {
         default_value = limits::DEFAULT_MAX_SLOT_QUEUE, value_parser = parse_size,
         help_heading = "Memory"
     )]
-    pub max_slot_queue_bytes: usize,
+    pub(crate) max_slot_queue_bytes: usize,
 
     /// What may be held for all peers together; above it the phone that holds most is closed
     #[arg(
@@ -220,7 +220,7 @@ pub struct Options {
         default_value = limits::DEFAULT_RATE_LIMIT, value_parser = parse_rate,
         help_heading = "Admission"
     )]
-    pub rate_limit: RateLimit,
+    pub(crate) rate_limit: RateLimit,
 
     /// Attempts that a source may make at once
     #[arg(
@@ -228,7 +228,7 @@ pub struct Options {
         default_value = limits::DEFAULT_RATE_BURST, value_parser = parse_count_u32,
         help_heading = "Admission"
     )]
-    pub rate_burst: u32,
+    pub(crate) rate_burst: u32,
 
     /// Address or network of a proxy that is trusted to say from where a connection comes;
     /// repeatable
@@ -239,7 +239,7 @@ pub struct Options {
         long, env = "PYRYCODE_RELAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',',
         value_parser = parse_network, help_heading = "Behind a proxy"
     )]
-    pub trusted_proxy: Vec<IpNet>,
+    pub(crate) trusted_proxy: Vec<IpNet>,
 
     /// Trusted proxies send a PROXY header, version 1 or 2, before the request
     ///
@@ -248,7 +248,7 @@ pub struct Options {
         long, env = "PYRYCODE_RELAY_PROXY_PROTOCOL", value_parser = FalseyValueParser::new(),
         action = ArgAction::SetTrue, help_heading = "Behind a proxy"
     )]
-    pub proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
 
     /// File with the server-ids that may be claimed, one a line, "#" for comments
     ///
@@ -261,7 +261,7 @@ pub struct Options {
         value_name = "FILE",
         help_heading = "Admission"
     )]
-    pub allow_server: Option<PathBuf>,
+    pub(crate) allow_server: Option<PathBuf>,
     /// Where to serve metrics and the status page, or "off"
     ///
     /// "/" is a page for people, "/status.json" the same for programs, "/metrics" for Prometheus.
@@ -281,7 +281,7 @@ pub struct Options {
         long, env = "PYRYCODE_RELAY_METRICS_PUBLIC", value_parser = BoolishValueParser::new(),
         action = ArgAction::SetTrue, default_value = "false", help_heading = "Monitoring"
     )]
-    pub metrics_public: bool,
+    pub(crate) metrics_public: bool,
 
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would take a doc comment for its help")]
@@ -356,7 +356,7 @@ pub struct Logging {
 
 /// What a reclaim does to the phones that are still attached.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reclaim {
+pub(crate) enum Reclaim {
     /// They stay, unless the old connection fell silent.
     Keep,
     /// They are closed and dial again.
@@ -372,7 +372,7 @@ pub struct MetricsListen(pub Option<Listen>);
 
 /// Upgrade attempts a minute; `None` for no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RateLimit(pub Option<u32>);
+pub(crate) struct RateLimit(pub Option<u32>);
 
 impl Options {
     /// Parses the process's arguments and environment. On an error, and for help and version,

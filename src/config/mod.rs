@@ -24,29 +24,29 @@ pub struct Config {
     /// TLS, if it is wanted.
     pub(crate) tls: Option<TlsSettings>,
     /// How long a server-id stays claimed after its binary's connection ended.
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// Whether every reclaim closes the attached phones.
-    pub reclaim_evicts: bool,
+    pub(crate) reclaim_evicts: bool,
     /// How long the holder of a server-id may take to answer a probe.
-    pub probe_timeout: Duration,
+    pub(crate) probe_timeout: Duration,
     /// Silence after which a ping is sent.
-    pub heartbeat_interval: Duration,
+    pub(crate) heartbeat_interval: Duration,
     /// Silence after the ping at which the peer counts as gone.
-    pub heartbeat_timeout: Duration,
+    pub(crate) heartbeat_timeout: Duration,
     /// Time for a whole request head.
-    pub header_timeout: Duration,
+    pub(crate) header_timeout: Duration,
     /// Time for a whole message from its first byte.
-    pub message_timeout: Duration,
+    pub(crate) message_timeout: Duration,
     /// Time a write may make no progress.
-    pub write_timeout: Duration,
+    pub(crate) write_timeout: Duration,
     /// Time a stop waits for the peers.
-    pub drain_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
     /// Largest message of a phone, in bytes.
     pub max_frame_bytes: usize,
     /// Bound of the queue towards one phone, in bytes held.
-    pub max_queue_bytes: usize,
+    pub(crate) max_queue_bytes: usize,
     /// Bound of the queue towards one binary, in bytes held.
-    pub max_slot_queue_bytes: usize,
+    pub(crate) max_slot_queue_bytes: usize,
     /// Bound of everything held for peers, in bytes.
     pub memory_budget: usize,
     /// Phones a server-id.
@@ -60,11 +60,11 @@ pub struct Config {
     /// Upgrade attempts a source; `None` for no limit.
     pub rate: Option<Rate>,
     /// The server-ids that may be claimed; `None` for any.
-    pub allow_server: Option<AllowFile>,
+    pub(crate) allow_server: Option<AllowFile>,
     /// Where to serve the metrics and the status page, if at all.
     pub metrics_listen: Option<Listen>,
     /// Whether they may be served to other machines.
-    pub metrics_public: bool,
+    pub(crate) metrics_public: bool,
 }
 
 impl Config {
@@ -147,7 +147,7 @@ impl Config {
     }
 
     /// Largest message of a binary, its envelope included, in bytes.
-    pub fn max_envelope_bytes(&self) -> usize {
+    pub(crate) fn max_envelope_bytes(&self) -> usize {
         self.max_frame_bytes + ENVELOPE_ALLOWANCE
     }
 

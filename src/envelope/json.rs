@@ -13,28 +13,28 @@ pub fn is_value(text: &str) -> bool {
 
 /// The text is not what was asked for. It carries no content, so that none can reach a log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Invalid;
+pub(crate) struct Invalid;
 
 /// One field of an object, as it stands in the text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Field<'a> {
+pub(crate) struct Field<'a> {
     /// The name, with its quotes and escapes.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// The value, without white space around it.
-    pub value: &'a str,
+    pub(crate) value: &'a str,
 }
 
 /// The fields of the one object that a text is, in order. The text has been checked as a whole
 /// when the iterator ends; after an error it is exhausted.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     scanner: Scanner<'a>,
     next: Expected,
 }
 
 impl<'a> Fields<'a> {
     /// The fields of `text`.
-    pub fn of(text: &'a str) -> Self {
+    pub(crate) fn of(text: &'a str) -> Self {
         Self { scanner: Scanner::new(text), next: Expected::Object }
     }
 

@@ -71,7 +71,7 @@ pub enum Malformed {
 
 impl Malformed {
     /// How it is counted.
-    pub fn kind(self) -> Dropped {
+    pub(crate) fn kind(self) -> Dropped {
         match self {
             Self::NotAnObject => Dropped::NotAnObject,
             Self::ConnId => Dropped::ConnId,

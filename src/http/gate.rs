@@ -196,7 +196,7 @@ impl Refusal {
 
 impl Refusal {
     /// How it is counted, and as which outcome of an upgrade attempt where it was one.
-    pub fn kind(self) -> (Refused, Option<AttemptOutcome>) {
+    pub(crate) fn kind(self) -> (Refused, Option<AttemptOutcome>) {
         match self {
             Self::MalformedHead => (Refused::MalformedHead, None),
             Self::HeadTooLarge => (Refused::HeadTooLarge, None),
@@ -247,7 +247,7 @@ impl fmt::Display for Refusal {
 
 impl PeerText {
     /// Cuts and cleans a header value.
-    pub fn new(bytes: &[u8]) -> Self {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LABEL_BYTES)]);
         let mut end = text.len().min(MAX_LABEL_BYTES);
         while !text.is_char_boundary(end) {
@@ -315,13 +315,13 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
 }
 
 /// Refuses a request that has not as many `Host` fields as it must.
-pub fn check_host(request: &Request<'_, '_>) -> Result<(), Refusal> {
+pub(crate) fn check_host(request: &Request<'_, '_>) -> Result<(), Refusal> {
     Fields(request.headers).check_host(request.version == Some(1))
 }
 
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its
 /// query; the target itself if it is neither.
-pub fn path(target: &str) -> &str {
+pub(crate) fn path(target: &str) -> &str {
     let absolute = target.split_once("://").filter(|(scheme, _)| {
         ["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
     });

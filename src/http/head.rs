@@ -46,7 +46,7 @@ impl Opening {
 
 /// What came of waiting for a PROXY header.
 #[derive(Debug)]
-pub enum Announcement {
+pub(crate) enum Announcement {
     /// From where the proxy was connected to, if it tells.
     From(Option<IpAddr>, Opening),
     /// No PROXY header, or a broken one: not a word to whoever sends that.
@@ -60,7 +60,7 @@ pub enum Announcement {
 /// Reads a PROXY header until `deadline`.
 ///
 /// Not cancel safe: a cancelled read loses what it has read.
-pub async fn read_proxy_header<S: AsyncRead + Unpin>(
+pub(crate) async fn read_proxy_header<S: AsyncRead + Unpin>(
     io: &mut S,
     deadline: Instant,
     scratch: &Rc<Scratch>,
@@ -141,7 +141,7 @@ pub async fn read<S: AsyncRead + Unpin>(
 
 /// Why no head was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Unread {
+pub(crate) enum Unread {
     /// It was not complete at the deadline.
     TimedOut,
     /// The peer went away.
@@ -152,7 +152,7 @@ pub enum Unread {
 /// that are none of the gate's. What is held of them is charged to `ledger`.
 ///
 /// Not cancel safe: a cancelled read loses what it has read.
-pub async fn read_until<S: AsyncRead + Unpin, T>(
+pub(crate) async fn read_until<S: AsyncRead + Unpin, T>(
     io: &mut S,
     deadline: Instant,
     scratch: &Rc<Scratch>,
@@ -180,7 +180,7 @@ pub async fn read_until<S: AsyncRead + Unpin, T>(
 }
 
 /// Writes a whole reply within `timeout`.
-pub async fn reply<S: AsyncWrite + Unpin>(
+pub(crate) async fn reply<S: AsyncWrite + Unpin>(
     io: &mut S,
     bytes: &[u8],
     timeout: Duration,
@@ -197,7 +197,7 @@ pub async fn reply<S: AsyncWrite + Unpin>(
 }
 
 /// Writes a whole response, ends the connection with it, and lingers so that it arrives.
-pub async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     response: &str,
     timeout: Duration,

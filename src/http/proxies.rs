@@ -25,12 +25,12 @@ impl Proxies {
     }
 
     /// Their networks.
-    pub fn networks(&self) -> &[IpNet] {
+    pub(crate) fn networks(&self) -> &[IpNet] {
         &self.networks
     }
 
     /// Whether each of them sends a PROXY header.
-    pub fn send_header(&self) -> bool {
+    pub(crate) fn send_header(&self) -> bool {
         self.send_header
     }
 
@@ -45,7 +45,7 @@ impl Proxies {
     }
 
     /// Whether PROXY headers are expected, and from no address at all.
-    pub fn send_header_from_nobody(&self) -> bool {
+    pub(crate) fn send_header_from_nobody(&self) -> bool {
         self.send_header && self.networks.is_empty()
     }
 

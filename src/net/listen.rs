@@ -29,7 +29,7 @@ impl fmt::Display for Listen {
 
 /// Parses `ADDRESS:PORT` or `:PORT`. Names are not looked up: that would take a resolver thread. The
 /// error is a sentence for the operator.
-pub fn parse_listen(text: &str) -> Result<Listen, String> {
+pub(crate) fn parse_listen(text: &str) -> Result<Listen, String> {
     let port = |digits: &str| {
         digits.parse::<u16>().map_err(|_| format!("{digits:?} is no port (0 to 65535)"))
     };
@@ -63,7 +63,7 @@ pub fn open(listen: Listen) -> io::Result<TcpListener> {
 
 /// Whether [`open`] would succeed now. Nobody can connect to what is bound for that moment, and
 /// nobody who wants the address meanwhile is kept from it.
-pub fn try_out(listen: Listen) -> io::Result<()> {
+pub(crate) fn try_out(listen: Listen) -> io::Result<()> {
     bound(listen).map(drop)
 }
 

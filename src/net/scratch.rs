@@ -19,14 +19,14 @@ impl fmt::Debug for Scratch {
 }
 
 /// The buffer while it is lent; it goes back when this is dropped.
-pub struct Lent {
+pub(crate) struct Lent {
     bytes: Box<[u8]>,
     owner: Rc<Scratch>,
 }
 
 impl Scratch {
     /// Lends [`BATCH_BYTES`] with unspecified content; a second borrower gets a buffer of its own.
-    pub fn lend(self: &Rc<Self>) -> Lent {
+    pub(crate) fn lend(self: &Rc<Self>) -> Lent {
         let bytes = self.0.take().unwrap_or_else(|| vec![0; BATCH_BYTES].into());
         Lent { bytes, owner: Rc::clone(self) }
     }

@@ -48,7 +48,7 @@ pub struct Tcp {
 impl Tcp {
     /// Prepares an accepted socket: no delay for small frames, and no deep backlog in the kernel,
     /// where a pong would wait behind it and nobody would count it.
-    pub fn prepare(stream: std::net::TcpStream) -> io::Result<Self> {
+    pub(crate) fn prepare(stream: std::net::TcpStream) -> io::Result<Self> {
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;

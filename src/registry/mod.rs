@@ -267,11 +267,6 @@ impl Registry {
         }
     }
 
-    /// The ledger that all queues are charged to.
-    pub fn ledger(&self) -> &Rc<Ledger> {
-        &self.ledger
-    }
-
     /// Puts a new holder on a slot that is free or in grace, or takes it from a silent holder.
     fn seat(&self, map: &mut Map, server: &ServerId) -> (Serial, Rc<Outbox>, Vec<Retired>) {
         let serial = self.serials.next();

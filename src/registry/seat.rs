@@ -141,11 +141,6 @@ impl PhoneSeat {
         }
     }
 
-    /// The server-id.
-    pub fn server(&self) -> &ServerId {
-        &self.server
-    }
-
     /// The connection id that the binary knows the phone by.
     pub fn conn_id(&self) -> String {
         self.key.conn_id(&self.server)

@@ -58,7 +58,7 @@ fn guards_leave_nothing_behind_in_whatever_order_they_are_dropped() {
         drop(seated(&registry, "box", now));
         registry.expire(Instant::now() + GRACE);
         assert_eq!(registry.counts(), Counts::default(), "{order}");
-        assert_eq!(registry.ledger().total(), 0, "{order}");
+        assert_eq!(registry.ledger.total(), 0, "{order}");
     }
 }
 

@@ -12,18 +12,18 @@ use crate::close::Ended;
 use crate::ids::ServerId;
 
 /// A binary holds the server-id now.
-pub fn server_claimed(server: &ServerId, version: &str, remote: IpAddr) {
+pub(crate) fn server_claimed(server: &ServerId, version: &str, remote: IpAddr) {
     info!(server_id = server.as_str(), binary_version = version, remote:% = remote; "server_claimed");
 }
 
 /// A claim lost against a holder that answered. Without the version: it would tell a prober what
 /// the holder runs.
-pub fn server_id_conflict(server: &ServerId, remote: IpAddr) {
+pub(crate) fn server_id_conflict(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_id_conflict");
 }
 
 /// A claim took the slot from a holder that stayed silent.
-pub fn server_id_takeover(server: &ServerId, remote: IpAddr) {
+pub(crate) fn server_id_takeover(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_id_takeover");
 }
 
@@ -33,17 +33,22 @@ pub fn upgrade_failed(reason: &str) {
 }
 
 /// The holding connection ended and the release is scheduled.
-pub fn server_released(server: &ServerId) {
+pub(crate) fn server_released(server: &ServerId) {
     info!(server_id = server.as_str(); "server_released");
 }
 
 /// The grace window passed without a claim.
-pub fn server_expired(server: &ServerId, phones: usize) {
+pub(crate) fn server_expired(server: &ServerId, phones: usize) {
     info!(server_id = server.as_str(), phones = phones; "server_expired");
 }
 
 /// A phone joined.
-pub fn phone_registered(server: &ServerId, conn_id: &str, device_name: &str, remote: IpAddr) {
+pub(crate) fn phone_registered(
+    server: &ServerId,
+    conn_id: &str,
+    device_name: &str,
+    remote: IpAddr,
+) {
     info!(
         server_id = server.as_str(), conn_id = conn_id, device_name = device_name,
         remote:% = remote;
@@ -52,12 +57,12 @@ pub fn phone_registered(server: &ServerId, conn_id: &str, device_name: &str, rem
 }
 
 /// A phone asked for a server-id that nobody holds.
-pub fn phone_register_no_server(server: &ServerId, remote: IpAddr) {
+pub(crate) fn phone_register_no_server(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "phone_register_no_server");
 }
 
 /// A phone left, or was closed.
-pub fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
+pub(crate) fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
     info!(
         server_id = server.as_str(), conn_id = conn_id, reason:% = ended;
         "phone_unregistered"
@@ -65,22 +70,22 @@ pub fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended) {
 }
 
 /// A claim of a server-id that is not on the allow-list.
-pub fn server_not_allowed(server: &ServerId, remote: IpAddr) {
+pub(crate) fn server_not_allowed(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_not_allowed");
 }
 
 /// A claimed server-id was taken off the allow-list; its binary and its phones are closed.
-pub fn server_revoked(server: &ServerId, phones: usize) {
+pub(crate) fn server_revoked(server: &ServerId, phones: usize) {
     info!(server_id = server.as_str(), phones = phones; "server_revoked");
 }
 
 /// A trusted proxy sent a PROXY header or a forwarding field that is none, the `count`th in all.
-pub fn proxy_fault(proxy: IpAddr, count: u64) {
+pub(crate) fn proxy_fault(proxy: IpAddr, count: u64) {
     debug!(remote:% = proxy, count = count; "proxy_fault");
 }
 
 /// Loopback has reached a limit of a single address; said once.
-pub fn loopback_limited(address: IpAddr) {
+pub(crate) fn loopback_limited(address: IpAddr) {
     warn!(
         remote:% = address,
         advice = "if that is a proxy, name it with --trusted-proxy: its clients share its limits now";
@@ -89,7 +94,7 @@ pub fn loopback_limited(address: IpAddr) {
 }
 
 /// The allow-list was read, at the start or anew; so many claimed server-ids were not on it.
-pub fn allow_list_read(path: &Path, server_ids: usize, revoked: usize) {
+pub(crate) fn allow_list_read(path: &Path, server_ids: usize, revoked: usize) {
     info!(
         path:% = path.display(), server_ids = server_ids, revoked = revoked;
         "allow_list_read"
@@ -97,12 +102,12 @@ pub fn allow_list_read(path: &Path, server_ids: usize, revoked: usize) {
 }
 
 /// The allow-list could not be read anew; the one before it holds on.
-pub fn allow_list_kept(path: &Path, reason: &dyn std::fmt::Display) {
+pub(crate) fn allow_list_kept(path: &Path, reason: &dyn std::fmt::Display) {
     warn!(path:% = path.display(), reason:% = reason; "allow_list_kept");
 }
 
 /// A binary's envelope was dropped, the `count`th of its connection; `kind` tells why and holds
 /// nothing that the peer sent.
-pub fn envelope_dropped(server: &ServerId, kind: &dyn std::fmt::Display, count: u64) {
+pub(crate) fn envelope_dropped(server: &ServerId, kind: &dyn std::fmt::Display, count: u64) {
     debug!(server_id = server.as_str(), reason:% = kind, count = count; "envelope_dropped");
 }

@@ -1,9 +1,9 @@
-//! What the relay did lately, in a few fixed kilobytes: rings of points for the last minute, hour
-//! and day, and of refusals for the last hour.
+//! What the relay did lately, in at most [`HISTORY_BYTES`](crate::limits::HISTORY_BYTES): rings of
+//! points for the last minute, hour and day, and of refusals for the last hour.
 //!
-//! Pure: it is fed with instants and totals, at turns of the event loop that happen anyway. Nothing
-//! has to wake up for it: what happens, happens in a turn, so between two turns the totals stand
-//! still, and the points that were skipped are known without having been sampled.
+//! Pure: the caller passes instants and totals, at turns of the event loop that happen anyway.
+//! Nothing has to wake up for it. The totals change only in a turn, so points that were skipped are
+//! known without a sample.
 
 use std::time::{Duration, Instant};
 
@@ -11,43 +11,43 @@ use crate::limits::{HISTORY_DAY, HISTORY_HOUR, HISTORY_MINUTE, HISTORY_REFUSALS}
 
 /// The state of a relay at one moment; `K` is the number of kinds of refusals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sample<const K: usize> {
+pub(crate) struct Sample<const K: usize> {
     /// Messages forwarded since the start, both ways.
-    pub messages: u64,
+    pub(crate) messages: u64,
     /// Refusals since the start, by kind.
-    pub refusals: [u64; K],
+    pub(crate) refusals: [u64; K],
     /// Connected binaries.
-    pub binaries: usize,
+    pub(crate) binaries: usize,
     /// Connected phones.
-    pub phones: usize,
+    pub(crate) phones: usize,
     /// Failed accepts since the start.
-    pub accept_errors: u64,
+    pub(crate) accept_errors: u64,
     /// The longest turn of the event loop since the last sample.
-    pub worst_turn: Duration,
+    pub(crate) worst_turn: Duration,
 }
 
 /// What happened in one period.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Point {
+pub(crate) struct Point {
     /// Messages forwarded, both ways.
-    pub messages: u32,
+    pub(crate) messages: u32,
     /// The longest turn of the event loop, in microseconds.
-    pub worst_turn: u32,
+    pub(crate) worst_turn: u32,
     /// Failed accepts.
-    pub accept_errors: u32,
+    pub(crate) accept_errors: u32,
     /// The most binaries.
-    pub binaries: u32,
+    pub(crate) binaries: u32,
     /// The most phones.
-    pub phones: u32,
+    pub(crate) phones: u32,
 }
 
 /// The rings of one relay.
 #[derive(Debug)]
-pub struct History<const K: usize> {
+pub(crate) struct History<const K: usize> {
     started: Instant,
-    /// Of what has not been recorded yet, the beginning.
+    /// The time of the last sample.
     since: Instant,
-    /// The end of the shortest period in progress; asked at every turn.
+    /// The end of the shortest period in progress; checked at every turn.
     due: Instant,
     last: Sample<K>,
     minute: Ring<Point, { HISTORY_MINUTE.points }>,
@@ -58,7 +58,7 @@ pub struct History<const K: usize> {
 
 /// The periods of a ring.
 #[derive(Clone, Copy, Debug)]
-pub enum Span {
+pub(crate) enum Span {
     /// The last minute.
     Minute,
     /// The last hour.
@@ -69,7 +69,7 @@ pub enum Span {
 
 impl<const K: usize> History<K> {
     /// The history of a relay that starts now.
-    pub fn new(started: Instant) -> Self {
+    pub(crate) fn new(started: Instant) -> Self {
         let last = Sample {
             messages: 0,
             refusals: [0; K],
@@ -90,15 +90,15 @@ impl<const K: usize> History<K> {
         }
     }
 
-    /// Whether the shortest period has ended at `now`, so that a sample is due before anything else
-    /// happens.
-    pub fn is_due(&self, now: Instant) -> bool {
+    /// Whether the shortest period has ended at `now`: a sample must then be recorded before anything
+    /// else happens.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         now >= self.due
     }
 
-    /// Records what happened since the last sample. It belongs to the period of that sample, since
-    /// the next one is taken at the first turn of another.
-    pub fn record(&mut self, now: Instant, sample: Sample<K>) {
+    /// Records what happened since the last sample. It counts for the period of that sample, because
+    /// the first turn of every new period takes a sample.
+    pub(crate) fn record(&mut self, now: Instant, sample: Sample<K>) {
         let (from, to) = (self.since - self.started, now - self.started);
         let (binaries, phones) = (count(sample.binaries), count(sample.phones));
         let happened = Point {
@@ -125,8 +125,8 @@ impl<const K: usize> History<K> {
     }
 
     /// The points of a span, oldest first, up to the one in progress, and the length of each.
-    /// Fewer than the span has if the relay has not been up for so long.
-    pub fn points(&self, span: Span) -> (Vec<Point>, Duration) {
+    /// Fewer than the span has if the relay has not run that long.
+    pub(crate) fn points(&self, span: Span) -> (Vec<Point>, Duration) {
         match span {
             Span::Minute => (self.minute.list(), self.minute.period),
             Span::Hour => (self.hour.list(), self.hour.period),
@@ -134,8 +134,8 @@ impl<const K: usize> History<K> {
         }
     }
 
-    /// Messages a second over about the last minute.
-    pub fn rate(&self) -> f64 {
+    /// Messages per second over about the last minute.
+    pub(crate) fn rate(&self) -> f64 {
         let points = self.minute.list();
         let messages: f64 = points.iter().map(|point| f64::from(point.messages)).sum();
         let begun =
@@ -145,13 +145,13 @@ impl<const K: usize> History<K> {
     }
 
     /// Refusals by kind over about the last hour.
-    pub fn refusals(&self) -> [u64; K] {
+    pub(crate) fn refusals(&self) -> [u64; K] {
         let rows = self.refusals.list();
         std::array::from_fn(|kind| rows.iter().map(|row| u64::from(row[kind])).sum())
     }
 }
 
-/// A ring of one period's values each.
+/// A ring with one value per period.
 #[derive(Debug)]
 struct Ring<T, const N: usize> {
     period: Duration,
@@ -169,7 +169,8 @@ impl<T: Copy, const N: usize> Ring<T, N> {
         u32::try_from(since_start.as_nanos() / self.period.as_nanos()).unwrap_or(u32::MAX)
     }
 
-    /// The value of the period at `since_start`; those that begin with it or before are `quiet`.
+    /// The value of the period at `since_start`. If it is new, it and the periods skipped before it
+    /// begin as `quiet`.
     fn at(&mut self, since_start: Duration, quiet: T) -> &mut T {
         let index = self.index(since_start).max(self.newest);
         // A whole round at most, however long nothing happened.
@@ -291,11 +292,5 @@ mod tests {
         let (points, _) = history.points(Span::Day);
         assert_eq!(points.len(), HISTORY_DAY.points);
         assert!(points.iter().all(|point| point.messages == 0 && point.phones == 1));
-    }
-
-    #[test]
-    fn it_takes_a_few_fixed_kilobytes() {
-        let size = size_of::<History<17>>();
-        assert!(size <= 5 * 1024, "{size} bytes");
     }
 }

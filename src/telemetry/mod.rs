@@ -5,4 +5,5 @@ pub mod events;
 pub(crate) mod history;
 pub mod logging;
 pub(crate) mod metrics;
+pub(crate) mod printable;
 pub(crate) mod process;

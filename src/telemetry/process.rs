@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Process {
     /// Memory in use, in bytes.
-    pub resident: Option<u64>,
+    pub(crate) resident: Option<u64>,
     /// Open descriptors.
-    pub descriptors: Option<u64>,
+    pub(crate) descriptors: Option<u64>,
     /// How many there may be.
-    pub descriptor_limit: Option<u64>,
+    pub(crate) descriptor_limit: Option<u64>,
 }
 
 impl Process {

@@ -1,35 +1,36 @@
-//! Whether an address can be listened on, and if not, who listens there.
+//! Whether the relay could listen on an address, and if not, who does.
 //!
-//! Nothing here disturbs a relay that runs: an address is bound and let go without being listened
-//! on, and whoever holds it is asked for its health page, as a monitor would.
+//! Nothing here disturbs a running relay: an address is bound and released without listening, and
+//! its holder is asked for the health page, as a monitor would ask.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::cli::ask;
+use crate::cli::ask::Bounds;
 use crate::limits::{CHECK_MAX_ANSWER, CHECK_TIMEOUT};
 use crate::net::listen;
 use crate::net::listen::Listen;
 
-/// What was found at an address.
+/// Who holds an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Occupancy {
-    /// Nobody listens there.
+    /// Nobody.
     Free,
-    /// The same, and no interface has the address so far.
+    /// Nobody, and no interface has the address yet.
     Absent,
-    /// A relay does, of this version if it told.
+    /// A relay, with its version if it answered.
     Relay(Option<String>),
-    /// Somebody else does: its name and process id, where this process may see them.
+    /// Another program, with its name and process id where this process may see them.
     Taken(Option<String>),
-    /// It cannot be bound; what the system says.
+    /// The address cannot be bound, for this reason.
     Refused(String),
 }
 
-/// Looks. Takes no longer than [`CHECK_TIMEOUT`] and the system's own tables do.
+/// Finds out. Takes at most [`CHECK_TIMEOUT`], and the time to read the system's tables.
 pub fn look(listen: Listen) -> Occupancy {
     match listen::try_out(listen) {
         Ok(()) if is_absent(listen) => Occupancy::Absent,
@@ -54,7 +55,7 @@ fn occupant(listen: Listen) -> Occupancy {
         }
         Listen::At(address) => address,
     };
-    if let Ok(version) = relay_version(address) {
+    if let Some(version) = relay_version(address) {
         return Occupancy::Relay(Some(version));
     }
     // It may be one that answers proxies alone.
@@ -71,37 +72,19 @@ fn loopback_of(unspecified: IpAddr) -> IpAddr {
     }
 }
 
-/// The version on the health page of the relay at `address`; an error if it is none.
-fn relay_version(address: SocketAddr) -> io::Result<String> {
-    let deadline = Instant::now() + CHECK_TIMEOUT;
-    let mut stream = TcpStream::connect_timeout(&address, CHECK_TIMEOUT)?;
-    stream.set_write_timeout(Some(CHECK_TIMEOUT))?;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n")?;
-    let (mut answer, mut chunk) = (Vec::new(), [0; 1024]);
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || answer.len() > CHECK_MAX_ANSWER {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut chunk)? {
-            0 => break,
-            length => answer.extend_from_slice(&chunk[..length]),
-        }
-    }
-    version(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// The version on the health page of the relay at `address`, if a relay answers there.
+fn relay_version(address: SocketAddr) -> Option<String> {
+    let answer = ask::get(address, "/healthz", BOUNDS).ok()?;
+    if answer.status == 200 { version(&answer.body) } else { None }
 }
 
-fn version(answer: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(answer).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let page: Value =
-        serde_json::from_str(body).ok().filter(|_| head.starts_with("HTTP/1.1 200 "))?;
+fn version(body: &str) -> Option<String> {
+    let page: Value = serde_json::from_str(body).ok()?;
     page.get("connected_binaries")?;
     Some(page.get("version")?.as_str()?.to_owned())
 }
 
-/// The name and the process id of who listens on `port`.
+/// The name and process id of the program that listens on `port`.
 fn holder(proc: &Path, port: u16) -> Option<(String, u32)> {
     let sockets: Vec<_> = ["net/tcp", "net/tcp6"]
         .iter()
@@ -132,8 +115,11 @@ fn listening_on(table: &str, port: u16) -> Vec<u64> {
     inodes.collect()
 }
 
+const BOUNDS: Bounds = Bounds { time: CHECK_TIMEOUT, bytes: CHECK_MAX_ANSWER };
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;
@@ -165,17 +151,22 @@ mod tests {
 
     #[test]
     fn only_the_health_page_of_a_relay_is_one() {
-        let page =
-            |body: &str| version(format!("HTTP/1.1 200 OK\r\nA: b\r\n\r\n{body}").as_bytes());
-        assert_eq!(page(r#"{"version":"1.2","connected_binaries":0}"#), Some("1.2".to_owned()));
-        assert_eq!(page(r#"{"version":"1.2"}"#), None);
-        assert_eq!(page(r#"{"version":1,"connected_binaries":0}"#), None);
-        assert_eq!(page("hello"), None);
-        assert_eq!(
-            version(b"HTTP/1.1 404 No\r\n\r\n{\"version\":\"1\",\"connected_binaries\":0}"),
-            None
-        );
-        assert_eq!(version(b"\xff"), None);
+        let relay = r#"{"version":"1.2","connected_binaries":0}"#;
+        assert_eq!(version(relay), Some("1.2".to_owned()));
+        assert_eq!(version(r#"{"version":"1.2"}"#), None);
+        assert_eq!(version(r#"{"version":1,"connected_binaries":0}"#), None);
+        assert_eq!(version("hello"), None);
+        for (status, expected) in [("200 OK", Some("1.2".to_owned())), ("404 No", None)] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 1024]);
+                write!(stream, "HTTP/1.1 {status}\r\n\r\n{relay}").unwrap();
+            });
+            assert_eq!(relay_version(address), expected, "{status}");
+            server.join().unwrap();
+        }
     }
 
     #[test]

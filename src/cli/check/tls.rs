@@ -1,20 +1,21 @@
-//! What the subcommand `check` has to say about TLS: the certificate, and where it comes from.
+//! The part of the subcommand `check` about TLS: the certificate, and where it comes from.
 //!
-//! Files are read and nothing is written; no directory is asked.
+//! It reads files, writes nothing, and asks no ACME directory.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Report, printable};
+use super::Report;
 use crate::config::Config;
+use crate::telemetry::printable::printable;
 use crate::tls::certificates::Pair;
 use crate::tls::files::Files;
 use crate::tls::options::{CertificateSource, TlsSettings};
 
 impl Report {
-    /// Looks at the certificate and at what has to renew it.
+    /// Examines the certificate and its source.
     pub(super) fn tls(&mut self, config: &Config, now: SystemTime) {
         let Some(settings) = &config.tls else { return };
         if settings.listen.is_empty() {

@@ -42,14 +42,14 @@ fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
     for _ in 0..4 {
         forward_bytes(second, 2_000);
     }
-    let outsider = Account::open(registry.ledger());
+    let outsider = Account::open(&registry.ledger);
     let over = |extra: usize| {
-        outsider.add(128 * 1024 - registry.ledger().total() + extra);
+        outsider.add(128 * 1024 - registry.ledger.total() + extra);
         registry.relieve();
     };
     over(1);
     assert_eq!(said_to(most), ["close 1013 memory budget exhausted"]);
-    assert!(registry.ledger().total() <= 128 * 1024);
+    assert!(registry.ledger.total() <= 128 * 1024);
     assert!([least, third, second].iter().all(|phone| phone.outbox().sealed().is_none()));
     over(40_000);
     assert_eq!(said_to(second), ["close 1013 memory budget exhausted"]);
@@ -69,10 +69,10 @@ fn the_memory_budget_reclaims_what_a_departed_phone_has_queued() {
     }
     forward(&stays, "1");
     gone.leave(Ended::ByPeer(Some(1000)));
-    let outsider = Account::open(registry.ledger());
-    outsider.add(128 * 1024 - registry.ledger().total() + 1);
+    let outsider = Account::open(&registry.ledger);
+    outsider.add(128 * 1024 - registry.ledger.total() + 1);
     registry.relieve();
-    assert!(!registry.ledger().is_over());
+    assert!(!registry.ledger.is_over());
     assert_eq!(stays.outbox().sealed(), None);
     assert_eq!(said(&holder), [wrapped(&stays, "1"), noticed(&gone.conn_id(), 1000)]);
 }
@@ -85,10 +85,10 @@ fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
     fill_queue(&holder, &leaving, 30);
     fill_queue(&holder, &stays, 20);
     close(&holder, &leaving, 4401);
-    let outsider = Account::open(registry.ledger());
-    outsider.add(128 * 1024 - registry.ledger().total() + 1);
+    let outsider = Account::open(&registry.ledger);
+    outsider.add(128 * 1024 - registry.ledger.total() + 1);
     registry.relieve();
-    assert!(!registry.ledger().is_over());
+    assert!(!registry.ledger.is_over());
     assert_eq!(said_to(&leaving), ["close 4401 "], "the binary's word stands");
     assert_eq!(stays.outbox().sealed(), None);
     assert_eq!(said_to(&stays).len(), 20);
@@ -103,18 +103,18 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     fill_queue(&holder, &small, 2);
     let mut sink = Sink::taking(100);
     sink.flush(large.outbox());
-    let outsider = Account::open(registry.ledger());
+    let outsider = Account::open(&registry.ledger);
     let over = |extra: usize| {
-        outsider.add(128 * 1024 - registry.ledger().total() + extra);
+        outsider.add(128 * 1024 - registry.ledger.total() + extra);
         registry.relieve();
-        assert!(!registry.ledger().is_over());
+        assert!(!registry.ledger.is_over());
     };
-    let before = registry.ledger().total();
+    let before = registry.ledger.total();
     over(1);
     assert_eq!(large.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
     let rest = large.outbox().remainder().expect("a message in progress").held();
     assert_eq!(rest, 4_004 - 100);
-    assert_eq!(registry.ledger().total() - outsider.held(), before - 4_068 + rest);
+    assert_eq!(registry.ledger.total() - outsider.held(), before - 4_068 + rest);
     over(1);
     assert!(large.outbox().remainder().is_none());
     let mut cx = Context::from_waker(Waker::noop());
@@ -122,7 +122,7 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     assert!(matches!(flushed.end, FlushEnd::Cut), "{flushed:?}");
     assert_eq!(small.outbox().sealed(), None);
     drop((large, small, holder));
-    assert_eq!(registry.ledger().total(), outsider.held());
+    assert_eq!(registry.ledger.total(), outsider.held());
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn the_memory_budget_never_closes_a_binary_nor_a_phone_that_holds_nothing() {
     let registry = registry(&SMALL);
     let holder = seated(&registry, "box", Instant::now());
     let phone = joined(&registry, "box");
-    let binary = Account::open(registry.ledger());
+    let binary = Account::open(&registry.ledger);
     binary.add(1 << 20);
     registry.relieve();
     assert_eq!(holder.outbox().sealed(), None);

@@ -191,7 +191,7 @@ impl World {
             start: Instant::now(),
             now: 0,
             evict,
-            outsider: Account::open(registry.ledger()),
+            outsider: Account::open(&registry.ledger),
             registry,
             slots: BTreeMap::new(),
             binaries: Vec::new(),
@@ -358,7 +358,7 @@ impl World {
         drop(map);
         self.outsider.sub(self.outsider.held());
         assert_eq!(self.registry.counts(), Counts::default());
-        assert_eq!(self.registry.ledger().total(), 0, "bytes on the ledger");
+        assert_eq!(self.registry.ledger.total(), 0, "bytes on the ledger");
         assert!(self.phones.iter().all(|phone| phone.sender.account().held() == 0));
     }
 }

@@ -1,7 +1,7 @@
 //! One order: from the directory's URL to a key with its chain, or to a sentence that says why not.
 //!
-//! `rustls-acme` speaks the protocol. Each order has a state of it to itself, which is dropped as
-//! soon as there is an outcome: when to try again is decided elsewhere.
+//! `rustls-acme` speaks the protocol. Each order has its own state, dropped as soon as there is an
+//! outcome; `schedule.rs` decides when to try again.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,11 +24,11 @@ use crate::tls::acme::settings::Settings;
 use crate::tls::cache::Cache;
 use crate::tls::events;
 
-/// Orders a certificate: the key and the chain, as PEM. Takes `limit` at most; meanwhile `challenges`
-/// has what the directory's checks are answered with. The error is a sentence for the operator, with
-/// what the directory said about it, bounded.
+/// Orders a certificate and returns the key and the chain as PEM. Takes at most `limit`; meanwhile
+/// `challenges` holds the answers to the directory's checks. The error is a sentence for the operator
+/// with the directory's reason, at most [`MAX_REASON_BYTES`] long.
 ///
-/// Cancel safety: the directory may have begun to work on it; the challenges are gone.
+/// Cancel safety: the directory may already be working on the order; the challenges are removed.
 pub(super) async fn run(
     settings: &Settings,
     challenges: &Challenges,
@@ -37,7 +37,7 @@ pub(super) async fn run(
     run_trusting(trust, settings, challenges, limit).await
 }
 
-/// The same with another way to check the directory's own certificate.
+/// As [`run`], with `trust` to check the directory's own certificate.
 async fn run_trusting(
     trust: fn() -> Result<ClientConfig, String>,
     settings: &Settings,
@@ -58,7 +58,7 @@ async fn place(
     settings: &Settings,
     challenges: &Challenges,
 ) -> Result<Vec<u8>, String> {
-    // Hundreds of files, or a large one.
+    // Reads hundreds of files, or one large file.
     let trust = blocking::unblock(trust).await?;
     let (issued, outcome) = bounded(1);
     let account = settings.account_file();
@@ -72,7 +72,7 @@ async fn place(
     loop {
         match state.next().await {
             Some(Ok(_)) => {}
-            // The order goes on. The next one will be of a new account.
+            // The order continues. The next one will use a new account.
             Some(Err(EventError::AccountCacheStore(error))) => {
                 let path = settings.cache.path(&settings.account_file());
                 events::certificate_cache_failed(&path, &error);
@@ -86,7 +86,7 @@ async fn place(
     }
 }
 
-/// How the directory's own certificate is checked: against the roots that this machine trusts.
+/// Checks the directory's own certificate against the roots that this machine trusts.
 fn trust() -> Result<ClientConfig, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -110,7 +110,7 @@ fn trusting(roots: RootCertStore) -> Result<ClientConfig, String> {
     Ok(config)
 }
 
-/// Keeps the account's key in the cache, and hands over what was issued.
+/// Keeps the account's key in the cache, and passes on the issued certificate.
 struct HandOver {
     cache: Cache,
     /// The file of the account's key.
@@ -127,7 +127,7 @@ impl CertCache for HandOver {
     }
 
     async fn store_cert(&self, _: &[String], _: &str, pem: &[u8]) -> Result<(), Infallible> {
-        // Full: the first one is on its way already.
+        // Full if a first certificate is already on its way.
         let _ = self.issued.try_send(pem.to_vec());
         Ok(())
     }
@@ -156,8 +156,8 @@ impl AccountCache for HandOver {
     }
 }
 
-/// Whether these bytes are PKCS #8 of a key on the curve that accounts are made with. With any
-/// other the order would fail, now and ever after.
+/// Whether these bytes are a PKCS #8 key on the curve that accounts use. With any other key every
+/// order would fail.
 fn is_account_key(key: &[u8]) -> bool {
     any_ecdsa_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key)))
         .is_ok_and(|key| key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]).is_some())
@@ -198,11 +198,12 @@ fn describe_check(check: &Auth) -> String {
     }
 }
 
-/// What became of a request, from the only thing that can be had of its error: how it is displayed.
+/// What became of a request, by how its error is displayed. `rustls-acme` 0.14 keeps the error's type
+/// in a private module, so its variants cannot be named, and gives the two that matter no source.
 fn describe_request(displayed: &str) -> String {
     if let Some((_, answer)) = displayed.split_once(STATUS) {
         let (status, body) = answer.split_once(' ').unwrap_or((answer, ""));
-        // The body is quoted as in Rust, which for what is in a problem document is as in JSON.
+        // The body is quoted as a Rust string. For the text of a problem document that is also JSON.
         let problem = serde_json::from_str::<String>(body)
             .ok()
             .and_then(|body| serde_json::from_str::<Problem>(&body).ok())
@@ -215,7 +216,7 @@ fn describe_request(displayed: &str) -> String {
     if let Some((_, why)) = displayed.split_once("InvalidCertificate(") {
         return format!("the directory's own certificate is not trusted: {}", distrust(why));
     }
-    // What the system or rustls said is the innermost part.
+    // The innermost part is the message of the system or of rustls.
     let quoted = displayed.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"'));
     let innermost = match quoted {
         Some((quoted, _)) => quoted,
@@ -227,7 +228,7 @@ fn describe_request(displayed: &str) -> String {
     format!("the directory cannot be reached: {innermost}")
 }
 
-/// What is wrong with a certificate, by rustls's name for it, which may be followed by details.
+/// What is wrong with a certificate. `why` begins with rustls's name for it; details may follow.
 fn distrust(why: &str) -> &str {
     let end = why.find(|character: char| !character.is_ascii_alphanumeric()).unwrap_or(why.len());
     match &why[..end] {
@@ -240,7 +241,7 @@ fn distrust(why: &str) -> &str {
     }
 }
 
-/// The text of a problem document (RFC 7807) and its type, without what all ACME types begin with.
+/// The text of a problem document (RFC 7807) and its type, without the prefix of all ACME types.
 fn said(problem: &Problem) -> String {
     let kind = problem.typ.as_deref().map(|kind| kind.strip_prefix(ACME_ERROR).unwrap_or(kind));
     match (kind, problem.detail.as_deref()) {
@@ -250,29 +251,35 @@ fn said(problem: &Problem) -> String {
     }
 }
 
-/// The text as far as it is kept and logged.
+/// The first [`MAX_REASON_BYTES`] of the text.
 fn cut(text: &str) -> &str {
     let end = (0..=MAX_REASON_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     &text[..end.unwrap_or_default()]
 }
 
-/// How the display of an answer that is no success begins.
+/// The beginning of the displayed error if the answer was no success.
 const STATUS: &str = "non 2xx http status: ";
 /// RFC 8555, 6.7.
 const ACME_ERROR: &str = "urn:ietf:params:acme:error:";
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use async_io::Async;
     use futures_lite::future::block_on;
-    use rustls_acme::acme::{Account, AuthStatus, Challenge, ChallengeType};
+    use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
+    use futures_rustls::TlsAcceptor;
+    use futures_rustls::rustls::ServerConfig;
+    use rcgen::{Certificate, CertificateParams, KeyPair};
+    use rustls_acme::acme::{Account, AuthStatus, Challenge, ChallengeType, Directory};
 
     use super::*;
 
     #[test]
     fn a_directory_that_hangs_is_given_up() {
         let place = std::env::temp_dir().join(format!("order-{:032x}", fastrand::u128(..)));
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = Settings {
             domains: vec!["relay.test".to_owned()],
             contacts: Vec::new(),
@@ -282,7 +289,7 @@ mod tests {
         let challenges = Challenges::default();
         let silent = Async::new(silent).unwrap();
         block_on(async {
-            // It does not come to the directory's certificate.
+            // The exchange never reaches the directory's certificate.
             let trust = || trusting(RootCertStore::empty());
             let order = run_trusting(trust, &settings, &challenges, Duration::from_secs(1));
             let accepting = async {
@@ -365,6 +372,94 @@ mod tests {
         }
     }
 
+    /// The sentence about a directory on loopback that answers `answer` over TLS.
+    fn describe_real(
+        roots: RootCertStore,
+        key: &KeyPair,
+        chain: &Certificate,
+        answer: &str,
+    ) -> String {
+        let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
+        let url = format!("https://{}/dir", listener.get_ref().local_addr().unwrap());
+        let server = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![chain.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            // The client ends the handshake if it does not trust the certificate.
+            if let Ok(mut stream) = TlsAcceptor::from(Arc::new(server)).accept(stream).await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).await.unwrap();
+                    request.extend(byte);
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.close().await.unwrap();
+            }
+            std::future::pending().await
+        };
+        block_on(async { discover(roots, &url).or(serve).await })
+    }
+
+    async fn discover(roots: RootCertStore, url: &str) -> String {
+        let client = Arc::new(trusting(roots).unwrap());
+        let asked = async { Directory::discover(&client, url).await.unwrap_err() };
+        let late = async {
+            Timer::after(LATE).await;
+            panic!("no outcome within {LATE:?}")
+        };
+        describe(&EventError::Order(OrderError::Acme(asked.or(late).await)))
+    }
+
+    const LATE: Duration = Duration::from_secs(20);
+
+    /// Fails if the client's errors are displayed in another form than [`describe_request`] expects.
+    #[test]
+    fn what_a_real_directory_answers_is_understood() {
+        let key = KeyPair::generate().unwrap();
+        let sign = |name: &str, years: std::ops::Range<i32>| {
+            let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            parameters.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+            parameters.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+            parameters.self_signed(&key).unwrap()
+        };
+        let good = sign("127.0.0.1", 2020..4096);
+        let trusted = |certificate: &Certificate| {
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate.der().clone()).unwrap();
+            roots
+        };
+        let problem =
+            r#"{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too \"many\""}"#;
+        for (status, body, expected) in [
+            ("429 No", problem, "the directory refused: too \"many\" (rateLimited)"),
+            ("503 No", "<html>busy</html>", "the directory answered with status 503"),
+        ] {
+            let length = body.len();
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}");
+            assert_eq!(describe_real(trusted(&good), &key, &good, &answer), expected);
+        }
+        let (other, old) = (sign("other.test", 2020..4096), sign("127.0.0.1", 2020..2021));
+        for (roots, certificate, expected) in [
+            (RootCertStore::empty(), &good, "it is not from anybody whom this machine trusts"),
+            (trusted(&other), &other, "it is for other names"),
+            (trusted(&old), &old, "it is not valid at this time; is the clock right?"),
+        ] {
+            let expected = format!("the directory's own certificate is not trusted: {expected}");
+            assert_eq!(describe_real(roots, &key, certificate, ""), expected);
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let told = block_on(discover(RootCertStore::empty(), &format!("https://{closed}/dir")));
+        assert_eq!(told, "the directory cannot be reached: Connection refused");
+    }
+
     #[test]
     fn a_check_that_failed_is_told_with_the_name_and_the_reason() {
         let challenge = |typ, error| Challenge {
@@ -407,7 +502,7 @@ mod tests {
         assert!(is_account_key(&key));
         assert!(!is_account_key(&key[..key.len() - 1]));
         assert!(!is_account_key(b""));
-        let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         assert!(!is_account_key(&other.serialize_der()));
     }
 }

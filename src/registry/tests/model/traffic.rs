@@ -177,7 +177,7 @@ impl World {
                 phone.queue.clear();
             }
         }
-        if self.registry.ledger().is_over() {
+        if self.registry.ledger.is_over() {
             let held = |phone: &Phone| phone.sender.account().held();
             assert!(self.phones.iter().filter(|phone| !phone.gone).all(|phone| held(phone) == 0));
         }
