@@ -331,4 +331,4 @@ impl AsyncWrite for Feed {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

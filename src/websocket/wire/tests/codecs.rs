@@ -15,7 +15,7 @@ fn an_idle_connection_holds_nothing() {
 fn a_codec_goes_back_at_the_next_boundary_unless_it_has_grown() {
     let codecs = Rc::default();
     let mut peer = Peer::sharing(&codecs, &[]);
-    for bytes in [text("small"), frame(true, PING, &[b'p'; 125]), frame(true, PONG, b"")] {
+    for bytes in [text("small"), encode(true, PING, &[b'p'; 125]), encode(true, PONG, b"")] {
         assert_eq!(peer.turn(&bytes).len(), 1);
         assert_eq!((peer.has_codec(), peer.incoming.held(), spare(&codecs)), (false, 0, 1));
     }
@@ -32,7 +32,7 @@ fn a_codec_goes_back_at_the_next_boundary_unless_it_has_grown() {
 
 #[test]
 fn a_codec_that_has_seen_an_end_serves_nobody_else() {
-    for end in [frame(true, CLOSE, &1000_u16.to_be_bytes()), frame(true, TEXT, b"\xff")] {
+    for end in [encode(true, CLOSE, &1000_u16.to_be_bytes()), encode(true, TEXT, b"\xff")] {
         let codecs = Rc::default();
         Peer::sharing(&codecs, &[]).turn(&text("before"));
         assert_eq!(spare(&codecs), 1);
@@ -103,15 +103,15 @@ fn fragments_count_as_held_until_their_message_is_whole() {
     let mut expected = 0;
     for number in 0..5 {
         assert_eq!(
-            peer.turn(&frame(false, if number == 0 { TEXT } else { CONTINUATION }, &part)),
+            peer.turn(&encode(false, if number == 0 { TEXT } else { CONTINUATION }, &part)),
             []
         );
-        peer.turn(&frame(true, PING, b"between"));
+        peer.turn(&encode(true, PING, b"between"));
         expected += part.len();
         let held = peer.incoming.held();
         assert!((expected..expected + 2 * CODEC).contains(&held), "{held} after {number}");
     }
-    assert_eq!(peer.turn(&frame(true, CONTINUATION, b"")).len(), 1);
+    assert_eq!(peer.turn(&encode(true, CONTINUATION, b"")).len(), 1);
     assert_eq!(peer.incoming.held(), 0);
 }
 
