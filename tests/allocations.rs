@@ -16,6 +16,7 @@ use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::server;
 use pyrycode_relay::signals::Stop;
+use relay_test_kit::frame::{Frame, TEXT, encode};
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -40,13 +41,13 @@ fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_s
 
     let mut binary = upgrade(address, "/v1/server", "X-Pyrycode-Version: 1");
     let mut phone = upgrade(address, "/v1/client", "X-Pyrycode-Token: t");
-    let to_binary = masked(format!("\"{}\"", "x".repeat(698)).as_bytes());
+    let to_binary = encode(true, TEXT, format!("\"{}\"", "x".repeat(698)).as_bytes());
     phone.write_all(&to_binary).unwrap();
     let mut buffer = vec![0; 1024 * 1024];
     let length = read_frames(&mut binary, &mut buffer, 1);
     let conn_id = conn_id(&buffer[..length]);
     let envelope = format!(r#"{{"conn_id":"{conn_id}","frame":"{}"}}"#, "x".repeat(698));
-    let to_phone = masked(envelope.as_bytes());
+    let to_phone = encode(true, TEXT, envelope.as_bytes());
 
     let mut costly = Vec::new();
     for batch in [1, 32] {
@@ -139,7 +140,8 @@ fn read_frames(mut stream: impl std::io::Read, buffer: &mut [u8], count: usize) 
         let read = stream.read(&mut buffer[filled..]).expect("frames within the deadline");
         assert!(read > 0, "the relay ended the connection");
         filled += read;
-        while let Some(length) = frame_length(&buffer[at..filled]) {
+        while let Some((frame, length)) = Frame::decode(&buffer[at..filled]) {
+            assert_eq!(frame.opcode, TEXT);
             at += length;
             whole += 1;
         }
@@ -148,27 +150,10 @@ fn read_frames(mut stream: impl std::io::Read, buffer: &mut [u8], count: usize) 
     filled
 }
 
-/// Length of the first frame if it is whole; those of this test have 126 to 65,535 bytes.
-fn frame_length(bytes: &[u8]) -> Option<usize> {
-    let header = bytes.get(..4)?;
-    assert_eq!(header[..2], [0x81, 126], "a text frame of middling size");
-    let length = 4 + usize::from(u16::from_be_bytes([header[2], header[3]]));
-    (bytes.len() >= length).then_some(length)
-}
-
 fn conn_id(frame: &[u8]) -> String {
-    let envelope: serde_json::Value = serde_json::from_slice(&frame[4..]).unwrap();
+    let (frame, _) = Frame::decode(frame).unwrap();
+    let envelope: serde_json::Value = serde_json::from_slice(frame.plain()).unwrap();
     envelope["conn_id"].as_str().unwrap().to_owned()
-}
-
-/// A client's text frame of 126 to 65,535 bytes.
-fn masked(payload: &[u8]) -> Vec<u8> {
-    let mask = [1, 2, 3, 4];
-    let mut frame = vec![0x81, 0x80 | 126];
-    frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
-    frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    frame
 }
 
 fn upgrade(address: SocketAddr, path: &str, header: &str) -> TcpStream {

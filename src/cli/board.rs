@@ -60,68 +60,45 @@ fn limit(file: &Path) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use tempfile::TempDir;
 
     use super::*;
 
-    /// A file tree that goes with the test.
-    struct Tree(PathBuf);
-
-    impl Tree {
-        fn new(name: &str, files: &[(&str, &str)]) -> Self {
-            let root = std::env::temp_dir().join(format!("board-{name}-{}", std::process::id()));
-            for (path, text) in files {
-                let path = root.join(path);
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(path, text).unwrap();
-            }
-            Self(root)
+    fn tree(files: &[(&str, &str)]) -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
         }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+        root
     }
 
     #[test]
     fn the_memory_of_the_machine_is_read() {
-        let tree = Tree::new(
-            "meminfo",
-            &[("proc/meminfo", "MemTotal:         927816 kB\nMemFree: 1 kB\n")],
-        );
-        assert_eq!(memory(&tree.0), Some(927_816 * 1024));
+        let tree = tree(&[("proc/meminfo", "MemTotal:         927816 kB\nMemFree: 1 kB\n")]);
+        assert_eq!(memory(tree.path()), Some(927_816 * 1024));
         assert_eq!(memory(Path::new("/nowhere")), None);
         assert_eq!(memory_limit(Path::new("/nowhere")), None);
     }
 
     #[test]
     fn the_smallest_limit_of_the_group_and_those_around_it_counts() {
-        let unified = Tree::new(
-            "unified",
-            &[
-                ("proc/self/cgroup", "0::/system.slice/relay.service\n"),
-                ("sys/fs/cgroup/system.slice/relay.service/memory.max", "max\n"),
-                ("sys/fs/cgroup/system.slice/memory.max", "268435456\n"),
-                ("sys/fs/cgroup/memory.max", "999999999\n"),
-                ("sys/fs/memory.max", "1\n"),
-            ],
-        );
-        assert_eq!(memory_limit(&unified.0), Some(256 << 20));
-        let older = Tree::new(
-            "older",
-            &[
-                ("proc/self/cgroup", "5:cpu,cpuacct:/\n4:memory:/pod\n0::/\n"),
-                ("sys/fs/cgroup/memory/pod/memory.limit_in_bytes", "1048576\n"),
-                ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
-            ],
-        );
-        assert_eq!(memory_limit(&older.0), Some(1 << 20));
-        let none = Tree::new(
-            "none",
-            &[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")],
-        );
-        assert_eq!(memory_limit(&none.0), None);
+        let unified = tree(&[
+            ("proc/self/cgroup", "0::/system.slice/relay.service\n"),
+            ("sys/fs/cgroup/system.slice/relay.service/memory.max", "max\n"),
+            ("sys/fs/cgroup/system.slice/memory.max", "268435456\n"),
+            ("sys/fs/cgroup/memory.max", "999999999\n"),
+            ("sys/fs/memory.max", "1\n"),
+        ]);
+        assert_eq!(memory_limit(unified.path()), Some(256 << 20));
+        let older = tree(&[
+            ("proc/self/cgroup", "5:cpu,cpuacct:/\n4:memory:/pod\n0::/\n"),
+            ("sys/fs/cgroup/memory/pod/memory.limit_in_bytes", "1048576\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(memory_limit(older.path()), Some(1 << 20));
+        let none = tree(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "max\n")]);
+        assert_eq!(memory_limit(none.path()), None);
     }
 }

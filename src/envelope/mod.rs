@@ -180,18 +180,14 @@ fn json_string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use relay_test_kit::frame::Received;
 
     use super::*;
     use crate::envelope::json::is_value;
 
     fn text_of(frame: Frame) -> String {
-        let bytes = frame.into_bytes();
-        let header = match bytes[1] {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
-        String::from_utf8(bytes[header..].to_vec()).unwrap()
+        let frame = Received::decode(frame.as_bytes()).unwrap().expect("it is whole").0;
+        String::from_utf8(frame.payload).unwrap()
     }
 
     fn action(text: &str) -> Result<Action<'_>, Malformed> {

@@ -158,16 +158,9 @@ impl Drop for Charge {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::task::Wake;
+    use relay_test_kit::wake::Wakes;
 
     use super::*;
-
-    struct Nobody;
-
-    impl Wake for Nobody {
-        fn wake(self: Arc<Self>) {}
-    }
 
     #[test]
     fn the_ledger_is_the_sum_of_its_accounts_and_empty_when_they_are_gone() {
@@ -188,7 +181,7 @@ mod tests {
     fn who_waits_for_room_is_woken_when_there_is_some() {
         let ledger = Ledger::new(10);
         let account = Account::open(&ledger);
-        let waker = Waker::from(Arc::new(Nobody));
+        let (_, waker) = Wakes::counting();
         let mut cx = Context::from_waker(&waker);
         assert!(ledger.poll_within(&mut cx).is_ready());
         account.add(11);

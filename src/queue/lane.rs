@@ -365,24 +365,9 @@ fn cost(length: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use relay_test_kit::wake::Wakes;
 
     use super::*;
-
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn counting() -> (Arc<Count>, Waker) {
-        let count = Arc::new(Count(AtomicUsize::new(0)));
-        (Arc::clone(&count), Waker::from(count))
-    }
 
     fn message(length: usize) -> Frame {
         Frame::text(&[&vec![b'x'; length]])
@@ -419,12 +404,12 @@ mod tests {
             lane.offer(message(COST_100), &flood).unwrap();
         }
         assert!(lane.offer(message(COST_100), &flood).is_err());
-        let (woken, waker) = counting();
+        let (woken, waker) = Wakes::counting();
         flood.wake_when_free(&waker);
         lane.offer(message(COST_100), &calm).unwrap();
-        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        assert_eq!(woken.count(), 0);
         assert_eq!(lane.advance(36).messages, 1);
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(woken.count(), 1);
         lane.offer(message(COST_100), &flood).unwrap();
         assert_eq!((flood.share(), calm.share()), (500, 100));
     }
@@ -439,13 +424,13 @@ mod tests {
         let mut counts = Vec::new();
         for sender in &senders[2..] {
             assert!(lane.offer(message(COST_100), sender).is_err());
-            let (count, waker) = counting();
+            let (count, waker) = Wakes::counting();
             sender.wake_when_free(&waker);
             counts.push(count);
         }
         assert_eq!(lane.advance(36).messages, 1);
-        assert_eq!(counts[0].0.load(Ordering::Relaxed), 1, "the first in line is woken");
-        assert_eq!(counts[1].0.load(Ordering::Relaxed), 0, "the second is not");
+        assert_eq!(counts[0].count(), 1, "the first in line is woken");
+        assert_eq!(counts[1].count(), 0, "the second is not");
         assert!(lane.offer(message(COST_100), &senders[3]).is_err(), "nobody jumps the queue");
         lane.offer(message(COST_100), &senders[2]).unwrap();
         assert_eq!(lane.advance(36).messages, 1);
@@ -461,12 +446,12 @@ mod tests {
         }
         assert!(lane.offer(message(300), &senders[2]).is_err());
         assert!(lane.offer(message(COST_100), &senders[3]).is_err());
-        let (woken, waker) = counting();
+        let (woken, waker) = Wakes::counting();
         senders[3].wake_when_free(&waker);
         assert_eq!(lane.advance(36).messages, 1);
-        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        assert_eq!(woken.count(), 0);
         lane.leave(&senders[2]);
-        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert_eq!(woken.count(), 1);
     }
 
     #[test]

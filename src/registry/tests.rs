@@ -4,13 +4,9 @@ mod memory;
 mod model;
 mod routing;
 
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
-
-use futures_lite::AsyncWrite;
+use relay_test_kit::frame::{CLOSE, PING, Received, TEXT};
+use relay_test_kit::socket::MockSocket;
+use relay_test_kit::wake::Wakes;
 
 use super::*;
 use crate::admission::allow::AllowList;
@@ -167,112 +163,42 @@ fn noticed(conn_id: &str, code: u16) -> String {
 
 /// What is written to the binary by a socket that takes everything.
 fn said(holder: &ServerSeat) -> Vec<String> {
-    let mut sink = Sink::taking(usize::MAX);
-    sink.flush(holder.outbox());
-    sink.frames()
+    written_by(holder.outbox())
 }
 
 /// The same for a phone.
 fn said_to(phone: &PhoneSeat) -> Vec<String> {
-    let mut sink = Sink::taking(usize::MAX);
-    sink.flush(phone.outbox());
-    sink.frames()
+    written_by(phone.outbox())
 }
 
-/// A socket that accepts so many bytes and then no more.
-struct Sink {
-    room: usize,
-    bytes: Vec<u8>,
+fn written_by(outbox: &Outbox) -> Vec<String> {
+    let mut socket = MockSocket::default();
+    flush(outbox, &mut socket);
+    words(&socket)
 }
 
-impl Sink {
-    fn taking(room: usize) -> Self {
-        Self { room, bytes: Vec::new() }
-    }
+/// Text as it is, control frames by what they say.
+fn words(socket: &MockSocket) -> Vec<String> {
+    let say = |frame: Received| match frame.opcode {
+        TEXT => String::from_utf8(frame.payload).unwrap(),
+        CLOSE => format!("close {} {}", frame.close().0, frame.close().1),
+        PING => "ping".to_owned(),
+        other => panic!("opcode {other:#x}"),
+    };
+    socket.frames().into_iter().map(say).collect()
+}
 
-    fn flush(&mut self, outbox: &Outbox) {
-        let mut scratch = vec![0; BATCH_BYTES];
-        let mut cx = Context::from_waker(Waker::noop());
-        loop {
-            match outbox.poll_flush(&mut cx, self, &mut scratch).end {
-                FlushEnd::More => {}
-                FlushEnd::Idle | FlushEnd::Blocked | FlushEnd::Closed => return,
-                end @ (FlushEnd::Failed(_) | FlushEnd::Cut) => panic!("{end:?}"),
-            }
+/// Writes to the socket until nothing is left or it takes no more.
+fn flush(outbox: &Outbox, socket: &mut MockSocket) {
+    let mut scratch = vec![0; BATCH_BYTES];
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        match outbox.poll_flush(&mut cx, socket, &mut scratch).end {
+            FlushEnd::More => {}
+            FlushEnd::Idle | FlushEnd::Blocked | FlushEnd::Closed => return,
+            end @ (FlushEnd::Failed(_) | FlushEnd::Cut) => panic!("{end:?}"),
         }
     }
-
-    /// Text as it is, control frames by what they say.
-    fn frames(&self) -> Vec<String> {
-        let mut rest = self.bytes.as_slice();
-        let mut frames = Vec::new();
-        while let [first, second, ..] = *rest {
-            let (length, header) = match second {
-                126 => (usize::from(u16::from_be_bytes([rest[2], rest[3]])), 4),
-                127 => (
-                    usize::try_from(u64::from_be_bytes(rest[2..10].try_into().unwrap())).unwrap(),
-                    10,
-                ),
-                short => (usize::from(short), 2),
-            };
-            let payload = &rest[header..header + length];
-            frames.push(match first {
-                0x81 => String::from_utf8(payload.to_vec()).unwrap(),
-                0x88 => {
-                    let code = u16::from_be_bytes([payload[0], payload[1]]);
-                    format!("close {code} {}", String::from_utf8_lossy(&payload[2..]))
-                }
-                0x89 => "ping".to_owned(),
-                other => panic!("opcode {other:#x}"),
-            });
-            rest = &rest[header + length..];
-        }
-        assert!(rest.is_empty(), "whole frames");
-        frames
-    }
-}
-
-impl AsyncWrite for Sink {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let accepted = bytes.len().min(self.room);
-        if accepted == 0 {
-            return Poll::Pending;
-        }
-        self.room -= accepted;
-        self.bytes.extend_from_slice(&bytes[..accepted]);
-        Poll::Ready(Ok(accepted))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-struct Wakes(AtomicUsize);
-
-impl Wakes {
-    fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn counting() -> (Arc<Wakes>, Waker) {
-    let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
-    (Arc::clone(&wakes), Waker::from(wakes))
 }
 
 #[test]

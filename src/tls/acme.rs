@@ -162,12 +162,12 @@ async fn until(due: SystemTime) {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::path::PathBuf;
     use std::time::{Duration, UNIX_EPOCH};
 
     use futures_lite::FutureExt as _;
     use futures_lite::future::block_on;
     use futures_rustls::rustls::crypto::ring::default_provider;
+    use tempfile::TempDir;
 
     use super::*;
     use crate::tls::cache::Cache;
@@ -229,21 +229,21 @@ mod tests {
     }
 
     struct Kept {
-        place: PathBuf,
+        _place: TempDir,
         settings: Settings,
     }
 
     impl Kept {
         /// An empty cache, and a directory at which nobody listens.
         fn new() -> Self {
-            let place = std::env::temp_dir().join(format!("acme-{:032x}", fastrand::u128(..)));
+            let place = tempfile::tempdir().unwrap();
             let settings = Settings {
                 domains: owned(&["relay.test"]),
                 contacts: Vec::new(),
                 directory: "https://127.0.0.1:1/dir".to_owned(),
-                cache: Cache::open(&place).unwrap(),
+                cache: Cache::open(&place.path().join("cache")).unwrap(),
             };
-            Self { place, settings }
+            Self { _place: place, settings }
         }
 
         fn holds(&self, content: Vec<u8>) {
@@ -264,12 +264,6 @@ mod tests {
             };
             block_on(async { match keeping.await {} }.or(changed).or(late));
             certificates
-        }
-    }
-
-    impl Drop for Kept {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.place);
         }
     }
 

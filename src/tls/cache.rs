@@ -149,31 +149,15 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use futures_lite::future::block_on;
+    use tempfile::{TempDir, tempdir};
 
     use super::*;
 
-    /// A directory of this test's own, gone with it.
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new() -> Self {
-            let path = std::env::temp_dir().join(format!("cache-{:032x}", fastrand::u128(..)));
-            fs::create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn directory(&self, mode: u32) -> PathBuf {
-            let path = self.0.join(format!("{mode:o}"));
-            fs::create_dir(&path).unwrap();
-            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            path
-        }
-    }
-
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn directory(place: &TempDir, mode: u32) -> PathBuf {
+        let path = place.path().join(format!("{mode:o}"));
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        path
     }
 
     fn mode(path: &Path) -> u32 {
@@ -187,32 +171,32 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_missing_is_made_for_us_alone() {
-        let place = Place::new();
-        let path = place.0.join("new");
+        let place = tempdir().unwrap();
+        let path = place.path().join("new");
         Cache::open(&path).unwrap();
         assert_eq!(mode(&path), 0o700);
         assert_eq!(names(&path), [""; 0], "nothing is left of the trial");
         Cache::open(&path).unwrap();
-        let error = Cache::open(&place.0.join("not/there")).unwrap_err();
+        let error = Cache::open(&place.path().join("not/there")).unwrap_err();
         assert!(error.contains("cannot be made"), "{error}");
     }
 
     #[test]
     fn a_directory_that_others_may_look_into_is_refused() {
-        let place = Place::new();
+        let place = tempdir().unwrap();
         for wrong in [0o755, 0o750, 0o701, 0o710, 0o740, 0o777, 0o1777, 0o500, 0o600] {
-            let error = Cache::open(&place.directory(wrong)).unwrap_err();
+            let error = Cache::open(&directory(&place, wrong)).unwrap_err();
             assert!(error.contains(&format!("mode is {wrong:04o}")), "{error}");
             assert!(error.contains("0700"), "{error}");
         }
-        Cache::open(&place.directory(0o700)).unwrap();
-        Cache::open(&place.directory(0o2700)).unwrap();
+        Cache::open(&directory(&place, 0o700)).unwrap();
+        Cache::open(&directory(&place, 0o2700)).unwrap();
     }
 
     #[test]
     fn what_is_no_directory_is_refused() {
-        let place = Place::new();
-        let file = place.0.join("file");
+        let place = tempdir().unwrap();
+        let file = place.path().join("file");
         fs::write(&file, "").unwrap();
         let error = Cache::open(&file).unwrap_err();
         assert!(error.contains("no directory"), "{error}");
@@ -220,8 +204,8 @@ mod tests {
 
     #[test]
     fn the_directory_of_another_user_is_refused() {
-        let place = Place::new();
-        let path = place.directory(0o700);
+        let place = tempdir().unwrap();
+        let path = directory(&place, 0o700);
         // Only the superuser can give a directory away; others cannot even write there.
         if std::os::unix::fs::chown(&path, Some(65534), None).is_err() {
             return;
@@ -233,8 +217,8 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_and_nobody_else_can() {
-        let place = Place::new();
-        let path = place.directory(0o700);
+        let place = tempdir().unwrap();
+        let path = directory(&place, 0o700);
         let cache = Cache::open(&path).unwrap();
         block_on(async {
             assert_eq!(cache.read("a").await.unwrap(), None);
@@ -252,8 +236,8 @@ mod tests {
 
     #[test]
     fn a_file_that_others_could_read_is_replaced_by_one_that_they_cannot() {
-        let place = Place::new();
-        let cache = Cache::open(&place.directory(0o700)).unwrap();
+        let place = tempdir().unwrap();
+        let cache = Cache::open(&directory(&place, 0o700)).unwrap();
         fs::write(cache.path("a"), "old").unwrap();
         fs::set_permissions(cache.path("a"), Permissions::from_mode(0o644)).unwrap();
         block_on(cache.write("a", b"new".to_vec())).unwrap();
@@ -262,8 +246,8 @@ mod tests {
 
     #[test]
     fn whoever_has_the_old_file_open_reads_all_of_it() {
-        let place = Place::new();
-        let cache = Cache::open(&place.directory(0o700)).unwrap();
+        let place = tempdir().unwrap();
+        let cache = Cache::open(&directory(&place, 0o700)).unwrap();
         block_on(cache.write("a", b"old".to_vec())).unwrap();
         let mut open = File::open(cache.path("a")).unwrap();
         block_on(cache.write("a", b"newer".to_vec())).unwrap();
@@ -274,8 +258,8 @@ mod tests {
 
     #[test]
     fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
-        let place = Place::new();
-        let path = place.directory(0o700);
+        let place = tempdir().unwrap();
+        let path = directory(&place, 0o700);
         let cache = Cache::open(&path).unwrap();
         // No file can take the place of a directory.
         fs::create_dir(path.join("a")).unwrap();
@@ -285,8 +269,8 @@ mod tests {
 
     #[test]
     fn what_interrupted_writes_left_is_cleared_away_and_nothing_else() {
-        let place = Place::new();
-        let path = place.directory(0o700);
+        let place = tempdir().unwrap();
+        let path = directory(&place, 0o700);
         let old = std::time::SystemTime::now() - LEFTOVER_AGE;
         let number = "0123456789abcdef";
         let kept =
@@ -306,8 +290,8 @@ mod tests {
 
     #[test]
     fn what_is_no_file_or_far_too_large_is_not_read() {
-        let place = Place::new();
-        let cache = Cache::open(&place.directory(0o700)).unwrap();
+        let place = tempdir().unwrap();
+        let cache = Cache::open(&directory(&place, 0o700)).unwrap();
         fs::create_dir(cache.path("directory")).unwrap();
         assert!(block_on(cache.read("directory")).is_err());
         let most = usize::try_from(MAX_CACHED_BYTES).unwrap();

@@ -65,6 +65,8 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
+    use relay_test_kit::frame::{Received, TEXT};
+
     use super::*;
 
     #[test]
@@ -75,7 +77,8 @@ mod tests {
             assert_eq!(frame.len(), header + length);
             let bytes = frame.into_bytes();
             assert_eq!(bytes.capacity(), bytes.len());
-            assert_eq!(bytes[0], 0x81);
+            let expected = Received::new(TEXT, payload);
+            assert!(Received::decode(&bytes) == Ok(Some((expected, header + length))));
         }
     }
 

@@ -331,4 +331,4 @@ impl AsyncWrite for Span {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

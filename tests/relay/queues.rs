@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::rig::ws::TEXT;
+use crate::rig::ws::{TEXT, encode};
 use crate::rig::{self, Relay, Ws, envelope, events};
 
 /// A connection of whose backlog the kernel takes in little, so that the relay soon notices when
@@ -87,28 +87,9 @@ fn read_slowly(ws: &mut Ws, duration: Duration) -> usize {
     read
 }
 
-/// A frame masked with zeros: as good as any other mask, and quick to make in bulk.
-fn bulk(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0x80 | opcode];
-    match payload.len() {
-        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
-        length @ 126..=65_535 => {
-            frame.push(0x80 | 126);
-            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
-        }
-        length => {
-            frame.push(0x80 | 127);
-            frame.extend((length as u64).to_be_bytes());
-        }
-    }
-    frame.extend([0; 4]);
-    frame.extend_from_slice(payload);
-    frame
-}
-
 /// Has the binary send `text` to a phone.
 fn deliver(binary: &mut Ws, conn_id: &str, text: &str) {
-    binary.send_raw(&bulk(TEXT, envelope(conn_id, text).as_bytes()));
+    binary.send_raw(&encode(true, TEXT, envelope(conn_id, text).as_bytes()));
 }
 
 /// A round trip over a ping; what else the relay sends meanwhile is skipped.
@@ -135,7 +116,7 @@ impl Flooder {
         while idle < IDLE_ROUND_TRIPS {
             if flooder.unsent.is_empty() {
                 assert!(flooder.count * FLOOD_LENGTH < MOST_TAKEN, "nothing holds the phone back");
-                flooder.unsent = bulk(TEXT, flood(flooder.count).as_bytes());
+                flooder.unsent = encode(true, TEXT, flood(flooder.count).as_bytes());
                 flooder.count += 1;
             }
             match flooder.phone.stream.write(&flooder.unsent) {
@@ -160,7 +141,7 @@ impl Flooder {
         let thread = std::thread::spawn(move || {
             self.phone.send_raw(&self.unsent);
             for number in self.count..count {
-                self.phone.send_raw(&bulk(TEXT, flood(number).as_bytes()));
+                self.phone.send_raw(&encode(true, TEXT, flood(number).as_bytes()));
             }
             self.phone
         });

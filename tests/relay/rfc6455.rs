@@ -1,6 +1,8 @@
 //! What RFC 6455 asks of a server: what it allows passes, and each violation closes its own
 //! connection, with the right code and in order, and nobody else's.
 
+use relay_test_kit::frame::{Header, encode_with};
+
 use crate::rig::ws::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 use crate::rig::{Relay, Ws, envelope, events, fresh_id, notice};
 
@@ -9,9 +11,8 @@ fn an_unmasked_frame_is_a_protocol_error() {
     let mut scene = Scene::new();
     for (opcode, payload) in [(TEXT, &b"1"[..]), (TEXT, b""), (PING, b"ping"), (CLOSE, b"\x03\xe8")]
     {
-        let header = [0x80 | opcode, u8::try_from(payload.len()).unwrap()];
         let case = format!("{opcode:#x} with {payload:?}");
-        scene.violate(&case, &[&header, payload].concat(), 1002);
+        scene.violate(&case, &encode_with(true, opcode, payload, None), 1002);
     }
 }
 
@@ -167,7 +168,7 @@ fn a_length_above_the_limit_is_refused_by_its_header_alone() {
     let above_both = (LIMIT + ALLOWANCE + 1) as u64;
     for length in [u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 40, 1 << 32, above_both] {
         for first in [0x80 | TEXT, 0x80 | BINARY, TEXT] {
-            let header = [&[first, 0x80 | 127][..], &length.to_be_bytes(), b"mask"].concat();
+            let header = Header { first, length, mask: Some(*b"mask") }.encode();
             let case = format!("{first:#x} {length:#x}");
             // Less than the whole frame, so the header must be enough.
             scene.phone_violates(&case, &header, b"", 1009);
@@ -451,8 +452,7 @@ impl Scene {
 /// Expects the close frame with `code` as the next and last frame, and an end without a reset.
 fn expect_failed(offender: &mut Ws, case: &str, code: u16) {
     let frame = offender.read();
-    let got = frame.payload.get(..2).map(|code| u16::from_be_bytes([code[0], code[1]]));
-    assert_eq!((frame.opcode, got), (CLOSE, Some(code)), "{case}");
+    assert_eq!((frame.opcode, frame.close().0), (CLOSE, code), "{case}");
     let end = offender.try_read_frame().expect_err("nothing follows a close frame");
     assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof, "{case}");
 }

@@ -4,13 +4,12 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
 
 use crate::rig::{Ws, binary_head, connect, deadline, fresh_id, phone_head, scaled};
 
@@ -20,18 +19,19 @@ const READY: &str = "READY=1\nSTATUS=binaries: 0, phones: 0\n";
 /// The end of the notification socket that systemd would hold.
 struct Notifications {
     socket: UnixDatagram,
-    path: PathBuf,
+    place: TempDir,
 }
 
 impl Notifications {
     fn open() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pyrycode-relay-test-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let socket = UnixDatagram::bind(&path).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let socket = UnixDatagram::bind(place.path().join("notify")).unwrap();
         socket.set_read_timeout(Some(deadline())).unwrap();
-        Self { socket, path }
+        Self { socket, place }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.place.path().join("notify")
     }
 
     fn next(&self) -> String {
@@ -49,12 +49,6 @@ impl Notifications {
             rest.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
         rest
-    }
-}
-
-impl Drop for Notifications {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -165,7 +159,7 @@ fn is_healthy(mut stream: TcpStream) -> bool {
 #[test]
 fn it_says_when_it_is_ready_and_when_it_stops_and_nothing_more_while_nothing_happens() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
     assert_eq!(notifications.next(), READY);
     assert!(is_healthy(connect(program.address())));
     program.terminate();
@@ -180,7 +174,7 @@ fn it_is_not_ready_before_it_listens() {
     let notifications = Notifications::open();
     let mut command = program();
     command.args(["--listen", &taken.local_addr().unwrap().to_string()]);
-    let (status, log) = Program::start(command.env("NOTIFY_SOCKET", &notifications.path)).end();
+    let (status, log) = Program::start(command.env("NOTIFY_SOCKET", notifications.path())).end();
     assert_eq!(status.code(), Some(1), "{log}");
     assert_eq!(notifications.rest(), [""; 0]);
 }
@@ -190,7 +184,7 @@ fn the_watchdog_is_pinged_at_half_of_its_time() {
     let half = scaled(Duration::from_millis(100));
     let notifications = Notifications::open();
     let mut command = program();
-    command.env("NOTIFY_SOCKET", &notifications.path);
+    command.env("NOTIFY_SOCKET", notifications.path());
     command.env("WATCHDOG_USEC", (half * 2).as_micros().to_string());
     let began = Instant::now();
     let _program = Program::start(&mut command);
@@ -204,7 +198,7 @@ fn the_watchdog_is_pinged_at_half_of_its_time() {
 #[test]
 fn the_status_follows_the_connections() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
     assert_eq!(notifications.next(), READY);
     let address = program.address();
     let id = fresh_id("status");
@@ -366,7 +360,7 @@ fn a_service_manager_that_cannot_be_reached_is_a_warning_once_and_no_more() {
 #[test]
 fn a_hangup_is_a_reload_that_systemd_is_told_of_with_or_without_anything_to_read() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
     assert_eq!(notifications.next(), READY);
     let address = program.address();
     let now = || clock_gettime(ClockId::Monotonic).tv_sec;

@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::rig::ws::{self, Frame, Ws};
+use relay_test_kit::frame::Received;
+
+use crate::rig::ws::{self, Ws};
 use crate::rig::{
     Relay, connect_narrow, deadline, envelope, events, fresh_id, millis, notice, phone_head, scaled,
 };
@@ -55,7 +57,7 @@ struct Bystanders {
 #[derive(PartialEq, Eq, Debug)]
 enum Outcome {
     Spoke,
-    Closed(Frame),
+    Closed(Received),
 }
 
 impl Bystanders {
@@ -110,7 +112,7 @@ pub fn milliseconds(count: u64) -> Duration {
 }
 
 /// The next frame if one comes within `time`.
-fn read_within(ws: &mut Ws, time: Duration) -> Option<Frame> {
+fn read_within(ws: &mut Ws, time: Duration) -> Option<Received> {
     ws.stream.set_read_timeout(Some(time)).unwrap();
     let read = ws.try_read_frame();
     ws.stream.set_read_timeout(Some(deadline())).unwrap();

@@ -130,7 +130,7 @@ impl Daemon {
             };
             // The pong says that the slot is ours: until then nothing is read.
             let behind = match self.random.bool() {
-                true => encode(true, PING, b"seat", [9, 8, 7, 6]),
+                true => encode(true, PING, b"seat"),
                 false => Vec::new(),
             };
             let late = behind.is_empty();
@@ -296,7 +296,7 @@ impl Daemon {
                     "{{\"conn_id\":\"x\",\"frame\":\"{}\"}}",
                     "y".repeat(self.random.usize(..5000))
                 );
-                let mut frame = encode(true, TEXT, text.as_bytes(), [1, 2, 3, 4]);
+                let mut frame = encode(true, TEXT, text.as_bytes());
                 frame.truncate(self.random.usize(1..frame.len()));
                 link.send_raw(frame);
                 Timer::after(Duration::from_millis(self.random.u64(..30))).await;

@@ -78,7 +78,7 @@ impl Life<'_> {
         // The first message in the same segment as the request, or soon after it.
         let hello = self.next_text();
         let behind = match self.random.bool() {
-            true => encode(true, TEXT, hello.as_bytes(), self.random.u32(..).to_be_bytes()),
+            true => encode(true, TEXT, hello.as_bytes()),
             false => Vec::new(),
         };
         let late = behind.is_empty();
@@ -239,7 +239,7 @@ impl Life<'_> {
             Exit::HangUp => return link.hang_up(),
             Exit::AmidMessage => {
                 let text = self.next_text();
-                let mut frame = encode(true, TEXT, text.as_bytes(), [1, 2, 3, 4]);
+                let mut frame = encode(true, TEXT, text.as_bytes());
                 // Its last byte is never sent.
                 frame.truncate(self.random.usize(1..frame.len()));
                 link.send_raw(frame);

@@ -6,19 +6,14 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+pub use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
+use relay_test_kit::frame::{Received, encode_with};
+use relay_test_kit::inbox::Inbox;
 use smol::channel::{Receiver, Sender, unbounded};
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use smol::net::TcpStream;
 use smol::{Async, LocalExecutor, Task, Timer};
 use socket2::{Domain, SockRef, Socket, Type};
-
-/// Opcodes of RFC 6455 section 5.2.
-pub const CONTINUATION: u8 = 0x0;
-pub const TEXT: u8 = 0x1;
-pub const BINARY: u8 = 0x2;
-pub const CLOSE: u8 = 0x8;
-pub const PING: u8 = 0x9;
-pub const PONG: u8 = 0xa;
 
 /// How a connection cuts what it sends, and how much it reads at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,30 +26,11 @@ pub enum Cut {
     Huge,
 }
 
-/// A frame of the relay.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Frame {
-    pub opcode: u8,
-    pub payload: Vec<u8>,
-}
-
-impl Frame {
-    /// The code of a close frame, 1005 for an empty one, and its reason.
-    pub fn close(&self) -> (u16, String) {
-        match self.payload.as_slice() {
-            [high, low, reason @ ..] => {
-                (u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(reason).into_owned())
-            }
-            _ => (1005, String::new()),
-        }
-    }
-}
-
 /// What happened on a connection.
 #[derive(Debug)]
 #[allow(dead_code, reason = "the error is printed")]
 pub enum Next {
-    Frame(Frame),
+    Frame(Received),
     /// The time came.
     Time,
     /// An orderly end.
@@ -82,8 +58,7 @@ enum Piece {
 /// One upgraded connection.
 pub struct Link {
     stream: TcpStream,
-    input: Vec<u8>,
-    at: usize,
+    input: Inbox,
     read_size: usize,
     buffer: Vec<u8>,
     outgoing: Sender<Piece>,
@@ -114,8 +89,7 @@ impl Link {
         let writing = write(stream.clone(), pieces, dial.cut, Rc::clone(&random));
         let mut link = Self {
             stream,
-            input: Vec::new(),
-            at: 0,
+            input: Inbox::default(),
             read_size: match dial.cut {
                 Cut::Tiny => 1 + random.borrow_mut().usize(16..64),
                 Cut::Odd => 1 + random.borrow_mut().usize(..4096),
@@ -130,11 +104,9 @@ impl Link {
         link.send_raw([dial.head.into_bytes(), dial.behind].concat());
         let until = Instant::now() + super::patience();
         loop {
-            if let Some(end) = link.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                let status = std::str::from_utf8(&link.input[9..12]).unwrap_or("").parse();
-                link.at = end + 4;
-                return match status {
-                    Ok(101) => Ok(link),
+            if let Some(head) = link.input.take_head() {
+                return match head.get(9..12).and_then(|status| status.parse().ok()) {
+                    Some(101) => Ok(link),
                     status => Err(NoLink::Refused(status.unwrap_or(0))),
                 };
             }
@@ -155,7 +127,7 @@ impl Link {
 
     pub fn send(&self, is_final: bool, opcode: u8, payload: &[u8]) {
         let mask = self.random.borrow_mut().u32(..).to_be_bytes();
-        self.send_raw(encode(is_final, opcode, payload, mask));
+        self.send_raw(encode_with(is_final, opcode, payload, Some(mask)));
     }
 
     /// Sends a message: as text or binary, whole or in fragments with pings between them.
@@ -213,10 +185,9 @@ impl Link {
     /// The next frame, answering pings, or `until`.
     pub async fn next(&mut self, until: Instant) -> Next {
         loop {
-            match decode(&self.input[self.at..]) {
+            match self.input.take_frame() {
                 Err(wrong) => return Next::Wrong(wrong.to_owned()),
-                Ok(Some((frame, length))) => {
-                    self.at += length;
+                Ok(Some(frame)) => {
                     if frame.opcode == PING {
                         self.send(true, PONG, &frame.payload);
                     }
@@ -235,11 +206,9 @@ impl Link {
 
     /// Reads once; `None` when the time came.
     async fn fill(&mut self, until: Instant) -> io::Result<Option<usize>> {
-        self.input.drain(..self.at);
-        self.at = 0;
         let size = self.read_size.min(self.buffer.len());
         // Amid a long message nobody reads a few bytes at a time, or the test would take for ever.
-        let hurries = self.input.len() > 256 || self.random.borrow_mut().u8(..4) > 0;
+        let hurries = self.input.held() > 256 || self.random.borrow_mut().u8(..4) > 0;
         let size = if hurries { size.max(16 * 1024) } else { size };
         let Self { stream, buffer, .. } = self;
         let reading = async { stream.read(&mut buffer[..size]).await.map(Some) };
@@ -249,7 +218,7 @@ impl Link {
         };
         let read = smol::future::or(reading, timer).await?;
         if let Some(read) = read {
-            self.input.extend_from_slice(&self.buffer[..read]);
+            self.input.push(&self.buffer[..read]);
         }
         if self.cut == Cut::Tiny {
             smol::future::yield_now().await;
@@ -333,65 +302,6 @@ async fn write(
             return;
         }
     }
-}
-
-/// A masked frame.
-pub fn encode(is_final: bool, opcode: u8, payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(payload.len() + 14);
-    frame.push(u8::from(is_final) << 7 | opcode);
-    match payload.len() {
-        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
-        length @ 126..=65_535 => {
-            frame.push(0x80 | 126);
-            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
-        }
-        length => {
-            frame.push(0x80 | 127);
-            frame.extend((length as u64).to_be_bytes());
-        }
-    }
-    frame.extend(mask);
-    let start = frame.len();
-    frame.extend_from_slice(payload);
-    // Eight bytes at a time: a debug build has no time for more.
-    let wide = u64::from_ne_bytes([mask, mask].concat().try_into().unwrap());
-    let mut chunks = frame[start..].chunks_exact_mut(8);
-    for chunk in &mut chunks {
-        let word = u64::from_ne_bytes(chunk.try_into().unwrap()) ^ wide;
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    let rest = chunks.into_remainder().iter_mut();
-    rest.zip(mask.into_iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
-    frame
-}
-
-/// The first whole frame in `bytes` and its length; frames of the relay are final and unmasked.
-fn decode(bytes: &[u8]) -> Result<Option<(Frame, usize)>, &'static str> {
-    let [first, second, ..] = *bytes else { return Ok(None) };
-    if first & 0xf0 != 0x80 {
-        return Err("a fragment or a reserved bit");
-    }
-    if ![TEXT, CLOSE, PING, PONG].contains(&(first & 0xf)) {
-        return Err("an opcode that the relay does not send");
-    }
-    let (length, header) = match second {
-        128.. => return Err("a mask"),
-        126 => match bytes.get(2..4) {
-            Some(length) => (u64::from(u16::from_be_bytes(length.try_into().unwrap())), 4),
-            None => return Ok(None),
-        },
-        127 => match bytes.get(2..10) {
-            Some(length) => (u64::from_be_bytes(length.try_into().unwrap()), 10),
-            None => return Ok(None),
-        },
-        short => (u64::from(short), 2),
-    };
-    if length > 1 << 20 {
-        return Err("a frame longer than any that is sent");
-    }
-    let end = header + usize::try_from(length).unwrap();
-    let frame = bytes.get(header..end);
-    Ok(frame.map(|payload| (Frame { opcode: first & 0xf, payload: payload.to_vec() }, end)))
 }
 
 const EINPROGRESS: i32 = 115;

@@ -1,5 +1,7 @@
 use std::fs::Permissions;
 
+use tempfile::NamedTempFile;
+
 use super::*;
 use crate::config::Options;
 
@@ -130,14 +132,13 @@ fn the_table_is_aligned_and_colours_are_asked_for() {
 
 #[test]
 fn an_allow_list_is_counted_and_one_that_the_service_cannot_read_is_noted() {
-    let path = std::env::temp_dir().join(format!("check-allowed-{}", std::process::id()));
-    std::fs::write(&path, "one\ntwo\n").unwrap();
+    let list = NamedTempFile::new().unwrap();
+    std::fs::write(&list, "one\ntwo\n").unwrap();
     let with_mode = |mode| {
-        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-        report(&["--allow-server", path.to_str().unwrap(), "--trusted-proxy", "::1"])
+        std::fs::set_permissions(&list, Permissions::from_mode(mode)).unwrap();
+        report(&["--allow-server", list.path().to_str().unwrap(), "--trusted-proxy", "::1"])
     };
     let (open, closed) = (with_mode(0o644), with_mode(0o600));
-    std::fs::remove_file(&path).unwrap();
     assert!(open.text(false).contains("2 server-ids"), "{open:?}");
     assert_eq!(open.notes, Vec::<String>::new());
     assert!(closed.is_fine() && closed.notes[0].contains("chmod"), "{closed:?}");

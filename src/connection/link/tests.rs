@@ -1,11 +1,10 @@
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::task::Waker;
 use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite};
+use relay_test_kit::frame::{CLOSE, PING, PONG, TEXT, encode};
+use relay_test_kit::socket::MockSocket;
 
 use super::*;
 use crate::config::{Config, Options};
@@ -13,17 +12,9 @@ use crate::limits::BATCH_BYTES;
 use crate::origin::Origin;
 use crate::queue::probe::{Outcome, Probe};
 use crate::signals::Stop;
-use crate::websocket::wire::tests::{CLOSE, PING, PONG, TEXT, frame};
 
-/// A socket of which nobody tells that it has become readable.
-#[derive(Clone, Default)]
-struct Untold {
-    arrived: Rc<RefCell<VecDeque<Vec<u8>>>>,
-    /// The opcodes that were written.
-    written: Rc<RefCell<Vec<u8>>>,
-}
-
-impl Transport for Untold {
+/// Nobody tells that it has become readable.
+impl Transport for MockSocket {
     fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Pending
     }
@@ -31,76 +22,41 @@ impl Transport for Untold {
     fn reset(&mut self) {}
 }
 
-impl AsyncRead for Untold {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.arrived.borrow_mut().pop_front() {
-            Some(bytes) => {
-                buffer[..bytes.len()].copy_from_slice(&bytes);
-                Poll::Ready(Ok(bytes.len()))
-            }
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncWrite for Untold {
-    /// One frame a write: small ones that come one after the other.
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.written.borrow_mut().push(bytes[0] & 0xf);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 /// A link over such a socket.
 struct Scene {
     began: Instant,
-    socket: Untold,
-    link: Link<Untold, Rejected>,
+    link: Link<MockSocket, Rejected>,
 }
 
 impl Scene {
     fn new() -> Self {
         let options = Options::parse_arguments(["pyrycode-relay"]).unwrap();
         let relay = Relay::new(Config::from_options(options).unwrap(), Stop::new());
-        let socket = Untold::default();
         let remote = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let upgraded = Upgraded {
-            io: socket.clone(),
+            io: MockSocket::default(),
             leftover: Vec::new(),
             remote,
             permit: relay.permits.acquire(Origin::of(remote)).unwrap(),
         };
         let peer = Rejected { leg: Leg::Phone, relay: Rc::clone(&relay) };
         let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
-        Self { began: Instant::now(), socket, link }
+        Self { began: Instant::now(), link }
     }
 
     /// What arrives while nobody looks.
-    fn arrives(&self, bytes: Vec<u8>) {
-        self.socket.arrived.borrow_mut().push_back(bytes);
+    fn arrives(&mut self, bytes: Vec<u8>) {
+        self.link.incoming.io().arriving.push_back(bytes);
     }
 
     /// A turn at that time after the first, and the opcodes that it wrote.
     fn turn_after(&mut self, minutes: u32) -> Vec<u8> {
         let now = self.began + minutes * Duration::from_secs(60);
         self.link.turn(&mut Context::from_waker(Waker::noop()), now);
-        self.socket.written.take()
+        let socket = self.link.incoming.io();
+        let opcodes = socket.frames().iter().map(|frame| frame.opcode).collect();
+        socket.taken.clear();
+        opcodes
     }
 }
 
@@ -111,7 +67,7 @@ fn an_answer_that_came_while_nobody_looked_is_heard_before_the_peer_is_given_up(
     let mut scene = Scene::new();
     assert_eq!(scene.turn_after(0), NOTHING);
     assert_eq!(scene.turn_after(1), [PING]);
-    scene.arrives(frame(true, PONG, b""));
+    scene.arrives(encode(true, PONG, b""));
     assert_eq!(scene.turn_after(2), NOTHING);
     assert_eq!(scene.turn_after(3), [PING]);
     assert_eq!(scene.turn_after(4), [CLOSE]);
@@ -125,7 +81,7 @@ fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
         scene.link.outbox.ask(&probe);
         assert_eq!(scene.turn_after(0), [PING]);
         if answer {
-            scene.arrives(frame(true, PONG, probe.payload()));
+            scene.arrives(encode(true, PONG, probe.payload()));
         }
         scene.link.outbox.call_last();
         assert_eq!(probe.outcome(), None);
@@ -136,7 +92,7 @@ fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
 
 #[test]
 fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
-    let message = frame(true, TEXT, &[b' '; 256 * 1024]);
+    let message = encode(true, TEXT, &[b' '; 256 * 1024]);
     for comes_to_its_end in [true, false] {
         let mut scene = Scene::new();
         let (beginning, rest) = message.split_at(9);
@@ -155,9 +111,9 @@ fn the_end_of_a_message_that_came_while_nobody_looked_is_in_time() {
 #[test]
 fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
     let mut scene = Scene::new();
-    scene.arrives(frame(false, TEXT, b"1"));
+    scene.arrives(encode(false, TEXT, b"1"));
     assert_eq!(scene.turn_after(0), NOTHING);
-    let pongs = frame(true, PONG, &[b'p'; 125]).repeat(500);
+    let pongs = encode(true, PONG, &[b'p'; 125]).repeat(500);
     let mut flood = pongs.iter().copied().cycle();
     for turn in 0.. {
         assert!(turn <= LATE_TURNS, "it goes on for ever");

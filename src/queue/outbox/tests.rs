@@ -3,12 +3,10 @@ mod closing;
 mod detaching;
 mod waking;
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
-
 use proptest::prelude::*;
+use relay_test_kit::frame::{CLOSE, PING, PONG, Received, TEXT};
+use relay_test_kit::socket::MockSocket;
+use relay_test_kit::wake::Wakes;
 
 use super::*;
 use crate::ids::PhoneKey;
@@ -17,118 +15,16 @@ use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::Sender;
 use crate::queue::probe::Outcome;
 
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
-const PING: u8 = 0x9;
-const PONG: u8 = 0xa;
-
-/// A socket that takes so many bytes in each call, none where it blocks, and without a plan
-/// everything.
-#[derive(Default)]
-struct Socket {
-    plan: VecDeque<usize>,
-    taken: Vec<u8>,
-    /// Length of what it was offered in each call.
-    offered: Vec<usize>,
-    failure: Option<io::ErrorKind>,
-    is_closed: bool,
-}
-
-impl Socket {
-    fn planned(plan: impl IntoIterator<Item = usize>) -> Self {
-        Self { plan: plan.into_iter().collect(), ..Self::default() }
-    }
-
-    fn frames(&self) -> Vec<(u8, Vec<u8>)> {
-        let (frames, rest) = frames(&self.taken);
-        assert_eq!(rest, 0, "the last frame is not whole");
-        frames
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        assert!(!bytes.is_empty(), "nothing is no reason to write");
-        self.offered.push(bytes.len());
-        if let Some(kind) = self.failure {
-            return Poll::Ready(Err(kind.into()));
-        }
-        if self.is_closed {
-            return Poll::Ready(Ok(0));
-        }
-        let taken = self.plan.pop_front().unwrap_or(usize::MAX).min(bytes.len());
-        if taken == 0 {
-            return Poll::Pending;
-        }
-        self.taken.extend_from_slice(&bytes[..taken]);
-        Poll::Ready(Ok(taken))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// The whole frames at the beginning of `bytes`, and how many bytes are left behind them.
-fn frames(bytes: &[u8]) -> (Vec<(u8, Vec<u8>)>, usize) {
-    let mut frames = Vec::new();
-    let mut rest = bytes;
-    loop {
-        let (header, length) = match rest {
-            [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([*high, *low]))),
-            [_, 127, 0, 0, 0, 0, a, b, c, d, ..] => {
-                (10, u32::from_be_bytes([*a, *b, *c, *d]) as usize)
-            }
-            [_, short @ 0..=125, ..] => (2, usize::from(*short)),
-            _ => return (frames, rest.len()),
-        };
-        if rest.len() < header + length {
-            return (frames, rest.len());
-        }
-        assert_eq!(rest[0] & 0xf0, 0x80, "frames are final and without extensions");
-        frames.push((rest[0] & 0x0f, rest[header..header + length].to_vec()));
-        rest = &rest[header + length..];
-    }
-}
-
-/// A waker that counts.
-struct Count(AtomicUsize);
-
-impl Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn counting() -> (Arc<Count>, Waker) {
-    let count = Arc::new(Count(AtomicUsize::new(0)));
-    (Arc::clone(&count), Waker::from(count))
-}
-
-impl Count {
-    fn taken(&self) -> usize {
-        self.0.swap(0, Ordering::Relaxed)
-    }
-}
-
-fn flush_with(outbox: &Outbox, socket: &mut Socket, waker: &Waker, scratch: usize) -> Flushed {
+fn flush_with(outbox: &Outbox, socket: &mut MockSocket, waker: &Waker, scratch: usize) -> Flushed {
     outbox.poll_flush(&mut Context::from_waker(waker), socket, &mut vec![0xee; scratch])
 }
 
-fn flush(outbox: &Outbox, socket: &mut Socket) -> Flushed {
+fn flush(outbox: &Outbox, socket: &mut MockSocket) -> Flushed {
     flush_with(outbox, socket, Waker::noop(), BATCH_BYTES)
 }
 
 /// Flushes until nothing is left, whatever blocks; returns how many messages that completed.
-fn drain(outbox: &Outbox, socket: &mut Socket) -> usize {
+fn drain(outbox: &Outbox, socket: &mut MockSocket) -> usize {
     let mut messages = 0;
     loop {
         let flushed = flush(outbox, socket);
@@ -155,13 +51,13 @@ fn send(outbox: &Outbox, text: &str) {
     outbox.send(Frame::text(&[text.as_bytes()])).unwrap();
 }
 
-fn data(text: &str) -> (u8, Vec<u8>) {
-    (TEXT, text.into())
+fn data(text: &str) -> Received {
+    Received::new(TEXT, text)
 }
 
-fn close_frame(close: Close) -> (u8, Vec<u8>) {
+fn close_frame(close: Close) -> Received {
     let code = close.code().unwrap().to_be_bytes();
-    (CLOSE, [&code[..], close.reason().as_bytes()].concat())
+    Received::new(CLOSE, [&code[..], close.reason().as_bytes()].concat())
 }
 
 #[test]
@@ -171,7 +67,7 @@ fn messages_go_out_in_order_and_count_with_their_last_byte() {
         send(&outbox, text);
     }
     assert_eq!(ledger.total(), 5 + 5 + 7 + 3 * MESSAGE_OVERHEAD);
-    let mut socket = Socket::planned([4, 0, 1, 6]);
+    let mut socket = MockSocket::planned([4, 0, 1, 6]);
     let flushed = flush(&outbox, &mut socket);
     assert_eq!((flushed.bytes, flushed.completed.messages), (4, 0));
     assert!(matches!(flushed.end, FlushEnd::Blocked));
@@ -185,7 +81,7 @@ fn messages_go_out_in_order_and_count_with_their_last_byte() {
 
 #[test]
 fn nothing_to_write_is_not_written() {
-    let mut socket = Socket::default();
+    let mut socket = MockSocket::default();
     for outbox in [outbox().0, Outbox::new(None)] {
         let flushed = flush(&outbox, &mut socket);
         assert!(matches!(
@@ -203,7 +99,7 @@ fn small_messages_leave_in_one_write() {
         send(&outbox, "small");
     }
     outbox.ping();
-    let mut socket = Socket::default();
+    let mut socket = MockSocket::default();
     assert_eq!(flush(&outbox, &mut socket).completed.messages, 100);
     assert_eq!(socket.offered, [2 + 100 * 7]);
 }
@@ -214,15 +110,15 @@ fn control_frames_pass_the_queue_behind_the_frame_in_progress() {
     for text in ["in progress", "queued", "behind"] {
         send(&outbox, text);
     }
-    let mut socket = Socket::planned([3, 0]);
+    let mut socket = MockSocket::planned([3, 0]);
     flush(&outbox, &mut socket);
     outbox.ping();
     outbox.pong(b"asked");
     drain(&outbox, &mut socket);
     let expected = [
         data("in progress"),
-        (PONG, b"asked".into()),
-        (PING, b"".into()),
+        Received::new(PONG, b"asked"),
+        Received::new(PING, b""),
         data("queued"),
         data("behind"),
     ];
@@ -236,12 +132,12 @@ fn a_pong_is_behind_one_frame_at_most_even_if_frames_are_large() {
     for _ in 0..5 {
         send(&outbox, &large);
     }
-    let mut socket = Socket::planned([100_000, 0, 50_000, 0]);
+    let mut socket = MockSocket::planned([100_000, 0, 50_000, 0]);
     flush(&outbox, &mut socket);
     outbox.pong(b"now");
     flush(&outbox, &mut socket);
     drain(&outbox, &mut socket);
-    let opcodes: Vec<_> = socket.frames().iter().map(|(opcode, _)| *opcode).collect();
+    let opcodes: Vec<_> = socket.frames().iter().map(|frame| frame.opcode).collect();
     assert_eq!(opcodes, [TEXT, PONG, TEXT, TEXT, TEXT, TEXT]);
 }
 
@@ -249,20 +145,20 @@ fn a_pong_is_behind_one_frame_at_most_even_if_frames_are_large() {
 fn of_several_pings_the_last_is_answered() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "in progress");
-    let mut socket = Socket::planned([1, 0]);
+    let mut socket = MockSocket::planned([1, 0]);
     flush(&outbox, &mut socket);
     for number in 0..1000 {
         outbox.pong(format!("{number}").as_bytes());
     }
     drain(&outbox, &mut socket);
-    assert_eq!(socket.frames(), [data("in progress"), (PONG, b"999".into())]);
+    assert_eq!(socket.frames(), [data("in progress"), Received::new(PONG, b"999")]);
 }
 
 #[test]
 fn pongs_for_a_peer_that_does_not_read_do_not_pile_up() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "in progress");
-    let mut socket = Socket::planned([1]);
+    let mut socket = MockSocket::planned([1]);
     socket.plan.extend([0; 1001]);
     for number in 0..1000 {
         flush(&outbox, &mut socket);
@@ -271,22 +167,22 @@ fn pongs_for_a_peer_that_does_not_read_do_not_pile_up() {
     drain(&outbox, &mut socket);
     let frames = socket.frames();
     assert!(frames.len() <= 3, "{} frames", frames.len());
-    assert_eq!(frames.last(), Some(&(PONG, b"999".into())));
+    assert_eq!(frames.last(), Some(&Received::new(PONG, b"999")));
 }
 
 #[test]
 fn a_pong_that_is_on_its_way_is_finished_before_the_next() {
     let (outbox, _ledger) = outbox();
     outbox.pong(b"first");
-    let mut socket = Socket::planned([3, 0]);
+    let mut socket = MockSocket::planned([3, 0]);
     flush(&outbox, &mut socket);
     outbox.pong(b"second");
     outbox.pong(b"third");
     send(&outbox, "data");
     drain(&outbox, &mut socket);
     let frames = socket.frames();
-    assert_eq!(frames[0], (PONG, b"first".into()));
-    assert!(frames.contains(&(PONG, b"third".into())) && frames.contains(&data("data")));
+    assert_eq!(frames[0], Received::new(PONG, b"first"));
+    assert!(frames.contains(&Received::new(PONG, b"third")) && frames.contains(&data("data")));
     assert_eq!(frames.len(), 3);
 }
 
@@ -295,12 +191,12 @@ fn a_failed_socket_is_reported_and_one_that_takes_nothing_has_failed() {
     let (outbox, ledger) = outbox();
     send(&outbox, "message");
     let kind = io::ErrorKind::ConnectionReset;
-    let mut socket = Socket { failure: Some(kind), ..Socket::default() };
+    let mut socket = MockSocket { failure: Some(kind), ..MockSocket::default() };
     match flush(&outbox, &mut socket).end {
         FlushEnd::Failed(error) => assert_eq!(error.kind(), kind),
         other => panic!("{other:?}"),
     }
-    let mut socket = Socket { is_closed: true, ..Socket::default() };
+    let mut socket = MockSocket { is_closed: true, ..MockSocket::default() };
     match flush(&outbox, &mut socket).end {
         FlushEnd::Failed(error) => assert_eq!(error.kind(), io::ErrorKind::WriteZero),
         other => panic!("{other:?}"),
@@ -315,9 +211,9 @@ fn a_probe_is_asked_by_its_payload_and_hears_what_the_link_hears() {
     let now = Instant::now();
     let probe = Rc::new(Probe::new(now));
     outbox.ask(&probe);
-    let mut socket = Socket::default();
+    let mut socket = MockSocket::default();
     drain(&outbox, &mut socket);
-    assert_eq!(socket.frames(), [(PING, probe.payload().to_vec()), data("queued")]);
+    assert_eq!(socket.frames(), [Received::new(PING, probe.payload()), data("queued")]);
     outbox.heard(now);
     outbox.heard_pong(b"other");
     assert_eq!(probe.outcome(), None);
@@ -362,7 +258,7 @@ proptest! {
         manner in prop_oneof![Just(None), Just(Some(Manner::Orderly)), Just(Some(Manner::Abort))],
     ) {
         let (outbox, ledger) = outbox();
-        let mut socket = Socket::default();
+        let mut socket = MockSocket::default();
         let (mut sent, mut pongs, mut messages) = (Vec::new(), Vec::new(), 0);
         for step in steps {
             match step {
@@ -381,8 +277,8 @@ proptest! {
                     messages += flush_with(&outbox, &mut socket, Waker::noop(), scratch).completed.messages;
                 }
             }
-            let (whole, _) = frames(&socket.taken);
-            let texts = whole.iter().filter(|(opcode, _)| *opcode == TEXT).count();
+            let (whole, _) = Received::decode_all(&socket.taken);
+            let texts = whole.iter().filter(|frame| frame.opcode == TEXT).count();
             prop_assert_eq!(messages, texts, "a message counts with its last byte");
         }
         if let Some(manner) = manner {
@@ -400,8 +296,8 @@ proptest! {
         if manner.is_some() {
             prop_assert_eq!(frames.pop(), Some(close_frame(Close::ShuttingDown)));
         }
-        let of = |kind: u8| frames.iter().filter(move |(opcode, _)| *opcode == kind);
-        let texts: Vec<_> = of(TEXT).map(|(_, payload)| payload.clone()).collect();
+        let of = |kind: u8| frames.iter().filter(move |frame| frame.opcode == kind);
+        let texts: Vec<_> = of(TEXT).map(|frame| frame.payload.clone()).collect();
         if manner == Some(Manner::Abort) {
             prop_assert!(sent.starts_with(&texts));
             prop_assert!(messages == texts.len() || messages + 1 == texts.len());
@@ -409,7 +305,7 @@ proptest! {
             prop_assert!(sent == texts);
             prop_assert_eq!(messages, texts.len());
         }
-        let answered: Vec<_> = of(PONG).map(|(_, payload)| payload.clone()).collect();
+        let answered: Vec<_> = of(PONG).map(|frame| frame.payload.clone()).collect();
         prop_assert_eq!(answered.last(), pongs.last());
         let mut asked = pongs.iter();
         prop_assert!(answered.iter().all(|pong| asked.any(|asked| asked == pong)));

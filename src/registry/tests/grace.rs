@@ -76,7 +76,7 @@ fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
 fn the_reaper_hears_of_the_soonest_expiry_and_of_every_change_of_it() {
     let registry = registry(&[]);
     let now = Instant::now();
-    let (woken, waker) = counting();
+    let (woken, waker) = Wakes::counting();
     let mut cx = Context::from_waker(&waker);
     assert!(registry.poll_expiry(&mut cx, None).is_pending());
 
@@ -123,12 +123,12 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
             }
             assert!(matches!(phone.forward(frame), Passed::Queued));
         }
-        let mut sink = Sink::taking(0);
+        let mut socket = MockSocket::taking(0);
         for portion in [cut / 3, cut / 3, cut - cut / 3 * 2] {
-            sink.room = portion;
-            sink.flush(old.outbox());
+            socket.room = Some(portion);
+            flush(old.outbox(), &mut socket);
         }
-        assert!(sink.bytes == stream[..cut], "cut at {cut}");
+        assert!(socket.taken == stream[..cut], "cut at {cut}");
         old.vacate(Ended::Dropped, now);
         drop(old);
         let new = seated(&registry, "box", now);
@@ -139,13 +139,13 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
 
 #[test]
 fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
-    let (registry, mut old, phone, mut sink) = mid_message();
+    let (registry, mut old, phone, mut socket) = mid_message();
     old.vacate(Ended::ByRelay(Close::Protocol), Instant::now());
     old.outbox().close(Close::Protocol, Manner::Abort);
-    sink.room = usize::MAX;
-    sink.flush(old.outbox());
+    socket.room = None;
+    flush(old.outbox(), &mut socket);
     let close = "close 1002 protocol error".to_owned();
-    assert_eq!(sink.frames(), [wrapped(&phone, "\"begun\""), close]);
+    assert_eq!(words(&socket), [wrapped(&phone, "\"begun\""), close]);
     let new = seated(&registry, "box", Instant::now());
     assert_eq!(said(&new), [wrapped(&phone, "\"next\"")]);
     drop(old);
@@ -176,15 +176,15 @@ fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
 }
 
 /// A binary whose socket has accepted a part of the first of two messages.
-fn mid_message() -> (Rc<Registry>, ServerSeat, PhoneSeat, Sink) {
+fn mid_message() -> (Rc<Registry>, ServerSeat, PhoneSeat, MockSocket) {
     let registry = registry(&[]);
     let holder = seated(&registry, "box", Instant::now());
     let phone = joined(&registry, "box");
     forward(&phone, "\"begun\"");
     forward(&phone, "\"next\"");
-    let mut sink = Sink::taking(10);
-    sink.flush(holder.outbox());
-    (registry, holder, phone, sink)
+    let mut socket = MockSocket::taking(10);
+    flush(holder.outbox(), &mut socket);
+    (registry, holder, phone, socket)
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn half_a_message_on_a_dead_connection_makes_no_phone_known() {
     let mut holder = seated(&registry, "box", now);
     let mut phone = joined(&registry, "box");
     forward(&phone, "\"half\"");
-    Sink::taking(10).flush(holder.outbox());
+    flush(holder.outbox(), &mut MockSocket::taking(10));
     holder.vacate(Ended::Dropped, now);
     phone.leave(Ended::Dropped);
     let holder = seated(&registry, "box", now);

@@ -17,7 +17,7 @@ fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too
     };
     assert!((8..=10).contains(&queued), "{queued} of about 3 KB each in 32 KiB");
     forward(&calm, "1");
-    let (woken, waker) = counting();
+    let (woken, waker) = Wakes::counting();
     flood.sender().wake_when_free(&waker);
     let holder = seated(&registry, "box", now);
     assert_eq!(woken.count(), 0, "a claim alone makes no room");
@@ -101,8 +101,8 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     let (large, small) = (joined(&registry, "box"), joined(&registry, "box"));
     deliver(&holder, &wrapped(&large, &"7".repeat(4_000)));
     fill_queue(&holder, &small, 2);
-    let mut sink = Sink::taking(100);
-    sink.flush(large.outbox());
+    let mut socket = MockSocket::taking(100);
+    flush(large.outbox(), &mut socket);
     let outsider = Account::open(&registry.ledger);
     let over = |extra: usize| {
         outsider.add(128 * 1024 - registry.ledger.total() + extra);
@@ -118,7 +118,7 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     over(1);
     assert!(large.outbox().remainder().is_none());
     let mut cx = Context::from_waker(Waker::noop());
-    let flushed = large.outbox().poll_flush(&mut cx, &mut sink, &mut [0; 64]);
+    let flushed = large.outbox().poll_flush(&mut cx, &mut socket, &mut [0; 64]);
     assert!(matches!(flushed.end, FlushEnd::Cut), "{flushed:?}");
     assert_eq!(small.outbox().sealed(), None);
     drop((large, small, holder));

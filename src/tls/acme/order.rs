@@ -278,13 +278,13 @@ mod tests {
 
     #[test]
     fn a_directory_that_hangs_is_given_up() {
-        let place = std::env::temp_dir().join(format!("order-{:032x}", fastrand::u128(..)));
+        let place = tempfile::tempdir().unwrap();
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = Settings {
             domains: vec!["relay.test".to_owned()],
             contacts: Vec::new(),
             directory: format!("https://{}/dir", silent.local_addr().unwrap()),
-            cache: Cache::open(&place).unwrap(),
+            cache: Cache::open(&place.path().join("cache")).unwrap(),
         };
         let challenges = Challenges::default();
         let silent = Async::new(silent).unwrap();
@@ -301,7 +301,6 @@ mod tests {
             assert_eq!(error, "the directory did not finish the order within 1s");
         });
         assert!(challenges.config().is_none());
-        std::fs::remove_dir_all(place).unwrap();
     }
 
     fn problem(kind: &str, detail: &str) -> Problem {

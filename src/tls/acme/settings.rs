@@ -62,14 +62,12 @@ mod tests {
 
     fn settings(domains: &[&str], contacts: &[&str], directory: &str) -> Settings {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let place = std::env::temp_dir().join(format!("settings-{:016x}", fastrand::u64(..)));
-        let cache = Cache::open(&place).unwrap();
-        std::fs::remove_dir(place).unwrap();
+        let place = tempfile::tempdir().unwrap();
         Settings {
             domains: owned(domains),
             contacts: owned(contacts),
             directory: directory.to_owned(),
-            cache,
+            cache: Cache::open(&place.path().join("cache")).unwrap(),
         }
     }
 

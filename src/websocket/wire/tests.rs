@@ -3,73 +3,21 @@ mod codecs;
 mod turns;
 mod violations;
 
-use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
+use relay_test_kit::socket::MockSocket;
 
 use super::*;
 use crate::limits::BATCH_BYTES as BATCH;
 
 const LARGEST: usize = 256 * 1024;
 
-const CONTINUATION: u8 = 0x0;
-pub(crate) const TEXT: u8 = 0x1;
-const BINARY: u8 = 0x2;
-pub(crate) const CLOSE: u8 = 0x8;
-pub(crate) const PING: u8 = 0x9;
-pub(crate) const PONG: u8 = 0xa;
-
-/// A socket that gives what it was fed, a chunk a read, and waits between.
-#[derive(Default, Debug)]
-struct Socket {
-    chunks: VecDeque<Vec<u8>>,
-    at_end: bool,
-    failure: Option<io::ErrorKind>,
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        if let Some(kind) = self.failure {
-            return Poll::Ready(Err(kind.into()));
-        }
-        match self.chunks.pop_front() {
-            Some(chunk) => {
-                buffer[..chunk.len()].copy_from_slice(&chunk);
-                Poll::Ready(Ok(chunk.len()))
-            }
-            None if self.at_end => Poll::Ready(Ok(0)),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        panic!("what the codec says by itself goes nowhere, not even {bytes:?}")
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        panic!("the codec flushes nothing")
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        panic!("the codec closes nothing")
-    }
-}
-
 /// An [`Incoming`] with all that it needs to be driven by hand.
 struct Peer {
-    incoming: Incoming<Socket>,
+    incoming: Incoming<MockSocket>,
     scratch: Rc<Scratch>,
     start: Instant,
 }
@@ -97,7 +45,7 @@ impl Peer {
     /// A peer that decodes with these codecs.
     fn sharing(codecs: &Rc<Codecs>, leftover: &[u8]) -> Self {
         Self {
-            incoming: Incoming::new(Socket::default(), leftover.to_vec(), LARGEST, codecs),
+            incoming: Incoming::new(MockSocket::read_only(), leftover.to_vec(), LARGEST, codecs),
             scratch: Rc::default(),
             start: Instant::now(),
         }
@@ -110,7 +58,7 @@ impl Peer {
 
     /// Reads one chunk of these bytes.
     fn fill(&mut self, bytes: &[u8]) {
-        self.incoming.io().chunks.push_back(bytes.to_vec());
+        self.incoming.io().arriving.push_back(bytes.to_vec());
         let mut cx = Context::from_waker(Waker::noop());
         match self.incoming.poll_fill(&mut cx, &self.scratch) {
             Poll::Ready(Ok(read)) => assert_eq!(read, bytes.len()),
@@ -170,27 +118,8 @@ impl Peer {
     }
 }
 
-pub(crate) fn frame(is_final: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [0x11, 0x9c, 0xe2, 0x7f];
-    let mut bytes = vec![u8::from(is_final) << 7 | opcode];
-    match payload.len() {
-        length @ 0..=125 => bytes.push(0x80 | u8::try_from(length).unwrap()),
-        length @ 126..=65_535 => {
-            bytes.push(0x80 | 126);
-            bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
-        }
-        length => {
-            bytes.push(0x80 | 127);
-            bytes.extend((length as u64).to_be_bytes());
-        }
-    }
-    bytes.extend(mask);
-    bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    bytes
-}
-
 fn text(text: &str) -> Vec<u8> {
-    frame(true, TEXT, text.as_bytes())
+    encode(true, TEXT, text.as_bytes())
 }
 
 /// Of all kinds of frames one, with each form of the length but the longest.
@@ -198,17 +127,17 @@ fn mixture() -> (Vec<u8>, Vec<Got>) {
     let long = "é".repeat(100);
     let bytes = [
         text("first"),
-        frame(true, PING, b"ping"),
-        frame(true, BINARY, b"\x00\xff"),
-        frame(false, TEXT, "frag\u{e9}".as_bytes().split_at(5).0),
-        frame(true, PING, b""),
-        frame(false, CONTINUATION, b""),
-        frame(false, CONTINUATION, "frag\u{e9}".as_bytes().split_at(5).1),
-        frame(true, PONG, &[7; 125]),
-        frame(true, CONTINUATION, b"ments"),
+        encode(true, PING, b"ping"),
+        encode(true, BINARY, b"\x00\xff"),
+        encode(false, TEXT, "frag\u{e9}".as_bytes().split_at(5).0),
+        encode(true, PING, b""),
+        encode(false, CONTINUATION, b""),
+        encode(false, CONTINUATION, "frag\u{e9}".as_bytes().split_at(5).1),
+        encode(true, PONG, &[7; 125]),
+        encode(true, CONTINUATION, b"ments"),
         text(""),
         text(&long),
-        frame(true, CLOSE, b"\x0f\xa0bye"),
+        encode(true, CLOSE, b"\x0f\xa0bye"),
     ]
     .concat();
     let got = vec![
@@ -344,7 +273,7 @@ fn the_end_and_the_errors_of_the_socket_are_handed_on() {
     let mut cx = Context::from_waker(Waker::noop());
     let mut peer = Peer::new();
     assert!(peer.incoming.poll_fill(&mut cx, &peer.scratch).is_pending());
-    peer.incoming.io().at_end = true;
+    peer.incoming.io().is_at_end = true;
     assert!(matches!(peer.incoming.poll_fill(&mut cx, &peer.scratch), Poll::Ready(Ok(0))));
     peer.incoming.io().failure = Some(io::ErrorKind::ConnectionReset);
     match peer.incoming.poll_fill(&mut cx, &peer.scratch) {
@@ -374,14 +303,14 @@ proptest! {
             let mut rest = text.as_bytes();
             for (number, cut) in cuts.iter().enumerate() {
                 if *pings {
-                    bytes.extend(frame(true, PING, &[7]));
+                    bytes.extend(encode(true, PING, &[7]));
                     expected.push(Got::Ping(vec![7]));
                 }
                 let (part, behind) = rest.split_at((*cut).min(rest.len()));
-                bytes.extend(frame(false, if number == 0 { TEXT } else { CONTINUATION }, part));
+                bytes.extend(encode(false, if number == 0 { TEXT } else { CONTINUATION }, part));
                 rest = behind;
             }
-            bytes.extend(frame(true, if cuts.is_empty() { TEXT } else { CONTINUATION }, rest));
+            bytes.extend(encode(true, if cuts.is_empty() { TEXT } else { CONTINUATION }, rest));
             expected.push(Got::Text(text.clone()));
         }
         // Two connections by turns with the same codecs, one of them a chunk behind.

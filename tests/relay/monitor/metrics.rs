@@ -346,9 +346,9 @@ fn a_probe_under_way_and_too_many_attempts_are_refusals_too() {
 
 #[test]
 fn limits_by_address_and_the_allow_list_move_their_own_reasons() {
-    let list = std::env::temp_dir().join(format!("metrics-allow-{}", std::process::id()));
+    let list = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&list, "allowed\n").unwrap();
-    let listed = list.to_str().unwrap();
+    let listed = list.path().to_str().unwrap();
     let forged =
         binary_head("allowed").replace("\r\n\r\n", "\r\nX-Forwarded-For: nonsense\r\n\r\n");
     for (option, value, request, status, reason, outcome) in [
@@ -388,7 +388,6 @@ fn limits_by_address_and_the_allow_list_move_their_own_reasons() {
         expected.extend((option == "--trusted-proxy").then_some(("proxy_faults_total", 1.0)));
         watch.expect(option, &expected);
     }
-    std::fs::remove_file(&list).unwrap();
 }
 
 #[test]

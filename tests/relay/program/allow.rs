@@ -1,22 +1,18 @@
 //! The allow-list: what it refuses, what it hides, and what a new one changes.
 
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tempfile::NamedTempFile;
 
 use super::{Running, exchange, program, run, text};
 use crate::rig::{Ws, binary_head, connect, envelope, fresh_id, millis, phone_head};
 
-/// A file that is removed with the test.
-struct ListFile(PathBuf);
+struct ListFile(NamedTempFile);
 
 impl ListFile {
     fn new(content: impl AsRef<[u8]>) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("pyrycode-relay-allow-{}-{number}", std::process::id());
-        let file = Self(std::env::temp_dir().join(name));
+        let file = Self(NamedTempFile::new().unwrap());
         file.write(content);
         file
     }
@@ -26,13 +22,7 @@ impl ListFile {
     }
 
     fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for ListFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        self.0.path().to_str().unwrap()
     }
 }
 
@@ -230,7 +220,7 @@ fn a_list_that_cannot_be_used_is_a_bad_option_at_the_start() {
     refused("/", "no regular file");
     let pipe = ListFile::new("");
     std::fs::remove_file(&pipe.0).unwrap();
-    assert!(Command::new("mkfifo").arg(&pipe.0).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(pipe.path()).status().unwrap().success());
     refused(pipe.path(), "no regular file");
 }
 

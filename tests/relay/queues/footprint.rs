@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use super::{bulk, deliver, narrow_ws, numbered, settle, widen};
-use crate::rig::ws::{CLOSE, PING, PONG, TEXT};
+use super::{deliver, narrow_ws, numbered, settle, widen};
+use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode};
 use crate::rig::{Ws, binary_head, deadline, envelope, phone_head, stretched};
 
 const MIB: usize = 1024 * 1024;
@@ -132,7 +132,7 @@ fn a_ping_flood_by_a_peer_that_does_not_read_costs_bounded_memory_and_its_last_p
     phone.sync();
     let before = program.resident();
     for batch in 0..PINGS / 1000 {
-        let pings = (0..1000).map(|number| bulk(PING, &ping(batch * 1000 + number)));
+        let pings = (0..1000).map(|number| encode(true, PING, &ping(batch * 1000 + number)));
         phone.send_raw(&pings.collect::<Vec<_>>().concat());
     }
     let mut last = None;
@@ -155,7 +155,7 @@ fn a_flood_of_one_byte_messages_to_a_phone_that_does_not_read_costs_bounded_memo
     let conn_id = introduce(&mut phone, &mut binary);
     settle(&mut binary);
     let before = program.resident();
-    let thousand = bulk(TEXT, envelope(&conn_id, "1").as_bytes()).repeat(1000);
+    let thousand = encode(true, TEXT, envelope(&conn_id, "1").as_bytes()).repeat(1000);
     // Three bytes each on the wire: together they would fit into the bound. No more than it takes:
     // the kernel forgets a closed connection whose peer goes on not reading.
     let line = (0..100).find_map(|_| {
@@ -186,7 +186,7 @@ fn a_flood_of_one_byte_messages_from_a_phone_to_a_binary_that_does_not_read_is_p
     let before = program.resident();
     let mut sibling = program.phone();
     let sender = std::thread::spawn(move || {
-        let thousand = bulk(TEXT, b"1").repeat(1000);
+        let thousand = encode(true, TEXT, b"1").repeat(1000);
         for _ in 0..60 {
             phone.send_raw(&thousand);
         }
@@ -294,7 +294,7 @@ fn half_received_messages_of_binaries_cost_no_more_than_the_budget() {
         binary.sync();
     }
     let before = program.resident();
-    let message = bulk(TEXT, numbered(0, 250_000).as_bytes());
+    let message = encode(true, TEXT, numbered(0, 250_000).as_bytes());
     for binary in &mut binaries {
         binary.send_raw(&message[..240_000]);
     }

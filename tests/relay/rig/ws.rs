@@ -4,25 +4,14 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Opcodes of RFC 6455 section 5.2.
-pub const CONTINUATION: u8 = 0x0;
-pub const TEXT: u8 = 0x1;
-pub const BINARY: u8 = 0x2;
-pub const CLOSE: u8 = 0x8;
-pub const PING: u8 = 0x9;
-pub const PONG: u8 = 0xa;
-
-/// A frame from the relay.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Frame {
-    pub opcode: u8,
-    pub payload: Vec<u8>,
-}
+use relay_test_kit::frame::Received;
+pub use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
+use relay_test_kit::inbox::Inbox;
 
 /// One upgraded connection.
 pub struct Ws {
     pub stream: TcpStream,
-    unread: Vec<u8>,
+    unread: Inbox,
     /// Answers pings by itself while reading. On unless a test plays dead.
     pub answers_pings: bool,
 }
@@ -49,7 +38,7 @@ impl Ws {
 
     /// Expects the `101` on a connection whose request has been sent.
     pub fn after_request(stream: TcpStream) -> Self {
-        let mut ws = Self { stream, unread: Vec::new(), answers_pings: true };
+        let mut ws = Self { stream, unread: Inbox::default(), answers_pings: true };
         let head = ws.read_head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         ws
@@ -57,9 +46,8 @@ impl Ws {
 
     fn read_head(&mut self) -> String {
         loop {
-            if let Some(end) = self.unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                let head: Vec<u8> = self.unread.drain(..end + 4).collect();
-                return String::from_utf8(head).unwrap();
+            if let Some(head) = self.unread.take_head() {
+                return head;
             }
             assert!(self.fill().expect("a response within the deadline") > 0, "no response");
         }
@@ -74,7 +62,7 @@ impl Ws {
                 read => break read?,
             }
         };
-        self.unread.extend_from_slice(&buffer[..read]);
+        self.unread.push(&buffer[..read]);
         Ok(read)
     }
 
@@ -83,7 +71,7 @@ impl Ws {
     pub fn read_ahead(&mut self, most: usize) -> usize {
         let mut buffer = vec![0; most];
         let read = self.stream.read(&mut buffer).expect("something to read within the deadline");
-        self.unread.extend_from_slice(&buffer[..read]);
+        self.unread.push(&buffer[..read]);
         read
     }
 
@@ -136,16 +124,15 @@ impl Ws {
     }
 
     /// The next frame of any kind.
-    pub fn read_frame(&mut self) -> Frame {
+    pub fn read_frame(&mut self) -> Received {
         self.try_read_frame().expect("a frame within the deadline")
     }
 
     /// The next frame of any kind, or the error of the socket; the end of the stream is
     /// `UnexpectedEof`.
-    pub fn try_read_frame(&mut self) -> io::Result<Frame> {
+    pub fn try_read_frame(&mut self) -> io::Result<Received> {
         loop {
-            if let Some((frame, length)) = decode(&self.unread) {
-                self.unread.drain(..length);
+            if let Some(frame) = self.unread.take_frame().expect("frames of a relay") {
                 if frame.opcode == PING && self.answers_pings {
                     let _ = self.stream.write_all(&encode(true, PONG, &frame.payload));
                 }
@@ -158,7 +145,7 @@ impl Ws {
     }
 
     /// The next frame that is no ping.
-    pub fn read(&mut self) -> Frame {
+    pub fn read(&mut self) -> Received {
         loop {
             let frame = self.read_frame();
             if frame.opcode != PING {
@@ -178,10 +165,7 @@ impl Ws {
     pub fn expect_close(&mut self, code: u16, reason: &str) {
         let frame = self.read();
         assert_eq!(frame.opcode, CLOSE, "{frame:?}");
-        let payload = frame.payload;
-        assert!(payload.len() >= 2, "an empty close frame instead of {code}");
-        let got = (u16::from_be_bytes([payload[0], payload[1]]), &payload[2..]);
-        assert_eq!((got.0, String::from_utf8_lossy(got.1).as_ref()), (code, reason));
+        assert_eq!(frame.close(), (code, reason.to_owned()));
         self.expect_end();
     }
 
@@ -189,8 +173,7 @@ impl Ws {
     pub fn expect_close_code(&mut self, code: u16) {
         let frame = self.read();
         assert_eq!(frame.opcode, CLOSE, "{frame:?}");
-        assert!(frame.payload.len() >= 2, "an empty close frame instead of {code}");
-        assert_eq!(u16::from_be_bytes([frame.payload[0], frame.payload[1]]), code);
+        assert_eq!(frame.close().0, code);
         self.expect_end();
     }
 
@@ -239,40 +222,4 @@ impl Ws {
 /// Whether a read ran into its deadline.
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
-}
-
-/// A masked frame.
-pub fn encode(is_final: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [0x37, 0xfa, 0x21, 0x3d];
-    let mut frame = vec![u8::from(is_final) << 7 | opcode];
-    match payload.len() {
-        length @ 0..=125 => frame.push(0x80 | u8::try_from(length).unwrap()),
-        length @ 126..=65_535 => {
-            frame.push(0x80 | 126);
-            frame.extend(u16::try_from(length).unwrap().to_be_bytes());
-        }
-        length => {
-            frame.push(0x80 | 127);
-            frame.extend((length as u64).to_be_bytes());
-        }
-    }
-    frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    frame
-}
-
-/// The first whole frame in `bytes` and its length; frames of the relay are final and unmasked.
-fn decode(bytes: &[u8]) -> Option<(Frame, usize)> {
-    let (first, second) = (*bytes.first()?, *bytes.get(1)?);
-    assert_eq!(first & 0x70, 0, "no reserved bit is set");
-    assert_eq!(first & 0x80, 0x80, "the relay does not fragment");
-    assert_eq!(second & 0x80, 0, "the relay does not mask");
-    let (length, header) = match second {
-        126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())), 4),
-        127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().unwrap()), 10),
-        short => (u64::from(short), 2),
-    };
-    let end = header + usize::try_from(length).unwrap();
-    let payload = bytes.get(header..end)?.to_vec();
-    Some((Frame { opcode: first & 0x0f, payload }, end))
 }

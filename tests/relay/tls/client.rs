@@ -15,15 +15,16 @@ use rcgen::{CertificateParams, KeyPair};
 use smol::Async;
 use smol::future::or;
 use smol::io::AsyncWriteExt as _;
+use tempfile::TempDir;
 
 use crate::rig::{Relay, connect, connect_narrow, deadline, events};
 
 /// The name that the certificates are for.
 pub const NAME: &str = "relay.test";
 
-/// A directory with a certificate and its key, removed in the end.
+/// A directory with a certificate and its key.
 pub struct Files {
-    directory: PathBuf,
+    directory: TempDir,
     /// What is shown at present, DER.
     pub certificate: Vec<u8>,
 }
@@ -31,12 +32,7 @@ pub struct Files {
 impl Files {
     /// With a fresh pair.
     pub fn new() -> Self {
-        let directory = std::env::temp_dir().join(format!(
-            "pyrycode-relay-tls-{}-{}",
-            std::process::id(),
-            crate::rig::fresh_id("files")
-        ));
-        std::fs::create_dir(&directory).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let mut files = Self { directory, certificate: Vec::new() };
         files.renew();
         files
@@ -57,11 +53,11 @@ impl Files {
     }
 
     pub fn certificate_path(&self) -> PathBuf {
-        self.directory.join("certificate.pem")
+        self.directory.path().join("certificate.pem")
     }
 
     pub fn key_path(&self) -> PathBuf {
-        self.directory.join("key.pem")
+        self.directory.path().join("key.pem")
     }
 
     /// The options that name them.
@@ -91,12 +87,6 @@ impl Files {
     /// A client that trusts what is shown at present.
     pub fn client(&self) -> Client {
         Client::trusting(&self.certificate)
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -1,19 +1,18 @@
 use std::fs::Permissions;
-use std::path::PathBuf;
+
+use tempfile::TempDir;
 
 use super::*;
 use crate::cli::board::Board;
 use crate::cli::check::address::Occupancy;
 use crate::config::Options;
 
-/// A directory with a pair of files, gone with the test.
-struct Place(PathBuf);
+/// A directory for a pair of files.
+struct Place(TempDir);
 
 impl Place {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("check-tls-{:032x}", fastrand::u128(..)));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+        Self(tempfile::tempdir().unwrap())
     }
 
     /// With a certificate for two names, valid in these years.
@@ -30,12 +29,12 @@ impl Place {
     }
 
     fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
+        self.0.path().join(name).to_str().unwrap().to_owned()
     }
 
     fn write(&self, name: &str, content: &str, mode: u32) {
-        fs::write(self.0.join(name), content).unwrap();
-        fs::set_permissions(self.0.join(name), Permissions::from_mode(mode)).unwrap();
+        fs::write(self.path(name), content).unwrap();
+        fs::set_permissions(self.path(name), Permissions::from_mode(mode)).unwrap();
     }
 
     /// What is said about the files, with more options.
@@ -43,12 +42,6 @@ impl Place {
         let (cert, key) = (self.path("cert"), self.path("key"));
         let files = ["--tls-listen", ":8443", "--tls-cert", &cert, "--tls-key", &key];
         report(&[&files[..], more].concat(), &Occupancy::Free)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -95,7 +88,7 @@ fn a_good_certificate_is_shown_with_its_names_and_days() {
 fn files_that_cannot_be_used_are_wrong() {
     type Spoil = fn(&Place);
     let spoiled: [(Spoil, &str); 4] = [
-        (|place| fs::remove_file(place.0.join("cert")).unwrap(), "cannot read"),
+        (|place| fs::remove_file(place.path("cert")).unwrap(), "cannot read"),
         (|place| place.write("cert", "nothing", 0o644), "no PEM certificate"),
         (
             |place| {
@@ -107,7 +100,7 @@ fn files_that_cannot_be_used_are_wrong() {
         (
             |place| {
                 let open = Permissions::from_mode(0o644);
-                fs::set_permissions(place.0.join("key"), open).unwrap();
+                fs::set_permissions(place.path("key"), open).unwrap();
             },
             "chmod o=",
         ),
@@ -216,6 +209,6 @@ fn acme_shows_its_domains_and_its_directory() {
 #[test]
 fn a_key_for_root_alone_is_noted() {
     let place = Place::with_pair(2020, 2999);
-    let is_root = fs::metadata(place.0.join("key")).unwrap().uid() == 0;
+    let is_root = fs::metadata(place.path("key")).unwrap().uid() == 0;
     assert_eq!(has_note(&place.report(&[]), "certificate.conf"), is_root);
 }

@@ -5,19 +5,19 @@ use super::*;
 #[test]
 fn every_split_of_a_batch_gives_the_same_bytes_and_the_same_count() {
     let expected = {
-        let mut socket = Socket::default();
+        let mut socket = MockSocket::default();
         assert_eq!(drain(&batch().0, &mut socket), 3);
         socket.taken
     };
     for first in 0..=expected.len() {
         for second in 0..=expected.len() - first {
             let (outbox, ledger) = batch();
-            let mut socket = Socket::planned([first, 0, second, 0]);
+            let mut socket = MockSocket::planned([first, 0, second, 0]);
             let mut messages = 0;
             for _ in 0..2 {
                 messages += flush(&outbox, &mut socket).completed.messages;
-                let (whole, _) = frames(&socket.taken);
-                let texts = whole.iter().filter(|(opcode, _)| *opcode == TEXT).count();
+                let (whole, _) = Received::decode_all(&socket.taken);
+                let texts = whole.iter().filter(|frame| frame.opcode == TEXT).count();
                 assert_eq!(messages, texts, "split {first} {second}");
             }
             messages += drain(&outbox, &mut socket);
@@ -44,7 +44,7 @@ fn large_frames_are_written_from_the_queue_itself() {
     let large = "x".repeat(3 * BATCH_BYTES);
     send(&outbox, &large);
     send(&outbox, "small");
-    let mut socket = Socket::planned([BATCH_BYTES]);
+    let mut socket = MockSocket::planned([BATCH_BYTES]);
     drain(&outbox, &mut socket);
     let whole = 10 + large.len();
     assert_eq!(socket.offered[..2], [whole, whole - BATCH_BYTES]);
@@ -58,7 +58,7 @@ fn a_batch_is_bounded_by_its_buffer() {
         send(&outbox, &"x".repeat(10_000));
     }
     outbox.ping();
-    let mut socket = Socket::default();
+    let mut socket = MockSocket::default();
     drain(&outbox, &mut socket);
     assert!(socket.offered.iter().all(|offered| *offered <= BATCH_BYTES), "{:?}", socket.offered);
     assert_eq!(socket.frames().len(), 51);
@@ -70,7 +70,7 @@ fn a_turn_ends_after_some_batches() {
     for _ in 0..50 {
         send(&outbox, "x");
     }
-    let mut socket = Socket::planned([1; 1000]);
+    let mut socket = MockSocket::planned([1; 1000]);
     let flushed = flush(&outbox, &mut socket);
     assert!(matches!(flushed.end, FlushEnd::More));
     assert_eq!(flushed.bytes, TURN_WRITES);

@@ -10,7 +10,7 @@ fn an_orderly_close_follows_the_last_message_and_is_the_last_word() {
     }
     outbox.close(Close::Directive(4401), Manner::Orderly);
     send(&outbox, "dropped");
-    let mut socket = Socket::planned([1, 0, 1, 0, 1, 0, 1]);
+    let mut socket = MockSocket::planned([1, 0, 1, 0, 1, 0, 1]);
     assert_eq!(drain(&outbox, &mut socket), 2);
     outbox.pong(b"late");
     outbox.ping();
@@ -25,14 +25,14 @@ fn control_frames_are_answered_until_an_orderly_close_has_its_turn() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "in progress");
     send(&outbox, "queued");
-    let mut socket = Socket::planned([1, 0]);
+    let mut socket = MockSocket::planned([1, 0]);
     flush(&outbox, &mut socket);
     outbox.close(Close::ShuttingDown, Manner::Orderly);
     outbox.pong(b"still");
     drain(&outbox, &mut socket);
     let expected = [
         data("in progress"),
-        (PONG, b"still".into()),
+        Received::new(PONG, b"still"),
         data("queued"),
         close_frame(Close::ShuttingDown),
     ];
@@ -45,7 +45,7 @@ fn an_abort_finishes_the_frame_in_progress_and_drops_the_queue() {
     for text in ["in progress", "dropped", "dropped"] {
         send(&outbox, text);
     }
-    let mut socket = Socket::planned([5, 0, 2, 0]);
+    let mut socket = MockSocket::planned([5, 0, 2, 0]);
     flush(&outbox, &mut socket);
     outbox.pong(b"asked before");
     outbox.close(Close::BacklogFull, Manner::Abort);
@@ -57,7 +57,7 @@ fn an_abort_finishes_the_frame_in_progress_and_drops_the_queue() {
     let frames = socket.frames();
     assert_eq!(frames.first(), Some(&data("in progress")));
     assert_eq!(frames.last(), Some(&close_frame(Close::BacklogFull)));
-    assert!(frames.iter().all(|(_, payload)| payload != b"dropped"));
+    assert!(frames.iter().all(|frame| frame.payload != b"dropped"));
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_abort_between_frames_closes_at_once() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "sent");
     send(&outbox, "dropped");
-    let mut socket = Socket::planned([6, 0]);
+    let mut socket = MockSocket::planned([6, 0]);
     flush(&outbox, &mut socket);
     outbox.close(Close::Reclaimed, Manner::Abort);
     drain(&outbox, &mut socket);
@@ -77,7 +77,7 @@ fn the_first_close_stands_and_an_abort_still_hurries_it() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "in progress");
     send(&outbox, "dropped");
-    let mut socket = Socket::planned([1, 0]);
+    let mut socket = MockSocket::planned([1, 0]);
     flush(&outbox, &mut socket);
     outbox.close(Close::Directive(4401), Manner::Orderly);
     outbox.close(Close::ShuttingDown, Manner::Orderly);
@@ -95,7 +95,7 @@ fn an_outbox_without_a_queue_closes_at_once() {
     let outbox = Outbox::new(None);
     outbox.send(Frame::text(&[b"for nobody"])).unwrap();
     outbox.close(Close::NoServer, Manner::Orderly);
-    let mut socket = Socket::planned([1, 0]);
+    let mut socket = MockSocket::planned([1, 0]);
     drain(&outbox, &mut socket);
     assert_eq!(socket.frames(), [close_frame(Close::NoServer)]);
 }
@@ -105,7 +105,7 @@ fn nothing_follows_a_close_frame_even_if_the_slots_queue_goes_on() {
     let (lane, _ledger) = lane(usize::MAX);
     let outbox = Outbox::new(Some(Rc::clone(&lane)));
     outbox.close(Close::ShuttingDown, Manner::Orderly);
-    let mut socket = Socket::planned([0, 2, 0]);
+    let mut socket = MockSocket::planned([0, 2, 0]);
     flush(&outbox, &mut socket);
     lane.push_notice(Frame::text(&[b"notice"]), PhoneKey::random());
     flush(&outbox, &mut socket);

@@ -10,11 +10,11 @@ fn a_detached_queue_is_sent_whole_by_the_next_connection() {
     for text in ["accepted", "half written", "queued"] {
         lane.offer(Frame::text(&[text.as_bytes()]), &source).unwrap();
     }
-    let mut dead = Socket::planned([10 + 5, 0]);
+    let mut dead = MockSocket::planned([10 + 5, 0]);
     assert_eq!(flush(&old, &mut dead).completed.messages, 1);
     old.detach();
     let new = Outbox::new(Some(Rc::clone(&lane)));
-    let mut socket = Socket::planned([1, 0, 3]);
+    let mut socket = MockSocket::planned([1, 0, 3]);
     assert_eq!(drain(&new, &mut socket), 2);
     assert_eq!(socket.frames(), [data("half written"), data("queued")]);
     assert!(lane.is_empty());
@@ -29,7 +29,7 @@ fn a_detached_connection_finishes_the_frame_in_progress_and_no_other() {
     for text in ["half written", "kept"] {
         lane.push(Frame::text(&[text.as_bytes()])).unwrap();
     }
-    let mut socket = Socket::planned([5, 0]);
+    let mut socket = MockSocket::planned([5, 0]);
     flush(&outbox, &mut socket);
     outbox.pong(b"asked");
     outbox.detach();
@@ -52,12 +52,13 @@ fn a_detach_between_frames_or_within_a_control_frame_takes_nothing_along() {
         let outbox = Outbox::new(Some(Rc::clone(&lane)));
         lane.push(Frame::text(&[b"kept"])).unwrap();
         outbox.ping();
-        let mut socket = Socket::planned(if accepted == 0 { vec![0] } else { vec![accepted, 0] });
+        let mut socket =
+            MockSocket::planned(if accepted == 0 { vec![0] } else { vec![accepted, 0] });
         flush(&outbox, &mut socket);
         outbox.detach();
         drain(&outbox, &mut socket);
-        assert_eq!(socket.frames(), [(PING, b"".into())], "{accepted}");
-        let mut socket = Socket::default();
+        assert_eq!(socket.frames(), [Received::new(PING, b"")], "{accepted}");
+        let mut socket = MockSocket::default();
         drain(&Outbox::new(Some(lane)), &mut socket);
         assert_eq!(socket.frames(), [data("kept")], "{accepted}");
     }

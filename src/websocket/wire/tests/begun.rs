@@ -20,17 +20,17 @@ fn a_message_is_begun_from_its_first_byte_to_its_last() {
 #[test]
 fn fragments_and_control_frames_between_them_do_not_begin_anew() {
     let mut peer = Peer::new();
-    let ping = frame(true, PING, b"ping");
-    peer.take_at(&frame(false, TEXT, b"a"), peer.second(1));
+    let ping = encode(true, PING, b"ping");
+    peer.take_at(&encode(false, TEXT, b"a"), peer.second(1));
     assert_eq!(peer.incoming.begun(), Some(peer.second(1)));
     for (second, part) in [(2, &ping[..]), (3, &ping[..3]), (4, &ping[3..])] {
         peer.take_at(part, peer.second(second));
         assert_eq!(peer.incoming.begun(), Some(peer.second(1)), "second {second}");
     }
-    peer.take_at(&frame(false, CONTINUATION, b"b"), peer.second(5));
+    peer.take_at(&encode(false, CONTINUATION, b"b"), peer.second(5));
     assert_eq!(peer.incoming.begun(), Some(peer.second(1)));
     assert_eq!(
-        peer.take_at(&frame(true, CONTINUATION, b"c"), peer.second(6)),
+        peer.take_at(&encode(true, CONTINUATION, b"c"), peer.second(6)),
         [Got::Text("abc".to_owned())]
     );
     assert_eq!(peer.incoming.begun(), None);
@@ -39,10 +39,10 @@ fn fragments_and_control_frames_between_them_do_not_begin_anew() {
 #[test]
 fn control_frames_between_messages_begin_nothing_that_lasts() {
     let mut peer = Peer::new();
-    peer.take_at(&frame(true, PING, b"ping"), peer.second(1));
+    peer.take_at(&encode(true, PING, b"ping"), peer.second(1));
     assert_eq!(peer.incoming.begun(), None);
     let next = text("next");
-    let both = [frame(true, PONG, b""), text("whole"), next[..3].to_vec()].concat();
+    let both = [encode(true, PONG, b""), text("whole"), next[..3].to_vec()].concat();
     assert_eq!(peer.take_at(&both, peer.second(2)).len(), 2);
     assert_eq!(peer.incoming.begun(), Some(peer.second(2)));
 }

@@ -15,7 +15,7 @@ fn an_idle_connection_holds_nothing() {
 fn a_codec_goes_back_with_the_turn_unless_it_has_grown() {
     let codecs = Rc::default();
     let mut peer = Peer::sharing(&codecs, &[]);
-    for bytes in [text("small"), frame(true, PING, &[b'p'; 125]), frame(true, PONG, b"")] {
+    for bytes in [text("small"), encode(true, PING, &[b'p'; 125]), encode(true, PONG, b"")] {
         assert_eq!(peer.turn(&bytes).len(), 1);
         assert_eq!((peer.has_codec(), peer.incoming.held(), spare(&codecs)), (false, 0, 1));
     }
@@ -32,7 +32,7 @@ fn a_codec_goes_back_with_the_turn_unless_it_has_grown() {
 
 #[test]
 fn a_codec_that_has_seen_an_end_serves_nobody_else() {
-    for end in [frame(true, CLOSE, &1000_u16.to_be_bytes()), frame(true, TEXT, b"\xff")] {
+    for end in [encode(true, CLOSE, &1000_u16.to_be_bytes()), encode(true, TEXT, b"\xff")] {
         let codecs = Rc::default();
         Peer::sharing(&codecs, &[]).turn(&text("before"));
         assert_eq!(spare(&codecs), 1);
@@ -95,20 +95,20 @@ fn fragments_count_as_held_until_their_message_is_whole() {
     let part = vec![b'x'; 30_000];
     let mut arrived = 0;
     for number in 0..5 {
-        let fragment = frame(false, if number == 0 { TEXT } else { CONTINUATION }, &part);
+        let fragment = encode(false, if number == 0 { TEXT } else { CONTINUATION }, &part);
         assert_eq!(peer.turn(&fragment), []);
-        peer.turn(&frame(true, PING, b"between"));
+        peer.turn(&encode(true, PING, b"between"));
         arrived += fragment.len();
         let held = peer.incoming.held();
         assert!((arrived..=bound(arrived)).contains(&held), "{held} after {number}");
     }
-    assert_eq!(peer.turn(&frame(true, CONTINUATION, b"")).len(), 1);
+    assert_eq!(peer.turn(&encode(true, CONTINUATION, b"")).len(), 1);
     assert_eq!(peer.incoming.held(), 0);
 }
 
 #[test]
 fn control_frames_between_fragments_pass_at_once_however_they_are_split() {
-    let (ping, begun) = (frame(true, PING, b"between"), frame(false, TEXT, b"be"));
+    let (ping, begun) = (encode(true, PING, b"between"), encode(false, TEXT, b"be"));
     for split in 0..=begun.len() + ping.len() {
         let bytes = [begun.clone(), ping.clone()].concat();
         let mut peer = Peer::new();
@@ -119,7 +119,7 @@ fn control_frames_between_fragments_pass_at_once_however_they_are_split() {
             }
         }
         assert_eq!(got, [Got::Ping(b"between".to_vec())], "split at {split}");
-        assert_eq!(peer.turn(&frame(true, CONTINUATION, b"gun")), [Got::Text("begun".to_owned())]);
+        assert_eq!(peer.turn(&encode(true, CONTINUATION, b"gun")), [Got::Text("begun".to_owned())]);
     }
 }
 

@@ -4,8 +4,8 @@ use super::*;
 use crate::limits::MAX_EMPTY_FRAGMENTS;
 
 fn empty_fragments(count: usize) -> Vec<u8> {
-    let mut bytes = frame(false, TEXT, b"");
-    (1..count).for_each(|_| bytes.extend(frame(false, CONTINUATION, b"")));
+    let mut bytes = encode(false, TEXT, b"");
+    (1..count).for_each(|_| bytes.extend(encode(false, CONTINUATION, b"")));
     bytes
 }
 
@@ -27,7 +27,7 @@ fn decode(peer: &mut Peer, frames: usize) -> Vec<Decoded> {
 fn a_turn_ends_after_its_frames_however_empty_they_are() {
     const FRAMES: usize = 100;
     let mut peer = Peer::new();
-    peer.fill(&[empty_fragments(1000), frame(true, CONTINUATION, b"x")].concat());
+    peer.fill(&[empty_fragments(1000), encode(true, CONTINUATION, b"x")].concat());
     for turn in 1..=10 {
         assert!(decode(&mut peer, FRAMES).is_empty());
         peer.incoming.end_turn();
@@ -41,8 +41,8 @@ fn a_turn_ends_after_its_frames_however_empty_they_are() {
 #[test]
 fn control_frames_count_like_any_other() {
     let mut peer = Peer::new();
-    let pings = frame(true, PING, b"").repeat(7);
-    peer.fill(&[frame(false, TEXT, b""), pings, frame(true, CONTINUATION, b"x")].concat());
+    let pings = encode(true, PING, b"").repeat(7);
+    peer.fill(&[encode(false, TEXT, b""), pings, encode(true, CONTINUATION, b"x")].concat());
     assert_eq!(decode(&mut peer, 3).len(), 2, "the fragment and two pings");
     assert_eq!(decode(&mut peer, 3).len(), 3);
     assert_eq!(decode(&mut peer, 3).len(), 3, "two pings and the message");
@@ -52,12 +52,12 @@ fn control_frames_count_like_any_other() {
 fn a_message_of_empty_fragments_without_an_end_is_refused() {
     let mut peer = Peer::new();
     assert_eq!(peer.turn(&empty_fragments(MAX_EMPTY_FRAGMENTS)), []);
-    let got = peer.turn(&frame(false, CONTINUATION, b""));
+    let got = peer.turn(&encode(false, CONTINUATION, b""));
     assert_eq!(got, [Got::Violation(Close::EmptyFragments)]);
     // As many in several messages are nobody's fault.
     let mut peer = Peer::new();
     for _ in 0..4 {
-        let message = [empty_fragments(MAX_EMPTY_FRAGMENTS / 2), frame(true, CONTINUATION, b"x")];
+        let message = [empty_fragments(MAX_EMPTY_FRAGMENTS / 2), encode(true, CONTINUATION, b"x")];
         assert_eq!(peer.turn(&message.concat()), [Got::Text("x".to_owned())]);
     }
 }

@@ -2,35 +2,28 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+
+use tempfile::TempDir;
 
 use super::{Running, checked, program};
-use crate::rig::fresh_id;
 
-/// A certificate for `relay.test` and its key, in a directory of this test's own.
-struct Files(PathBuf);
+/// A certificate for `relay.test` and its key.
+struct Files(TempDir);
 
 impl Files {
     fn new() -> Self {
-        let directory = std::env::temp_dir().join(fresh_id("check-files"));
-        std::fs::create_dir(&directory).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["relay.test".to_owned()]).unwrap();
-        let key = directory.join("key");
-        std::fs::write(directory.join("cert"), made.cert.pem()).unwrap();
+        let key = directory.path().join("key");
+        std::fs::write(directory.path().join("cert"), made.cert.pem()).unwrap();
         std::fs::write(&key, made.key_pair.serialize_pem()).unwrap();
         std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o600)).unwrap();
         Self(directory)
     }
 
     fn options(&self) -> [String; 4] {
-        let path = |name| self.0.join(name).to_str().unwrap().to_owned();
+        let path = |name| self.0.path().join(name).to_str().unwrap().to_owned();
         ["--tls-cert".to_owned(), path("cert"), "--tls-key".to_owned(), path("key")]
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -55,7 +48,7 @@ fn a_certificate_is_looked_at_and_a_domain_that_it_is_not_for_is_wrong() {
 #[test]
 fn a_cache_directory_is_neither_made_nor_changed_and_no_directory_is_asked() {
     let files = Files::new();
-    let cache = files.0.join("cache");
+    let cache = files.0.path().join("cache");
     let directory = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}/directory", directory.local_addr().unwrap());
     let check = || {
