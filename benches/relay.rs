@@ -24,6 +24,7 @@ mod relay {
     pub mod goals;
     pub mod hostile;
     pub mod idle;
+    pub mod opening;
     pub mod plot;
     pub mod process;
     pub mod profiles;
