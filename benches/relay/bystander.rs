@@ -20,7 +20,7 @@ pub struct Bystanders {
 pub struct Waits {
     pub messages: Vec<u64>,
     pub health: Vec<u64>,
-    /// How many of these were never answered: they count with the time until they were given up.
+    /// How many of these had no answer. They count with the time until they were given up.
     pub unanswered: u32,
 }
 

@@ -39,18 +39,17 @@ fn one(bench: &mut Bench<'_>, what: &str, load: Load, speed: &Speed) -> io::Resu
     let (tell, ready) = std::sync::mpsc::sync_channel(1);
     let (waits, done, cost) = std::thread::scope(|scope| {
         let stopping = StopOnDrop(&stop);
-        let noise = scope.spawn(|| {
-            let noise = Noise::prepare(load, &busy.running);
+        let (relay, flag) = (&busy.running, &stop);
+        // `tell` ends with the thread, whatever ends that.
+        let noise = scope.spawn(move || {
+            let noise = Noise::prepare(load, relay);
             let _ = tell.send(());
-            noise?.run(&stop)
+            noise?.run(flag)
         });
         // If that failed, its result says why.
         let _ = ready.recv();
         let cost = Cost::begin(&busy.running);
-        let brake = speed.brake.map(|brake| {
-            let stop = &stop;
-            scope.spawn(move || brake.hold(&pids, stop))
-        });
+        let brake = speed.brake.map(|brake| scope.spawn(move || brake.hold(&pids, flag)));
         let waits = bystanders.watch(time);
         let cost = (cost.target_share(), cost.elapsed().as_secs_f64());
         drop(stopping);

@@ -18,8 +18,8 @@ pub enum Load {
     Stream,
     /// Two phones of a pair send pings and read the pongs, or not.
     Pings { are_read: bool },
-    /// Sixty phones of one address each send a message that never ends, made of empty fragments; so
-    /// many bytes a second in all, or as many as are taken.
+    /// Sixty phones of one address each send a message that never ends, made of empty fragments: at
+    /// this rate in all, or as fast as the relay takes them.
     Fragments { bytes_a_second: Option<u32> },
 }
 
@@ -28,7 +28,7 @@ pub enum Load {
 pub struct Done {
     /// Bytes handed to the operating system, or about to be.
     pub written: u64,
-    /// How often a flooder dialed again, since it was closed.
+    /// How often a flooder that was closed dialed again.
     pub redials: u32,
 }
 
@@ -82,8 +82,7 @@ impl Stream {
         let (mut on_their_way, mut ended) = (0, None);
         while !stop.load(Ordering::Relaxed) {
             let mut wait = IDLE;
-            // Only what the socket takes: a whole batch behind another would be sent from memory
-            // that grows.
+            // Only once everything is sent: the driver's buffer grows until it is empty again.
             if self.driver.unsent(phone) == 0 {
                 self.driver.send(phone, &to_binary);
                 done.written += to_binary.len() as u64;
