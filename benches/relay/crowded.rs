@@ -30,7 +30,7 @@ fn one(bench: &mut Bench<'_>, what: &str, load: Load, speed: &Speed) -> io::Resu
     let time = match (bench.quick, speed.brake) {
         (false, _) => Duration::from_secs(5),
         (true, None) => Duration::from_secs(1),
-        (true, Some(_)) => Duration::from_millis(400),
+        (true, Some(_)) => Duration::from_millis(300),
     };
     let (busy, calm) = (Site::start(bench)?, Site::start(bench)?);
     let bystanders = Bystanders::connect(&[&busy.running, &calm.running])?;
