@@ -15,6 +15,9 @@
 mod relay {
     pub mod arguments;
     pub mod bench;
+    pub mod brake;
+    pub mod bystander;
+    pub mod crowded;
     pub mod driver;
     pub mod file;
     pub mod fleet;
@@ -24,6 +27,8 @@ mod relay {
     pub mod goals;
     pub mod hostile;
     pub mod idle;
+    pub mod noise;
+    pub mod opening;
     pub mod plot;
     pub mod process;
     pub mod profiles;

@@ -1,6 +1,7 @@
 //! What a profile is given to work with.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::driver::{Driver, Event};
@@ -94,6 +95,16 @@ impl Cost {
 
     pub fn elapsed(&self) -> Duration {
         self.target.elapsed()
+    }
+}
+
+/// Sets a flag once it is dropped, on a panic too: a thread that runs until then would keep its scope
+/// open for ever.
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -75,10 +75,20 @@ impl Driver {
     /// Dials `port` and sends `hello`. With `upgrade` the connection opens with the `101`, else at
     /// once. The connection's number is returned; numbers are not used again.
     pub fn dial(&mut self, port: u16, hello: &[u8], upgrade: bool) -> io::Result<usize> {
-        let number = self.connections.len();
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         // One loopback address has 28,000 ports.
-        let source = Ipv4Addr::new(127, 0, 0, 2 + u8::try_from(number % SOURCES).unwrap());
+        let rotation = u8::try_from(self.connections.len() % SOURCES).unwrap();
+        self.dial_from(Ipv4Addr::new(127, 0, 0, 2 + rotation), port, hello, upgrade)
+    }
+
+    /// The same from one address of the loopback network.
+    pub fn dial_from(
+        &mut self,
+        source: Ipv4Addr,
+        port: u16,
+        hello: &[u8],
+        upgrade: bool,
+    ) -> io::Result<usize> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;

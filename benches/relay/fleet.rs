@@ -1,13 +1,14 @@
 //! Binaries and phones that are connected and know each other.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::driver::{Driver, Event};
 use super::frames::{Frame, Stamp, TEXT, push_frame};
+use super::opening::{Kind, NO_SERVER, Opening};
 use super::target::Running;
 
 /// Servers with their phones. On the floor every phone has a connection to its binary for itself.
@@ -18,6 +19,7 @@ pub struct Fleet {
     roles: HashMap<usize, Role>,
     inner: Vec<u8>,
     upgrades: bool,
+    port: u16,
 }
 
 /// A phone, and the way to it from its binary.
@@ -25,6 +27,7 @@ pub struct Phone {
     pub connection: usize,
     /// Its binary's connection.
     pub binary: usize,
+    server: String,
     /// The envelope up to the frame.
     envelope: Vec<u8>,
 }
@@ -55,7 +58,7 @@ impl Fleet {
         let mut fleet = Self::new(false);
         for _ in 0..phones {
             let (connection, binary) = driver.connect_to_itself()?;
-            fleet.add(connection, binary);
+            fleet.add(connection, binary, "");
         }
         Ok(fleet)
     }
@@ -68,6 +71,7 @@ impl Fleet {
             roles: HashMap::new(),
             inner: Vec::new(),
             upgrades,
+            port: 0,
         }
     }
 
@@ -80,37 +84,49 @@ impl Fleet {
         servers: usize,
         phones_each: usize,
     ) -> io::Result<()> {
-        let mut opening = Opening::default();
+        self.port = running.port;
+        let mut opening = Opening::new(running.port);
         if self.upgrades {
-            let mut binaries = Vec::new();
+            let name = |server| format!("{prefix}-{server}");
             for server in 0..servers {
-                let head = binary_head(&format!("{prefix}-{server}"));
-                binaries.push(opening.dial(driver, running.port, head.as_bytes(), true)?);
+                opening.dial(driver, binary_head(&name(server)).as_bytes(), Kind::Binary)?;
             }
-            opening.finish(driver)?;
+            let binaries = opening.finish(driver)?;
+            let mut opening = Opening::new(running.port);
             for phone in 0..servers * phones_each {
-                let server = phone / phones_each;
-                let head = phone_head(&format!("{prefix}-{server}"));
-                let connection = opening.dial(driver, running.port, head.as_bytes(), true)?;
-                self.add(connection, binaries[server]);
+                let head = phone_head(&name(phone / phones_each));
+                opening.dial(driver, head.as_bytes(), Kind::Phone)?;
             }
-            self.binaries.extend(binaries);
+            let phones = opening.finish(driver)?;
+            let ended = [binaries.ended, phones.ended].concat();
+            for (phone, connection) in phones.connections.into_iter().enumerate() {
+                let server = phone / phones_each;
+                self.add(connection, binaries.connections[server], &name(server));
+            }
+            self.binaries.extend(binaries.connections);
+            if ended.iter().any(|connection| self.roles.contains_key(connection)) {
+                return Err(io::Error::other("a connection ended while others were opened"));
+            }
         } else {
-            for _ in 0..servers * phones_each {
-                let hello = (self.phones.len() as u64).to_be_bytes();
-                let binary = opening.dial(driver, running.port, &hello, false)?;
-                let connection = opening.dial(driver, running.port, &hello, false)?;
-                self.binaries.push(binary);
-                self.add(connection, binary);
+            for phone in 0..servers * phones_each {
+                let hello = ((self.phones.len() + phone) as u64).to_be_bytes();
+                opening.dial(driver, &hello, Kind::Plain)?;
+                opening.dial(driver, &hello, Kind::Plain)?;
+            }
+            let opened = opening.finish(driver)?;
+            for pair in opened.connections.chunks_exact(2) {
+                self.binaries.push(pair[0]);
+                self.add(pair[1], pair[0], "");
             }
         }
-        opening.finish(driver)
+        Ok(())
     }
 
-    fn add(&mut self, connection: usize, binary: usize) {
+    fn add(&mut self, connection: usize, binary: usize, server: &str) {
         self.roles.insert(connection, Role::Phone);
         self.roles.insert(binary, Role::Binary);
-        self.phones.push(Phone { connection, binary, envelope: Vec::new() });
+        let server = server.to_owned();
+        self.phones.push(Phone { connection, binary, server, envelope: Vec::new() });
     }
 
     /// Every phone says a word, so that its binary knows it.
@@ -118,41 +134,84 @@ impl Fleet {
         self.speak(driver, 0..self.phones.len(), HELLO_SIZE)
     }
 
-    /// Some phones send a message of `size` bytes, and their binaries learn how to answer.
+    /// Some phones send a message of `size` bytes, and their binaries learn how to answer. A phone
+    /// that is closed meanwhile as one without a server dials again and says it once more.
     pub fn speak(
         &mut self,
         driver: &mut Driver,
         phones: Range<usize>,
         size: usize,
     ) -> io::Result<()> {
-        let unknown = Cell::new(phones.len());
-        let mut wire = Vec::new();
-        for phone in phones {
-            wire.clear();
-            self.push_to_binary(&mut wire, phone, 0, driver.now(), size);
-            driver.send(self.phones[phone].connection, &wire);
-        }
-        let mut lost = None;
-        driver.until(
-            "a message of every phone",
-            PATIENCE,
-            &mut |_, connection, event| match event {
-                Event::Text(frame) => {
-                    let Some(stamp) = self.stamp(connection, &frame) else { return };
-                    if self.upgrades {
-                        self.phones[stamp.phone as usize].envelope = envelope_head(frame.plain());
+        let deadline = Instant::now() + PATIENCE;
+        let mut speaking: BTreeSet<usize> = phones.collect();
+        while !speaking.is_empty() {
+            let mut wire = Vec::new();
+            for phone in speaking.iter().copied() {
+                wire.clear();
+                self.push_to_binary(&mut wire, phone, 0, driver.now(), size);
+                driver.send(self.phones[phone].connection, &wire);
+            }
+            let silent = RefCell::new(std::mem::take(&mut speaking));
+            let refused = RefCell::new(BTreeSet::new());
+            let lost = Cell::new(None);
+            driver.until(
+                "a message of every phone",
+                deadline.saturating_duration_since(Instant::now()),
+                &mut |_, connection, event| match event {
+                    Event::Text(frame) => {
+                        let Some(stamp) = self.stamp(connection, &frame) else { return };
+                        let phone = stamp.phone as usize;
+                        if self.upgrades {
+                            self.phones[phone].envelope = envelope_head(frame.plain());
+                        }
+                        silent.borrow_mut().remove(&phone);
                     }
-                    unknown.set(unknown.get() - 1);
+                    Event::Closed(NO_SERVER) if self.is_phone(connection) => {
+                        refused.borrow_mut().extend(self.phone_at(connection));
+                    }
+                    Event::Closed(code) if self.has(connection) => {
+                        lost.set(Some(code));
+                    }
+                    Event::Gone(status) if self.has(connection) => {
+                        let known = self.phone_at(connection);
+                        if known.is_none_or(|phone| !refused.borrow().contains(&phone)) {
+                            lost.set(lost.get().or(Some(status)));
+                        }
+                    }
+                    _ => {}
+                },
+                // Those who dial again have the driver to themselves: nothing else is on its way.
+                &mut |_| lost.get().is_some() || silent.borrow().is_subset(&refused.borrow()),
+            )?;
+            match lost.get() {
+                Some(0) => return Err(io::Error::other("a connection ended")),
+                Some(code) => {
+                    return Err(io::Error::other(format!("a connection was closed with {code}")));
                 }
-                Event::Closed(code) => lost = Some(code),
-                _ => {}
-            },
-            &mut |_| unknown.get() == 0,
-        )?;
-        match lost {
-            Some(code) => Err(io::Error::other(format!("a connection was closed with {code}"))),
-            None => Ok(()),
+                None => speaking = refused.take(),
+            }
+            self.dial_again(driver, &speaking)?;
         }
+        Ok(())
+    }
+
+    /// Dials for phones that were closed as phones without a server.
+    fn dial_again(&mut self, driver: &mut Driver, phones: &BTreeSet<usize>) -> io::Result<()> {
+        let mut opening = Opening::new(self.port);
+        for phone in phones {
+            opening.dial_again(phone_head(&self.phones[*phone].server).as_bytes());
+        }
+        let opened = opening.finish(driver)?;
+        for (phone, connection) in phones.iter().zip(opened.connections) {
+            let old = std::mem::replace(&mut self.phones[*phone].connection, connection);
+            self.roles.remove(&old);
+            self.roles.insert(connection, Role::Phone);
+        }
+        Ok(())
+    }
+
+    fn phone_at(&self, connection: usize) -> Option<usize> {
+        self.phones.iter().position(|phone| phone.connection == connection)
     }
 
     /// Appends a frame of a phone; `size` is that of the message inside.
@@ -197,61 +256,14 @@ impl Fleet {
         Stamp::read(frame, start)
     }
 
+    /// Whether this is a connection of one of them.
+    pub fn has(&self, connection: usize) -> bool {
+        self.roles.contains_key(&connection)
+    }
+
     /// Whether this is the connection of a phone.
     pub fn is_phone(&self, connection: usize) -> bool {
         self.roles.get(&connection) == Some(&Role::Phone)
-    }
-}
-
-/// Dials with a bounded number of upgrades in progress: a relay keeps few request heads.
-#[derive(Default)]
-struct Opening {
-    dialed: usize,
-    opened: usize,
-    refused: Option<u16>,
-}
-
-impl Opening {
-    fn dial(
-        &mut self,
-        driver: &mut Driver,
-        port: u16,
-        hello: &[u8],
-        upgrade: bool,
-    ) -> io::Result<usize> {
-        let number = driver.dial(port, hello, upgrade)?;
-        if upgrade {
-            self.dialed += 1;
-            self.wait(driver, IN_PROGRESS)?;
-        }
-        Ok(number)
-    }
-
-    fn finish(&mut self, driver: &mut Driver) -> io::Result<()> {
-        self.wait(driver, 0)
-    }
-
-    /// Waits until at most `in_progress` upgrades are.
-    fn wait(&mut self, driver: &mut Driver, in_progress: usize) -> io::Result<()> {
-        let state = RefCell::new(self);
-        let refused = || state.borrow().refused;
-        driver.until(
-            "an upgrade",
-            PATIENCE,
-            &mut |_, _, event| match event {
-                Event::Open => state.borrow_mut().opened += 1,
-                Event::Gone(status) => state.borrow_mut().refused = Some(status),
-                _ => {}
-            },
-            &mut |_| {
-                let state = state.borrow();
-                state.refused.is_some() || state.dialed - state.opened <= in_progress
-            },
-        )?;
-        match refused() {
-            Some(status) => Err(io::Error::other(format!("an upgrade was refused with {status}"))),
-            None => Ok(()),
-        }
     }
 }
 
@@ -281,5 +293,4 @@ pub fn envelope_head(envelope: &[u8]) -> Vec<u8> {
 const UPGRADE: &str = "Host: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const HELLO_SIZE: usize = 64;
-const IN_PROGRESS: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);

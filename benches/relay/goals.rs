@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::crowded::{EIGHTH, EMPTY_FRAGMENTS, FULL_SPEED, ORDINARY};
 use super::sheet::{Sheet, median, number, pairwise};
 use super::target::FLOOR;
 
@@ -76,6 +77,15 @@ const KIB: f64 = 1024.0;
 fn frame_cost(sheet: &Sheet, way: &str, pace: &str) -> f64 {
     let figure = format!("{way}, {pace}: CPU a frame");
     ratio(sheet, "frame", &figure, &format!("{way}, one at a time: CPU a frame"))
+}
+
+/// The highest of the medians over loads and figures of `crowded`.
+fn crowded(sheet: &Sheet, loads: &[&[&str]], speed: &str, figures: &[&str]) -> f64 {
+    let loads = loads.iter().copied().flatten();
+    loads
+        .flat_map(|load| figures.iter().map(move |figure| format!("{load}{speed}: {figure}")))
+        .map(|figure| relay(sheet, "crowded", &figure))
+        .fold(f64::NAN, f64::max)
 }
 
 const GOALS: &[Goal] = &[
@@ -196,6 +206,41 @@ const GOALS: &[Goal] = &[
         unit: "",
         bound: Bound::AtMost(0.0),
         figure: |sheet| relay(sheet, "storm", "refused or closed"),
+    },
+    Goal {
+        about: "`crowded`: worst message of a quiet pair beside a stream or pings",
+        unit: "ms",
+        bound: Bound::AtMost(50.0),
+        figure: |sheet| crowded(sheet, &[ORDINARY], FULL_SPEED, &["quiet pair worst"]),
+    },
+    Goal {
+        about: "the same beside empty fragments",
+        unit: "ms",
+        bound: Bound::AtMost(100.0),
+        figure: |sheet| crowded(sheet, &[EMPTY_FRAGMENTS], FULL_SPEED, &["quiet pair worst"]),
+    },
+    Goal {
+        about: "`crowded`: worst answer of /healthz",
+        unit: "ms",
+        bound: Bound::AtMost(250.0),
+        figure: |sheet| {
+            crowded(sheet, &[ORDINARY, EMPTY_FRAGMENTS], FULL_SPEED, &["/healthz worst"])
+        },
+    },
+    Goal {
+        about: "`crowded` at an eighth of the speed: p99 of either",
+        unit: "ms",
+        bound: Bound::AtMost(300.0),
+        figure: |sheet| {
+            let figures = ["quiet pair p99", "/healthz p99"];
+            crowded(sheet, &[ORDINARY, EMPTY_FRAGMENTS], EIGHTH, &figures)
+        },
+    },
+    Goal {
+        about: "`crowded` at an eighth of the speed: longest turn of the event loop",
+        unit: "ms",
+        bound: Bound::AtMost(100.0),
+        figure: |sheet| crowded(sheet, &[ORDINARY, EMPTY_FRAGMENTS], EIGHTH, &["longest turn"]),
     },
     Goal {
         about: "stripped program",

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::bench::{Bench, Cost};
+use super::bench::{Bench, Cost, StopOnDrop};
 use super::driver::{Driver, Event};
 use super::fleet::{Fleet, phone_head};
 use super::frames::{PING, TEXT, push_frame};
@@ -60,6 +60,7 @@ fn disturbed(
     let (tell, ready) = std::sync::mpsc::channel();
     let cost = Cost::begin(running);
     let (latencies, done) = std::thread::scope(|scope| {
+        let stopping = StopOnDrop(&stop);
         let hostile = scope.spawn(|| {
             let mut hostile = Hostile::prepare(attacked)?;
             let _ = tell.send(());
@@ -68,7 +69,7 @@ fn disturbed(
         // If that failed, its result says why.
         let _ = ready.recv_timeout(Duration::from_secs(30));
         let latencies = exchange(driver, fleet, time);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         (latencies, hostile.join().expect("the hostile peers do not panic"))
     });
     Ok((latencies?, done?, cost))

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::bench::Bench;
-use super::{file, frame, hostile, idle, steady, storm, surge};
+use super::{crowded, file, frame, hostile, idle, steady, storm, surge};
 
 /// A kind of load.
 pub struct Profile {
@@ -71,6 +71,13 @@ pub const PROFILES: &[Profile] = &[
         has_floor: false,
         rounds: 3,
         run: hostile::run,
+    },
+    Profile {
+        name: "crowded",
+        about: "what bystanders wait beside streams, pings, empty fragments; also slowed down",
+        has_floor: false,
+        rounds: 3,
+        run: crowded::run,
     },
     #[cfg(feature = "tls")]
     Profile {

@@ -90,20 +90,27 @@ impl Sheet {
             }
         }
         let mut text = format!("\n{:<9}{:<50}{:>7}", "profile", "figure", "unit");
-        names.iter().for_each(|name| text += &format!("{name:>13}"));
-        text += "   ratio to the floor: median (lowest to highest of the pairs)\n";
+        names.iter().for_each(|name| text += &format!("{name:>15}"));
+        text += "   ratio to the floor, or added to what is apart from the load: median (lowest to \
+                 highest of the pairs)\n";
         for row in &self.rows {
             text += &format!("{:<9}{:<50}{:>7}", row.profile, row.figure, row.unit);
             for name in &names {
                 let values = self.values(row.profile, &row.figure, name);
                 let cell = if values.is_empty() { "-".to_owned() } else { number(median(values)) };
-                text += &format!("{cell:>13}");
+                text += &format!("{cell:>15}");
             }
             for name in names.iter().filter(|name| **name != FLOOR) {
                 let ratios = self.ratios(row, name);
                 if !ratios.is_empty() {
                     let (low, high) = range(&ratios);
                     text += &format!("   {name} {:.2} ({low:.2} to {high:.2})", median(&ratios));
+                }
+                let added = self.added(row, name);
+                if !added.is_empty() {
+                    let (low, high) = range(&added);
+                    let [median, low, high] = [median(&added), low, high].map(number);
+                    text += &format!("   {name} + {median} ({low} to {high})");
                 }
             }
             text.push('\n');
@@ -126,9 +133,16 @@ impl Sheet {
                     .filter(|(name, _)| name != FLOOR)
                     .map(|(name, _)| (name.clone(), json!(self.ratios(row, name))))
                     .collect();
+                let added: serde_json::Map<_, _> = row
+                    .values
+                    .iter()
+                    .map(|(name, _)| (name.clone(), self.added(row, name)))
+                    .filter(|(_, added)| !added.is_empty())
+                    .map(|(name, added)| (name, json!(added)))
+                    .collect();
                 json!({
                     "profile": row.profile, "figure": row.figure, "unit": row.unit,
-                    "values": values, "ratios_to_floor": ratios,
+                    "values": values, "ratios_to_floor": ratios, "added": added,
                 })
             })
             .collect();
@@ -150,6 +164,18 @@ impl Sheet {
         let values = self.values(row.profile, &row.figure, target);
         pairwise(values, floor)
     }
+
+    /// What a load added, round by round: the values beside it less those apart from it.
+    fn added(&self, row: &Row, target: &str) -> Vec<f64> {
+        let beside = self.values(row.profile, &row.figure, target);
+        let apart = self.values(row.profile, &row.figure, &apart(target));
+        beside.iter().zip(apart).map(|(beside, apart)| beside - apart).collect()
+    }
+}
+
+/// The name under which a second process of a target is recorded, which is apart from the load.
+pub fn apart(target: &str) -> String {
+    format!("{target}, apart")
 }
 
 /// Quotients of the values of the same rounds.

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_rustls::pki_types::ServerName;
 use futures_rustls::rustls::client::Resumption;
@@ -21,7 +21,8 @@ use futures_rustls::rustls::{
 
 use super::bench::{Bench, Cost};
 use super::fleet::{binary_head, envelope_head, phone_head};
-use super::frames::{Frame, PING, PONG, Stamp, TEXT, push_frame};
+use super::frames::{CLOSE, Frame, PING, PONG, Stamp, TEXT, push_frame};
+use super::opening::{NO_SERVER, REFUSED_PATIENCE};
 use super::target::Running;
 
 pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
@@ -48,7 +49,7 @@ fn idle(bench: &mut Bench<'_>, certificate: &Certificate, way: Option<&Way>) -> 
     let mut pairs = Vec::new();
     for server in 0..servers {
         let name = format!("idle-{server}");
-        let binary = site.dial(way, &binary_head(&name))?;
+        let binary = site.dial_binary(way, &name)?;
         let phones = (0..phones_each)
             .map(|_| site.dial(way, &phone_head(&name)))
             .collect::<io::Result<Vec<_>>>()?;
@@ -109,7 +110,7 @@ fn messages(bench: &mut Bench<'_>, certificate: &Certificate, way: Option<&Way>)
     let site = Site::start(bench, certificate)?;
     let files = if bench.quick { 1 } else { 10 };
     let frames = CHUNKS * files;
-    let mut binary = site.dial(way, &binary_head("file"))?;
+    let mut binary = site.dial_binary(way, "file")?;
     let mut phone = site.dial(way, &phone_head("file"))?;
     let envelope = introduce(&mut binary, &mut phone, 64)?;
     let mut inner = Vec::new();
@@ -210,6 +211,23 @@ impl Site {
         }
     }
 
+    /// A binary, once the relay lets its phones in: one that dials at the moment of the binary's
+    /// `101` may be too early, and is closed.
+    fn dial_binary(&self, way: Option<&Way>, name: &str) -> io::Result<Client> {
+        let binary = self.dial(way, &binary_head(name))?;
+        let deadline = Instant::now() + REFUSED_PATIENCE;
+        while !self.dial(way, &phone_head(name))?.is_let_in()? {
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!(
+                    "a phone whose binary is connected was closed with {NO_SERVER} for {} s",
+                    REFUSED_PATIENCE.as_secs()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(binary)
+    }
+
     /// Asks for the health page and reads to the end; the kind of the handshake.
     fn ask(&self, way: Option<&Way>) -> io::Result<Option<HandshakeKind>> {
         let mut wire = self.connect(way)?;
@@ -262,14 +280,39 @@ impl Client {
         }
     }
 
+    /// Whether a phone's ping is answered, and not with a close frame for want of a server.
+    fn is_let_in(&mut self) -> io::Result<bool> {
+        self.out.clear();
+        push_frame(&mut self.out, PING, &[b"in?"]);
+        self.wire.write_all(&self.out)?;
+        loop {
+            match Frame::decode(&self.received) {
+                Some((frame, _)) if frame.opcode == PONG => return Ok(true),
+                Some((frame, _)) if frame.opcode == CLOSE => {
+                    return match frame.bytes::<2>(0).map(u16::from_be_bytes) {
+                        Some(NO_SERVER) => Ok(false),
+                        code => Err(io::Error::other(format!("a phone was closed: {code:?}"))),
+                    };
+                }
+                Some((_, length)) => drop(self.received.drain(..length)),
+                None => self.receive()?,
+            }
+        }
+    }
+
     fn receive(&mut self) -> io::Result<()> {
         let mut piece = [0; 32 * 1024];
-        match self.wire.read(&mut piece)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            length => {
+        match self.wire.read(&mut piece) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
                 self.received.extend_from_slice(&piece[..length]);
                 Ok(())
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let seconds = PATIENCE.as_secs();
+                Err(io::Error::other(format!("nothing arrived for {seconds} s")))
+            }
+            Err(error) => Err(error),
         }
     }
 }
