@@ -163,6 +163,8 @@ pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
 /// From a change of the connections to the status that systemd is told: one line for a burst of
 /// changes, and time for an upgrade to become a member.
 pub const STATUS_DELAY: Duration = Duration::from_secs(2);
+/// How soon a word for which the service manager had no room is sent again.
+pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
 /// Source addresses in each of the two halves of the rate limiter's table; about 50 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;

@@ -3,7 +3,8 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +33,32 @@ impl Notifications {
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(deadline())).unwrap();
         Self { socket, path }
+    }
+
+    /// In the abstract namespace, which has no files: with `@` in the place of the path.
+    fn open_abstract() -> Self {
+        let name = format!("pyrycode-relay-test-{}-{}", std::process::id(), fresh_id("abstract"));
+        let address = UnixAddress::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_read_timeout(Some(deadline())).unwrap();
+        Self { socket, path: format!("@{name}").into() }
+    }
+
+    /// Leaves no room in the socket.
+    fn fill(&self) {
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while sender.send_to_addr(b"filler", &self.socket.local_addr().unwrap()).is_ok() {}
+    }
+
+    /// The next one that is none of those fillers.
+    fn next_after_fillers(&self) -> String {
+        loop {
+            let next = self.next();
+            if next != "filler" {
+                return next;
+            }
+        }
     }
 
     fn next(&self) -> String {
@@ -171,6 +198,56 @@ fn it_says_when_it_is_ready_and_when_it_stops_and_nothing_more_while_nothing_hap
     program.terminate();
     let (status, _) = program.end();
     assert!(status.success());
+    assert_eq!(notifications.rest(), ["STOPPING=1\n"]);
+}
+
+#[test]
+fn a_service_manager_that_does_not_read_holds_nothing_up_and_learns_what_it_must_when_it_does() {
+    for notifications in [Notifications::open(), Notifications::open_abstract()] {
+        notifications.fill();
+        let mut command = program();
+        command.env("NOTIFY_SOCKET", &notifications.path);
+        // Pings find no room either.
+        command.env("WATCHDOG_USEC", scaled(Duration::from_millis(20)).as_micros().to_string());
+        let mut program = Program::start(&mut command);
+        let address = program.address();
+        assert!(program.log_line().contains(" event=systemd_not_reached "));
+        let id = fresh_id("unread");
+        let mut binary = Ws::upgrade(address, &binary_head(&id));
+        let mut phone = Ws::upgrade(address, &phone_head(&id));
+        let mut exchange = || {
+            phone.send_text("1");
+            assert!(binary.read_text().ends_with(r#""frame":1}"#));
+        };
+        exchange();
+        program.hang_up();
+        let mut told = Vec::new();
+        exchange();
+        while told.len() < 3 {
+            let next = notifications.next_after_fillers();
+            // The hangup may come to the program later than the room for the first word.
+            if !next.starts_with("WATCHDOG=1") && !next.starts_with("STATUS=") {
+                told.push(next);
+            }
+        }
+        assert_eq!((&*told[0], &*told[2]), (READY, "READY=1\n"), "{told:?}");
+        assert!(told[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{told:?}");
+        notifications.fill();
+        exchange();
+        program.terminate();
+        let (status, log) = program.end();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains(" event=stopped "), "{log}");
+    }
+}
+
+#[test]
+fn a_socket_in_the_abstract_namespace_is_told_like_any_other() {
+    let notifications = Notifications::open_abstract();
+    let program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    assert_eq!(notifications.next(), READY);
+    program.terminate();
+    assert!(program.end().0.success());
     assert_eq!(notifications.rest(), ["STOPPING=1\n"]);
 }
 
