@@ -26,7 +26,7 @@ use crate::net::transport::Tcp;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::relay::Relay;
-use crate::telemetry::events;
+use crate::telemetry::events::{self, Throttled};
 #[cfg(feature = "tls")]
 use crate::tls::stream::Tls;
 #[cfg(feature = "tls")]
@@ -218,7 +218,7 @@ async fn refuse<S: Transport, T>(
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<T> {
-    debug!(remote:% = remote, reason:% = refusal; "refused");
+    debug!(remote:% = remote, reason:% = refusal; "{}", Throttled::Refused);
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
     if let (Some(leg), Some(outcome)) = (attempted, outcome) {
