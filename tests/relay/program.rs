@@ -2,6 +2,8 @@
 
 mod allow;
 mod check;
+#[cfg(feature = "tls")]
+mod fifo;
 mod listening;
 mod log;
 mod logging;

@@ -211,7 +211,6 @@ fn a_service_manager_that_does_not_read_holds_nothing_up_and_learns_what_it_must
         command.env("WATCHDOG_USEC", scaled(Duration::from_millis(20)).as_micros().to_string());
         let mut program = Program::start(&mut command);
         let address = program.address();
-        assert!(program.log_line().contains(" event=systemd_not_reached "));
         let id = fresh_id("unread");
         let mut binary = Ws::upgrade(address, &binary_head(&id));
         let mut phone = Ws::upgrade(address, &phone_head(&id));
@@ -220,6 +219,7 @@ fn a_service_manager_that_does_not_read_holds_nothing_up_and_learns_what_it_must
             assert!(binary.read_text().ends_with(r#""frame":1}"#));
         };
         exchange();
+        assert!(program.log_line().contains(" event=systemd_not_reached "));
         program.hang_up();
         let mut told = Vec::new();
         exchange();

@@ -65,8 +65,8 @@ impl Files {
     }
 
     /// Puts a FIFO that nobody writes to in the place of one of them.
-    pub fn replace_with_fifo(&self, key: bool) {
-        let path = if key { self.key_path() } else { self.certificate_path() };
+    pub fn replace_with_fifo(&self, is_key: bool) {
+        let path = if is_key { self.key_path() } else { self.certificate_path() };
         std::fs::remove_file(&path).unwrap();
         crate::rig::make_fifo(&path);
     }

@@ -123,47 +123,6 @@ fn the_relay_does_not_start_with_a_pair_that_cannot_be_used_and_says_why() {
 }
 
 #[test]
-fn a_fifo_in_the_place_of_a_file_is_told_at_a_reload_and_holds_nothing_up() {
-    for key_is_fifo in [false, true] {
-        let files = Files::new();
-        let relay = files.relay(&[]);
-        let (mut binary, mut phone) = pair_of(&files, &relay, &fresh_id("fifo"));
-        files.replace_with_fifo(key_is_fifo);
-        let seen = events::mark();
-        relay.reload();
-        let kept = files.wait_for(seen, "certificate_kept");
-        let told = events::field(&kept, "reason");
-        assert!(told.ends_with("it is no regular file"), "{told}");
-        phone.send_text("1");
-        assert!(binary.read_text().ends_with(r#""frame":1}"#));
-        assert_eq!(shown(&files, &relay), files.certificate);
-    }
-}
-
-#[test]
-fn with_a_fifo_in_the_place_of_a_file_the_relay_does_not_start() {
-    for key_is_fifo in [false, true] {
-        let files = Files::new();
-        files.replace_with_fifo(key_is_fifo);
-        // Whoever waits for the FIFO is ended by `timeout`, with another code.
-        let limit = crate::rig::deadline().as_secs().to_string();
-        for (command, told_at_stdout) in [(&[][..], false), (&["check"], true)] {
-            let output = Command::new("timeout")
-                .args([&limit, PROGRAM])
-                .args(command)
-                .args(files.options())
-                .stdin(Stdio::null())
-                .output()
-                .unwrap();
-            let said = if told_at_stdout { output.stdout } else { output.stderr };
-            let said = String::from_utf8(said).unwrap();
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.contains("it is no regular file"), "{said}");
-        }
-    }
-}
-
-#[test]
 fn options_that_do_not_fit_together_are_told() {
     for (arguments, told) in [
         (&["--tls-listen", "127.0.0.1:0"][..], "--tls-listen needs a certificate"),
