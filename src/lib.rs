@@ -17,6 +17,7 @@
 //! those before it, which `tests/layers.rs` checks.
 
 pub mod close;
+pub(crate) mod file;
 pub mod ids;
 pub mod leg;
 pub mod limits;

@@ -173,6 +173,8 @@ pub const HEADS_AT_STOP: Duration = Duration::from_secs(1);
 /// Delay between a change of the connections and the status line sent to systemd: a burst of changes
 /// makes one line, and an upgrade has time to register.
 pub const STATUS_DELAY: Duration = Duration::from_secs(2);
+/// How soon a word for which the service manager had no room is sent again.
+pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
 /// Source addresses in each half of the rate limiter's table; about 50 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;

@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// The rooms, lowest first; those on one line are of one height. As in `docs/architecture.md`.
 const ORDER: &[&str] = &[
-    "limits ids close origin signals leg",
+    "limits ids close origin signals leg file",
     "telemetry",
     "net",
     "websocket",

@@ -2,10 +2,9 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use crate::file::{self, Unreadable};
 use crate::ids::ServerId;
 use crate::limits::{ALLOW_FILE_BYTES, ALLOW_FILE_IDS};
 
@@ -121,14 +120,12 @@ impl fmt::Display for Broken {
 }
 
 fn read(path: &Path) -> Result<AllowList, Broken> {
-    let unreadable = |error: std::io::Error| Broken::Unreadable(error.to_string());
-    // Asked before the file is opened: to open a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(Broken::NoFile);
-    }
-    let mut text = Vec::new();
-    let most = u64::try_from(ALLOW_FILE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
-    File::open(path).map_err(unreadable)?.take(most).read_to_end(&mut text).map_err(unreadable)?;
+    let most = u64::try_from(ALLOW_FILE_BYTES).unwrap_or(u64::MAX);
+    let (text, _) = file::read(path, most).map_err(|unreadable| match unreadable {
+        Unreadable::Failed(error) => Broken::Unreadable(error.to_string()),
+        Unreadable::NotRegular => Broken::NoFile,
+        Unreadable::TooLarge(_) => Broken::TooLarge,
+    })?;
     AllowList::parse(&text)
 }
 

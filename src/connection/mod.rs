@@ -24,7 +24,7 @@ use crate::monitor::health;
 use crate::net::transport::{Tcp, Transport};
 use crate::origin::Origin;
 use crate::relay::Relay;
-use crate::telemetry::events;
+use crate::telemetry::events::{self, Throttled};
 use crate::tls::stream::Tls;
 
 /// Serves one connection to its end.
@@ -196,7 +196,7 @@ async fn refuse<S: Transport, T>(
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<T> {
-    debug!(remote:% = remote, reason:% = refusal; "refused");
+    debug!(remote:% = remote, reason:% = refusal; "{}", Throttled::Refused);
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
     if let (Some(leg), Some(outcome)) = (attempted, outcome) {

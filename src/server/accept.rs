@@ -17,6 +17,7 @@ use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
 use crate::origin::Origin;
 use crate::relay::Relay;
+use crate::telemetry::events::Throttled;
 
 /// A listening socket.
 pub(super) struct Listener {
@@ -126,14 +127,14 @@ pub(super) struct Backoff {
 impl Backoff {
     pub(super) fn recover(&mut self) {
         if self.failures > 0 {
-            info!(failures = self.failures; "accepting_again");
+            info!(failures = self.failures; "{}", Throttled::AcceptingAgain);
             self.failures = 0;
         }
     }
 
     pub(super) async fn pause(&mut self, error: &io::Error) {
         if self.failures == 0 {
-            warn!(error:% = error; "accept_failed");
+            warn!(error:% = error; "{}", Throttled::AcceptFailed);
         }
         let pause = ACCEPT_BACKOFF_MIN.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);

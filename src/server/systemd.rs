@@ -3,9 +3,16 @@
 //! All of it is silent without the variables that systemd sets: `LISTEN_FDS`, `NOTIFY_SOCKET` and
 //! `WATCHDOG_USEC` (`sd_listen_fds(3)`, `sd_notify(3)`, `sd_watchdog_enabled(3)`).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_io::Timer;
@@ -13,10 +20,9 @@ use futures_lite::FutureExt as _;
 use listenfd::ListenFd;
 use log::warn;
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use sd_notify::NotifyState;
 use socket2::SockRef;
 
-use crate::limits::STATUS_DELAY;
+use crate::limits::{NOTIFY_RETRY, STATUS_DELAY};
 
 /// Whether a service manager wants to be told how its service is.
 pub fn is_present() -> bool {
@@ -24,36 +30,67 @@ pub fn is_present() -> bool {
 }
 
 /// The service manager, where it wants to be told how its service is.
+///
+/// Nothing waits for it. What it must learn and had no room for is owed: it is sent later, in order.
 #[derive(Debug)]
 pub struct Manager {
+    socket: UnixDatagram,
+    address: SocketAddr,
     /// Half of the time after which a silent service counts as hung.
     ping_interval: Option<Duration>,
+    /// One of a kind at most.
+    owed: RefCell<VecDeque<(Word, String)>>,
+    debtor: RefCell<Option<Waker>>,
     failing: Cell<bool>,
 }
 
+/// What a service manager must learn. Of two of a kind the second one counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Word {
+    Ready,
+    Status,
+    Reloading,
+    Reloaded,
+    Stopping,
+}
+
 impl Manager {
-    /// `None` if nobody wants to be told.
+    /// `None` if nobody wants to be told, or in a way that is not known here.
     pub fn from_environment() -> Option<Self> {
-        if !is_present() {
-            return None;
-        }
-        let ping_interval = sd_notify::watchdog_enabled().map(|limit| limit / 2);
-        let ping_interval = ping_interval.filter(|interval| !interval.is_zero());
-        Some(Self { ping_interval, failing: Cell::new(false) })
+        let name = std::env::var_os("NOTIFY_SOCKET")?;
+        let opened = address(&name).and_then(|address| {
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            Ok((socket, address))
+        });
+        let (socket, address) =
+            opened.inspect_err(|error| warn!(error:% = error; "systemd_not_reached")).ok()?;
+        Some(Self {
+            socket,
+            address,
+            ping_interval: ping_interval(),
+            owed: RefCell::default(),
+            debtor: RefCell::default(),
+            failing: Cell::new(false),
+        })
     }
 
     /// Says that the service is ready, and from then on what `status` returns whenever it differs
     /// a while after `changed`, and that the event loop turns. Never returns.
     ///
-    /// `changed` must be cancel safe. Nothing but it and the watchdog's interval wakes this up.
+    /// `changed` must be cancel safe. Nothing but it, the watchdog's interval and a word that is
+    /// owed wakes this up.
     pub async fn inform(&self, status: impl Fn() -> String, mut changed: impl AsyncFnMut()) {
         let mut told = status();
-        self.tell(&[NotifyState::Ready, NotifyState::Status(&told)]);
+        self.tell(Word::Ready, format!("READY=1\nSTATUS={told}\n"));
         let pings = async {
             let Some(interval) = self.ping_interval else { return std::future::pending().await };
             loop {
                 Timer::after(interval).await;
-                self.tell(&[NotifyState::Watchdog]);
+                // One that finds no room is followed by the next.
+                if self.settle() {
+                    self.send("WATCHDOG=1\n");
+                }
             }
         };
         let statuses = async {
@@ -62,44 +99,108 @@ impl Manager {
                 Timer::after(STATUS_DELAY).await;
                 let present = status();
                 if present != told {
-                    self.tell(&[NotifyState::Status(&present)]);
+                    self.tell(Word::Status, format!("STATUS={present}\n"));
                     told = present;
                 }
             }
         };
-        pings.or(statuses).await
+        let debts = async {
+            loop {
+                poll_fn(|cx| self.poll_owing(cx)).await;
+                Timer::after(NOTIFY_RETRY).await;
+                self.settle();
+            }
+        };
+        pings.or(statuses).or(debts).await
     }
 
     /// Says that the service has begun to read its files anew.
     pub fn reloading(&self) {
-        // Units of the kind `notify-reload` want to know since when. The crate's own reading of the
-        // clock multiplies in 32 bits where `time_t` has no more.
+        // Units of the kind `notify-reload` want to know since when.
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
         let microseconds = i128::from(tv_sec) * 1_000_000 + i128::from(tv_nsec / 1_000);
-        self.tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(microseconds)]);
+        self.tell(Word::Reloading, format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\n"));
     }
 
     /// Says that it has read them.
     pub fn reloaded(&self) {
-        self.tell(&[NotifyState::Ready]);
+        self.tell(Word::Reloaded, "READY=1\n".to_owned());
     }
 
     /// Says that the service has begun to stop.
     pub fn stopping(&self) {
-        self.tell(&[NotifyState::Stopping]);
+        self.tell(Word::Stopping, "STOPPING=1\n".to_owned());
     }
 
-    /// A failure is logged once a streak: what follows from it systemd decides.
-    fn tell(&self, states: &[NotifyState<'_>]) {
-        match sd_notify::notify(states) {
-            Ok(()) => self.failing.set(false),
+    /// Sends a word after those that are owed, or owes it too.
+    fn tell(&self, word: Word, text: String) {
+        {
+            let mut owed = self.owed.borrow_mut();
+            owed.retain(|(known, _)| *known != word);
+            owed.push_back((word, text));
+        }
+        let debtor = if self.settle() { None } else { self.debtor.take() };
+        if let Some(debtor) = debtor {
+            debtor.wake();
+        }
+    }
+
+    /// Sends what is owed; whether nothing is left of it.
+    fn settle(&self) -> bool {
+        let mut owed = self.owed.borrow_mut();
+        while let Some((_, text)) = owed.front() {
+            if !self.send(text) {
+                return false;
+            }
+            owed.pop_front();
+        }
+        true
+    }
+
+    /// Waits until something is owed; for one waiter.
+    fn poll_owing(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.owed.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        *self.debtor.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Whether the text needs not be sent again. A failure is logged once a streak: what follows
+    /// from it systemd decides.
+    fn send(&self, text: &str) -> bool {
+        match self.socket.send_to_addr(text.as_bytes(), &self.address) {
+            Ok(_) => {
+                self.failing.set(false);
+                true
+            }
             Err(error) => {
                 if !self.failing.replace(true) {
                     warn!(error:% = error; "systemd_not_reached");
                 }
+                // Nobody is there, or nobody who ever takes it.
+                error.kind() != io::ErrorKind::WouldBlock
             }
         }
     }
+}
+
+/// Where a service manager listens: a path, or `@` and a name in the abstract namespace
+/// (`sd_notify(3)`, `unix(7)`).
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(name),
+    }
+}
+
+/// How often the watchdog wants to hear of this process, if it does (`sd_watchdog_enabled(3)`).
+fn ping_interval() -> Option<Duration> {
+    let limit = std::env::var("WATCHDOG_USEC").ok()?.parse().ok().map(Duration::from_micros)?;
+    let is_ours = std::env::var("WATCHDOG_PID").map_or(true, |process| {
+        process.parse().map_or(true, |process: u32| process == std::process::id())
+    });
+    Some(limit / 2).filter(|interval| is_ours && !interval.is_zero())
 }
 
 /// The listening sockets that systemd opened for this process, in the order of the units.

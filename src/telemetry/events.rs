@@ -11,6 +11,52 @@ use log::{debug, info, warn};
 use crate::close::Ended;
 use crate::ids::ServerId;
 
+/// Declares [`Throttled`], so that an event cannot be in one list and not in another.
+macro_rules! throttled {
+    ($($event:ident = $name:literal,)*) => {
+        /// Events that are summed up when they repeat: what anybody who reaches the relay can cause
+        /// as often as he likes, and what a full table of descriptors does. They are logged by
+        /// this name, and their summing goes by it.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub(crate) enum Throttled {
+            $(#[doc = $name] $event,)*
+        }
+
+        impl Throttled {
+            /// The name in the log.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$event => $name,)*
+                }
+            }
+
+            /// The event with this name in the log.
+            pub(crate) fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$event),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+throttled! {
+    ServerIdConflict = "server_id_conflict",
+    ServerNotAllowed = "server_not_allowed",
+    PhoneRegisterNoServer = "phone_register_no_server",
+    Refused = "refused",
+    ProxyFault = "proxy_fault",
+    AcceptFailed = "accept_failed",
+    AcceptingAgain = "accepting_again",
+}
+
+impl std::fmt::Display for Throttled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A binary holds the server-id now.
 pub(crate) fn server_claimed(server: &ServerId, version: &str, remote: IpAddr) {
     info!(server_id = server.as_str(), binary_version = version, remote:% = remote; "server_claimed");
@@ -19,7 +65,7 @@ pub(crate) fn server_claimed(server: &ServerId, version: &str, remote: IpAddr) {
 /// A claim lost against a holder that answered. Without the version: it would tell a prober what
 /// the holder runs.
 pub(crate) fn server_id_conflict(server: &ServerId, remote: IpAddr) {
-    info!(server_id = server.as_str(), remote:% = remote; "server_id_conflict");
+    info!(server_id = server.as_str(), remote:% = remote; "{}", Throttled::ServerIdConflict);
 }
 
 /// A claim took the slot from a holder that stayed silent.
@@ -58,7 +104,7 @@ pub(crate) fn phone_registered(
 
 /// A phone asked for a server-id that nobody holds.
 pub(crate) fn phone_register_no_server(server: &ServerId, remote: IpAddr) {
-    info!(server_id = server.as_str(), remote:% = remote; "phone_register_no_server");
+    info!(server_id = server.as_str(), remote:% = remote; "{}", Throttled::PhoneRegisterNoServer);
 }
 
 /// A phone left, or was closed.
@@ -71,7 +117,7 @@ pub(crate) fn phone_unregistered(server: &ServerId, conn_id: &str, ended: Ended)
 
 /// A claim of a server-id that is not on the allow-list.
 pub(crate) fn server_not_allowed(server: &ServerId, remote: IpAddr) {
-    info!(server_id = server.as_str(), remote:% = remote; "server_not_allowed");
+    info!(server_id = server.as_str(), remote:% = remote; "{}", Throttled::ServerNotAllowed);
 }
 
 /// A claimed server-id was taken off the allow-list; its binary and its phones are closed.
@@ -81,7 +127,7 @@ pub(crate) fn server_revoked(server: &ServerId, phones: usize) {
 
 /// A trusted proxy sent a PROXY header or a forwarding field that is none, the `count`th in all.
 pub(crate) fn proxy_fault(proxy: IpAddr, count: u64) {
-    debug!(remote:% = proxy, count = count; "proxy_fault");
+    debug!(remote:% = proxy, count = count; "{}", Throttled::ProxyFault);
 }
 
 /// Loopback has reached a limit of a single address; said once.

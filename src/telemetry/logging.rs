@@ -1,4 +1,5 @@
-//! The logger: fields to the journal, or one line a record on standard error.
+//! The logger: fields to the journal, or one line a record on standard error. Neither is waited
+//! for: a record that finds no room is counted, and the count is told when there is room again.
 //!
 //! Whatever comes from a peer is quoted and escaped, so that it can forge neither a line nor a
 //! field. Records of the WebSocket codec below `warn` are dropped whatever is asked for: they hold
@@ -7,17 +8,20 @@
 
 mod journal;
 mod json_line;
+mod lost;
 mod repeats;
 mod stderr;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use env_filter::{Builder, Filter};
 use log::kv::{Error, Key, Value, VisitSource};
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record, error};
 
 use self::journal::Journal;
 pub use self::repeats::Repeats;
@@ -96,8 +100,28 @@ pub fn install(level: Option<LevelFilter>, directives: Option<&str>, format: For
     // It fails where a logger is installed already: then that is the one.
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(max_level);
+        std::panic::set_hook(Box::new(log_panic));
     }
     Installed { repeats, complaints }
+}
+
+/// A panic as a record: by itself Rust writes to standard error, and waits for whoever reads it.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let reason = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let location = panic.location().map(ToString::to_string);
+    // Empty unless RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => backtrace.to_string(),
+        _ => String::new(),
+    };
+    error!(
+        location = location.unwrap_or_default(), reason = reason.unwrap_or_default(),
+        backtrace = backtrace;
+        "panicked"
+    );
 }
 
 impl Log for Logger {

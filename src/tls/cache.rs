@@ -4,10 +4,11 @@
 //! all. What a loss of power leaves of a write is cleared away later.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::file::{self, Unreadable};
 use crate::limits::{LEFTOVER_AGE, MAX_CACHED_BYTES};
 
 /// A directory that only its owner, this program, can look into.
@@ -81,19 +82,12 @@ impl Cache {
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    match fs::metadata(path) {
-        // Asked before the file is opened: to open a pipe would wait for its writer.
-        Ok(found) if !found.is_file() => return Err(io::Error::other("it is no regular file")),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+    match file::read(path, MAX_CACHED_BYTES) {
+        Ok((bytes, _)) => Ok(Some(bytes)),
+        Err(Unreadable::Failed(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(Unreadable::Failed(error)) => Err(error),
+        Err(unreadable) => Err(io::Error::other(unreadable.to_string())),
     }
-    let mut bytes = Vec::new();
-    let read = File::open(path)?.take(MAX_CACHED_BYTES + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_CACHED_BYTES {
-        return Err(io::Error::other(format!("it has more than {MAX_CACHED_BYTES} bytes")));
-    }
-    Ok(Some(bytes))
 }
 
 /// A new file takes the place of the old one: whoever reads finds either, and so does whoever
@@ -146,6 +140,7 @@ fn clear_leftovers(directory: &Path) {
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
+    use std::io::Read as _;
     use std::os::unix::fs::PermissionsExt as _;
 
     use futures_lite::future::block_on;

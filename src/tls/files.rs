@@ -1,13 +1,13 @@
 //! A certificate and its key in files, read again when they change.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::certificates::{BadPair, Pair};
+use crate::file;
 
 /// The two files, and what they were like when they were last read.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(crate) struct Files {
 /// Why the files cannot be used, in words for the operator.
 #[derive(Debug)]
 pub(crate) enum BadFiles {
-    /// A file cannot be read.
-    Unreadable(PathBuf, io::Error),
+    /// A file cannot be read, and why.
+    Unreadable(PathBuf, String),
     /// The key may be read by every user of this machine.
     KeyForEverybody(PathBuf),
     /// They were read, and are no pair that can be used.
@@ -97,14 +97,9 @@ impl fmt::Display for BadFiles {
 
 /// What is in a file, and its mode.
 fn read(path: &Path) -> Result<(Vec<u8>, u32), BadFiles> {
-    let read = || {
-        let mut file = File::open(path)?;
-        let mode = file.metadata()?.permissions().mode();
-        let mut bytes = Vec::new();
-        (&mut file).take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
-        Ok((bytes, mode))
-    };
-    read().map_err(|error| BadFiles::Unreadable(path.to_owned(), error))
+    let read = file::read(path, MAX_FILE_BYTES);
+    read.map(|(bytes, metadata)| (bytes, metadata.permissions().mode()))
+        .map_err(|why| BadFiles::Unreadable(path.to_owned(), why.to_string()))
 }
 
 /// A chain is a few KiB; a path that names something else must not fill the memory.

@@ -2,11 +2,14 @@
 
 mod allow;
 mod check;
+#[cfg(feature = "tls")]
+mod fifo;
 mod listening;
 mod log;
 mod logging;
 mod monitoring;
 mod options;
+mod readers;
 mod resources;
 mod signals;
 
@@ -21,6 +24,10 @@ use crate::rig::ws::Ws;
 use crate::rig::{binary_head, connect, deadline, envelope, phone_head, stretched};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
+
+/// Options for tests that dial as often as they like.
+const UNLIMITED: [&str; 6] =
+    ["--listen", "127.0.0.1:0", "--rate-limit", "off", "--max-connections-per-ip", "off"];
 
 /// The program without the environment of the tests.
 fn program(arguments: &[&str]) -> Command {

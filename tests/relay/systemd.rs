@@ -3,7 +3,9 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
+use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,19 +21,44 @@ const READY: &str = "READY=1\nSTATUS=binaries: 0, phones: 0\n";
 /// The end of the notification socket that systemd would hold.
 struct Notifications {
     socket: UnixDatagram,
-    place: TempDir,
+    /// What `NOTIFY_SOCKET` says.
+    path: PathBuf,
+    _place: Option<TempDir>,
 }
 
 impl Notifications {
     fn open() -> Self {
         let place = tempfile::tempdir().unwrap();
-        let socket = UnixDatagram::bind(place.path().join("notify")).unwrap();
+        let path = place.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(deadline())).unwrap();
-        Self { socket, place }
+        Self { socket, path, _place: Some(place) }
     }
 
-    fn path(&self) -> std::path::PathBuf {
-        self.place.path().join("notify")
+    /// In the abstract namespace, which has no files: with `@` in the place of the path.
+    fn open_abstract() -> Self {
+        let name = format!("pyrycode-relay-test-{}-{}", std::process::id(), fresh_id("abstract"));
+        let address = UnixAddress::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_read_timeout(Some(deadline())).unwrap();
+        Self { socket, path: format!("@{name}").into(), _place: None }
+    }
+
+    /// Leaves no room in the socket.
+    fn fill(&self) {
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        while sender.send_to_addr(b"filler", &self.socket.local_addr().unwrap()).is_ok() {}
+    }
+
+    /// The next one that is none of those fillers.
+    fn next_after_fillers(&self) -> String {
+        loop {
+            let next = self.next();
+            if next != "filler" {
+                return next;
+            }
+        }
     }
 
     fn next(&self) -> String {
@@ -159,7 +186,7 @@ fn is_healthy(mut stream: TcpStream) -> bool {
 #[test]
 fn it_says_when_it_is_ready_and_when_it_stops_and_nothing_more_while_nothing_happens() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
     assert_eq!(notifications.next(), READY);
     assert!(is_healthy(connect(program.address())));
     program.terminate();
@@ -169,12 +196,62 @@ fn it_says_when_it_is_ready_and_when_it_stops_and_nothing_more_while_nothing_hap
 }
 
 #[test]
+fn a_service_manager_that_does_not_read_holds_nothing_up_and_learns_what_it_must_when_it_does() {
+    for notifications in [Notifications::open(), Notifications::open_abstract()] {
+        notifications.fill();
+        let mut command = program();
+        command.env("NOTIFY_SOCKET", &notifications.path);
+        // Pings find no room either.
+        command.env("WATCHDOG_USEC", scaled(Duration::from_millis(20)).as_micros().to_string());
+        let mut program = Program::start(&mut command);
+        let address = program.address();
+        let id = fresh_id("unread");
+        let mut binary = Ws::upgrade(address, &binary_head(&id));
+        let mut phone = Ws::upgrade(address, &phone_head(&id));
+        let mut exchange = || {
+            phone.send_text("1");
+            assert!(binary.read_text().ends_with(r#""frame":1}"#));
+        };
+        exchange();
+        assert!(program.log_line().contains(" event=systemd_not_reached "));
+        program.hang_up();
+        let mut told = Vec::new();
+        exchange();
+        while told.len() < 3 {
+            let next = notifications.next_after_fillers();
+            // The hangup may come to the program later than the room for the first word.
+            if !next.starts_with("WATCHDOG=1") && !next.starts_with("STATUS=") {
+                told.push(next);
+            }
+        }
+        assert_eq!((&*told[0], &*told[2]), (READY, "READY=1\n"), "{told:?}");
+        assert!(told[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{told:?}");
+        notifications.fill();
+        exchange();
+        program.terminate();
+        let (status, log) = program.end();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(log.contains(" event=stopped "), "{log}");
+    }
+}
+
+#[test]
+fn a_socket_in_the_abstract_namespace_is_told_like_any_other() {
+    let notifications = Notifications::open_abstract();
+    let program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
+    assert_eq!(notifications.next(), READY);
+    program.terminate();
+    assert!(program.end().0.success());
+    assert_eq!(notifications.rest(), ["STOPPING=1\n"]);
+}
+
+#[test]
 fn it_is_not_ready_before_it_listens() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let notifications = Notifications::open();
     let mut command = program();
     command.args(["--listen", &taken.local_addr().unwrap().to_string()]);
-    let (status, log) = Program::start(command.env("NOTIFY_SOCKET", notifications.path())).end();
+    let (status, log) = Program::start(command.env("NOTIFY_SOCKET", &notifications.path)).end();
     assert_eq!(status.code(), Some(1), "{log}");
     assert_eq!(notifications.rest(), [""; 0]);
 }
@@ -184,7 +261,7 @@ fn the_watchdog_is_pinged_at_half_of_its_time() {
     let half = scaled(Duration::from_millis(100));
     let notifications = Notifications::open();
     let mut command = program();
-    command.env("NOTIFY_SOCKET", notifications.path());
+    command.env("NOTIFY_SOCKET", &notifications.path);
     command.env("WATCHDOG_USEC", (half * 2).as_micros().to_string());
     let began = Instant::now();
     let _program = Program::start(&mut command);
@@ -198,7 +275,7 @@ fn the_watchdog_is_pinged_at_half_of_its_time() {
 #[test]
 fn the_status_follows_the_connections() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
     assert_eq!(notifications.next(), READY);
     let address = program.address();
     let id = fresh_id("status");
@@ -360,7 +437,7 @@ fn a_service_manager_that_cannot_be_reached_is_a_warning_once_and_no_more() {
 #[test]
 fn a_hangup_is_a_reload_that_systemd_is_told_of_with_or_without_anything_to_read() {
     let notifications = Notifications::open();
-    let mut program = Program::start(program().env("NOTIFY_SOCKET", notifications.path()));
+    let mut program = Program::start(program().env("NOTIFY_SOCKET", &notifications.path));
     assert_eq!(notifications.next(), READY);
     let address = program.address();
     let now = || clock_gettime(ClockId::Monotonic).tv_sec;

@@ -1,6 +1,6 @@
 //! TLS of its own: real handshakes with certificates made for the test.
 
-mod client;
+pub mod client;
 mod display;
 mod handshake;
 mod reload;

@@ -11,20 +11,7 @@ use log::kv::Key;
 use log::{Level, Record, log};
 
 use crate::limits::REPEAT_KINDS;
-
-/// What anybody who reaches the relay can cause as often as he likes, and what a full table of
-/// descriptors does.
-const SUMMED_UP: [&str; 7] = [
-    "server_id_conflict",
-    "server_not_allowed",
-    "phone_register_no_server",
-    "refused",
-    "proxy_fault",
-    "accept_failed",
-    "accepting_again",
-];
-/// Of these each reason is a kind of its own. The reasons are the program's, not a peer's.
-const BY_REASON: &str = "refused";
+use crate::telemetry::events::Throttled;
 
 /// Counts of what was held back, for all threads.
 #[derive(Debug)]
@@ -40,7 +27,7 @@ struct Window {
 /// A kind whose window is open: one was written, and so many were held back since.
 #[derive(Debug)]
 struct Tally {
-    event: &'static str,
+    event: Throttled,
     reason: Option<String>,
     level: Level,
     target: String,
@@ -51,7 +38,7 @@ struct Tally {
 /// What is to be told of one kind.
 #[derive(PartialEq, Eq, Debug)]
 struct Summary {
-    event: &'static str,
+    event: Throttled,
     reason: Option<String>,
     level: Level,
     target: String,
@@ -67,9 +54,10 @@ impl Repeats {
 
     /// Whether a record is to be written now; one that is not has been counted.
     pub(super) fn admit(&self, record: &Record<'_>, now: Instant) -> bool {
-        let Some(name) = record.args().as_str() else { return true };
-        let Some(event) = SUMMED_UP.into_iter().find(|known| *known == name) else { return true };
-        let reason = (event == BY_REASON).then(|| record.key_values().get(Key::from("reason")));
+        let Some(event) = Throttled::named(&record.args().to_string()) else { return true };
+        // Each reason of a refusal is a kind of its own. The reasons are the program's, not a peer's.
+        let reason =
+            (event == Throttled::Refused).then(|| record.key_values().get(Key::from("reason")));
         let reason = reason.flatten().map(|reason| reason.to_string());
         let (is_admitted, waker) = {
             let mut state = self.state();
@@ -131,7 +119,7 @@ impl Repeats {
 impl Window {
     fn admit(
         &mut self,
-        event: &'static str,
+        event: Throttled,
         mut reason: Option<String>,
         record: &Record<'_>,
         now: Instant,
@@ -183,7 +171,7 @@ impl Summary {
     /// One line: so many more than the one that was written, in so many seconds. It has the level
     /// and the target of what it stands for, hence passes the same filter.
     fn tell(&self) {
-        let (of, count, seconds) = (self.event, self.count, self.over.as_secs());
+        let (of, count, seconds) = (self.event.name(), self.count, self.over.as_secs());
         match &self.reason {
             Some(reason) => log!(
                 target: &self.target, self.level,
@@ -199,6 +187,8 @@ impl Summary {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Display;
+
     use futures_lite::future::{block_on, poll_once};
     use log::RecordBuilder;
 
@@ -206,19 +196,15 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn admit(repeats: &Repeats, event: &'static str, reason: &str, now: Instant) -> bool {
+    fn admit(repeats: &Repeats, event: impl Display, reason: &str, now: Instant) -> bool {
         let pairs = [("reason", reason)];
         let mut builder = RecordBuilder::new();
         builder.level(Level::Info).target("t").key_values(&pairs);
-        // Only the literal makes arguments that are known to be one.
-        match event {
-            "refused" => repeats.admit(&builder.args(format_args!("refused")).build(), now),
-            "proxy_fault" => repeats.admit(&builder.args(format_args!("proxy_fault")).build(), now),
-            _ => repeats.admit(&builder.args(format_args!("server_claimed")).build(), now),
-        }
+        let mut admit = |args| repeats.admit(&builder.args(args).build(), now);
+        admit(format_args!("{event}"))
     }
 
-    fn taken(repeats: &Repeats, now: Instant) -> Vec<(&'static str, Option<String>, u64)> {
+    fn taken(repeats: &Repeats, now: Instant) -> Vec<(Throttled, Option<String>, u64)> {
         let due = |tally: &Tally| now.duration_since(tally.opened) >= MINUTE;
         let taken = repeats.state().take(now, due);
         taken.into_iter().map(|summary| (summary.event, summary.reason, summary.count)).collect()
@@ -228,17 +214,17 @@ mod tests {
     fn the_first_of_a_minute_is_written_and_the_others_are_one_summary() {
         let (repeats, start) = (Repeats::new(MINUTE), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(admit(&repeats, "proxy_fault", "x", at(0)));
+        assert!(admit(&repeats, Throttled::ProxyFault, "x", at(0)));
         assert_eq!(repeats.state().deadline(), None, "nothing to tell, nothing to wait for");
         for second in 1..=59 {
-            assert!(!admit(&repeats, "proxy_fault", "y", at(second)));
+            assert!(!admit(&repeats, Throttled::ProxyFault, "y", at(second)));
         }
         assert_eq!(repeats.state().deadline(), Some(at(60)));
         assert_eq!(taken(&repeats, at(59)), []);
-        assert_eq!(taken(&repeats, at(60)), [("proxy_fault", None, 59)]);
+        assert_eq!(taken(&repeats, at(60)), [(Throttled::ProxyFault, None, 59)]);
         assert_eq!(repeats.state().deadline(), None);
-        assert!(admit(&repeats, "proxy_fault", "x", at(61)), "a new minute, a new first");
-        assert!(admit(&repeats, "proxy_fault", "x", at(121)), "nothing was held back");
+        assert!(admit(&repeats, Throttled::ProxyFault, "x", at(61)), "a new minute, a new first");
+        assert!(admit(&repeats, Throttled::ProxyFault, "x", at(121)), "nothing was held back");
     }
 
     #[test]
@@ -248,11 +234,11 @@ mod tests {
             assert!(admit(&repeats, "server_claimed", "a", now));
         }
         for reason in ["a", "b"] {
-            assert!(admit(&repeats, "refused", reason, now));
-            assert!(!admit(&repeats, "refused", reason, now));
+            assert!(admit(&repeats, Throttled::Refused, reason, now));
+            assert!(!admit(&repeats, Throttled::Refused, reason, now));
         }
-        assert!(!admit(&repeats, "refused", "b", now));
-        let kind = |reason: &str, count| ("refused", Some(reason.to_owned()), count);
+        assert!(!admit(&repeats, Throttled::Refused, "b", now));
+        let kind = |reason: &str, count| (Throttled::Refused, Some(reason.to_owned()), count);
         assert_eq!(taken(&repeats, now + MINUTE), [kind("a", 1), kind("b", 2)]);
     }
 
@@ -261,7 +247,7 @@ mod tests {
         let (repeats, now) = (Repeats::new(MINUTE), Instant::now());
         let mut written = 0;
         for number in 0..10_000 {
-            written += usize::from(admit(&repeats, "refused", &number.to_string(), now));
+            written += usize::from(admit(&repeats, Throttled::Refused, &number.to_string(), now));
         }
         assert_eq!((written, repeats.state().tallies.len()), (REPEAT_KINDS + 1, REPEAT_KINDS + 1));
         let told: u64 = taken(&repeats, now + MINUTE).iter().map(|(_, _, count)| count).sum();
@@ -276,9 +262,9 @@ mod tests {
             assert_eq!(poll_once(&mut due).await, None);
             assert!(repeats.state().waker.is_some(), "no timer while there is nothing to tell");
             let now = Instant::now();
-            assert!(admit(&repeats, "proxy_fault", "", now));
+            assert!(admit(&repeats, Throttled::ProxyFault, "", now));
             assert!(repeats.state().waker.is_some());
-            assert!(!admit(&repeats, "proxy_fault", "", now));
+            assert!(!admit(&repeats, Throttled::ProxyFault, "", now));
             assert!(repeats.state().waker.is_none(), "it was woken");
             let told = due.await;
             assert_eq!((told.len(), told[0].count), (1, 1));

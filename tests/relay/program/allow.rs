@@ -1,12 +1,10 @@
 //! The allow-list: what it refuses, what it hides, and what a new one changes.
 
 use std::io::{Read as _, Write as _};
-use std::process::Command;
-
 use tempfile::NamedTempFile;
 
 use super::{Running, exchange, program, run, text};
-use crate::rig::{Ws, binary_head, connect, envelope, fresh_id, millis, phone_head};
+use crate::rig::{Ws, binary_head, connect, envelope, fresh_id, make_fifo, millis, phone_head};
 
 struct ListFile(NamedTempFile);
 
@@ -194,6 +192,9 @@ fn a_broken_new_file_keeps_the_old_list_and_says_why() {
     expect("bytes");
     std::fs::remove_file(&file.0).unwrap();
     expect("No such file");
+    make_fifo(file.0.path());
+    expect("no regular file");
+    std::fs::remove_file(&file.0).unwrap();
     exchange(&mut binary, &mut phone, &conn_id);
     assert_eq!(answer(&relay, &binary_head("fine")), FORBIDDEN);
     file.write("fine\n");
@@ -220,7 +221,7 @@ fn a_list_that_cannot_be_used_is_a_bad_option_at_the_start() {
     refused("/", "no regular file");
     let pipe = ListFile::new("");
     std::fs::remove_file(&pipe.0).unwrap();
-    assert!(Command::new("mkfifo").arg(pipe.path()).status().unwrap().success());
+    make_fifo(pipe.path().as_ref());
     refused(pipe.path(), "no regular file");
 }
 

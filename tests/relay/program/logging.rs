@@ -7,12 +7,9 @@ use std::time::Instant;
 
 use serde_json::Value as Json;
 
-use super::{Line, Running, answers, program, program_in_shell, run, signal, text};
+use super::{Line, Running, UNLIMITED, answers, program, program_in_shell, run, signal, text};
 use crate::rig::ws::Ws;
 use crate::rig::{binary_head, connect, deadline, fresh_id, phone_head};
-
-const UNLIMITED: [&str; 6] =
-    ["--listen", "127.0.0.1:0", "--rate-limit", "off", "--max-connections-per-ip", "off"];
 
 #[test]
 fn json_is_one_object_a_line_and_no_name_forges_another() {

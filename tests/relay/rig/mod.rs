@@ -9,6 +9,8 @@ pub mod ws;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -50,6 +52,11 @@ pub fn stretched(arguments: &[&str]) -> Vec<String> {
         }
     }
     options
+}
+
+/// A FIFO that nobody has opened.
+pub fn make_fifo(path: &Path) {
+    assert!(Command::new("mkfifo").args(["-m", "600"]).arg(path).status().unwrap().success());
 }
 
 /// A server-id that no other test uses.

@@ -60,6 +60,13 @@ impl Files {
         self.directory.path().join("key.pem")
     }
 
+    /// Puts a FIFO that nobody writes to in the place of one of them.
+    pub fn replace_with_fifo(&self, is_key: bool) {
+        let path = if is_key { self.key_path() } else { self.certificate_path() };
+        std::fs::remove_file(&path).unwrap();
+        crate::rig::make_fifo(&path);
+    }
+
     /// The options that name them.
     pub fn options(&self) -> Vec<String> {
         let path = |path: PathBuf| path.to_str().unwrap().to_owned();
