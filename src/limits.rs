@@ -135,6 +135,8 @@ pub const SPARE_CODECS: usize = 8;
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`):
 /// it keeps the backlog here, where it is counted, instead of 2 MB deep in the kernel.
 pub const NOTSENT_LOWAT: u32 = 64 * 1024;
+/// Most sockets that systemd may hand over: a unit has one for each address, port and family.
+pub const MAX_INHERITED: usize = 64;
 /// Length of the listening socket's backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`].
@@ -155,6 +157,13 @@ pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, some spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
+
+/// Descriptors that the event loop takes at the start: `epoll`, an event, a timer, and for signals a
+/// pair of sockets and a copy; a few to spare.
+pub const LOOP_DESCRIPTORS: usize = 8;
+/// Stack of the thread that is started to see whether one can be had, in bytes: twice that of a
+/// thread of the event loop, which needs some memory besides.
+pub const PROBE_STACK: usize = 4 * 1024 * 1024;
 
 /// At a stop: how long request heads in progress may take to be complete and be answered, at most
 /// half of the drain timeout. Several round trips; one that is silent must not delay the stop.
