@@ -45,9 +45,10 @@ pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
 /// 512 of 4096, which is what 56 addresses with 64 connections each leave to all others.
 pub const STRANGERS_SHARE: usize = 8;
 /// Upgrade attempts a source address.
-pub const DEFAULT_RATE_LIMIT: &str = "10/min";
-/// Attempts a source may make at once before the rate holds it back.
-pub const DEFAULT_RATE_BURST: &str = "20";
+pub const DEFAULT_RATE_LIMIT: &str = "30/min";
+/// Attempts a source may make at once before the rate holds it back: as many as it may hold
+/// connections, so that all of them are back at once after a restart.
+pub const DEFAULT_RATE_BURST: &str = "64";
 /// How records are written unless told otherwise.
 pub const DEFAULT_LOG_FORMAT: &str = "auto";
 /// After a refusal was logged: how long others of its kind are counted, to be told by one line.
@@ -63,6 +64,16 @@ pub const CHECK_MAX_ANSWER: usize = 8 * 1024;
 /// Longest duration that an option takes: anything longer is a typing error, and the bound keeps
 /// additions to an `Instant` far from overflow.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// Shortest duration that an option takes: timers ring no finer, and a shorter one is a mistake.
+pub const MIN_DURATION: Duration = Duration::from_millis(1);
+/// Largest size that an option takes, in bytes: 64 GiB is more than any board has. On 32 bits the
+/// sum of a few sizes must fit below 4 GiB.
+pub const MAX_SIZE: u64 = if usize::BITS > 32 { 64 << 30 } else { 512 << 20 };
+/// Largest value of `--max-frame-bytes`, in bytes. The codec reserves what a frame announces.
+pub const LARGEST_MAX_FRAME: u64 = 16 * 1024 * 1024;
+/// Largest count that an option takes: Linux gives a process at most as many descriptors.
+pub const MAX_COUNT: u32 = 1024 * 1024;
 
 /// Largest request head in bytes, its blank line included.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;

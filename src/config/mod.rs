@@ -4,6 +4,7 @@ mod command;
 mod given;
 #[cfg(feature = "tls")]
 mod tls;
+mod values;
 
 use std::path::Path;
 use std::time::Duration;
