@@ -2,9 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use super::{Line, Running, answers, program, program_in_shell, run, text};
+use super::{Line, Running, answers, program, program_in_shell, run, run_with_input, text};
 use crate::rig::binary_head;
 use crate::rig::ws::Ws;
 
@@ -102,20 +102,16 @@ fn the_environment_sets_options_and_the_command_line_wins() {
     assert_eq!(relay.lines("listening").len(), 1, "one replaces the other");
 }
 
-/// The program with socket 3 to take over, a listening one, and whatever this line of shell sets.
-fn handed_a_socket(variables: &str, arguments: &[&str]) -> Command {
+/// What the program logs that cannot start; socket 3 is a listening one, and the line of shell sets
+/// the variables about it.
+fn handed_a_socket(variables: &str, arguments: &[&str]) -> Vec<String> {
     let line = format!(r#"{variables} exec "$0" "$@" 3<&0 </dev/null"#);
-    let mut command = program_in_shell(&line, arguments);
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    command.stdin(Stdio::from(OwnedFd::from(socket)));
-    command
-}
-
-/// Starts it; [`Running`] would leave it without the socket.
-fn start(mut command: Command) -> Vec<String> {
-    let output = command.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "it cannot start");
-    text(&output.stderr).lines().map(str::to_owned).collect()
+    let input = Stdio::from(OwnedFd::from(socket));
+    let output = run_with_input(program_in_shell(&line, arguments), input);
+    let log = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{variables}: {log}");
+    log.lines().map(str::to_owned).collect()
 }
 
 #[test]
@@ -129,7 +125,7 @@ fn sockets_of_systemd_are_taken_only_by_the_process_that_they_are_for() {
         ("LISTEN_FDS=100000000", true),
     ] {
         // It does not take the socket, so it listens where it is told, which is in use.
-        let log = start(handed_a_socket(variables, &["--listen", &address]));
+        let log = handed_a_socket(variables, &["--listen", &address]);
         let lines: Vec<_> = log.iter().map(|line| Line::parse(line)).collect();
         let reason = lines.last().unwrap().field("reason");
         assert!(reason.contains("in use"), "{variables}: {log:#?}");
@@ -148,7 +144,7 @@ fn a_number_of_sockets_that_systemd_never_hands_over_is_refused_without_making_r
     ] {
         // A hundred million numbers would not fit.
         let variables = format!("ulimit -v 400000; {variables}");
-        let log = start(handed_a_socket(&variables, &["--listen", "127.0.0.1:0"]));
+        let log = handed_a_socket(&variables, &["--listen", "127.0.0.1:0"]);
         let failed = Line::parse(log.last().unwrap());
         assert!(failed.is("failed") && failed.field("reason").contains("LISTEN_FDS"), "{log:#?}");
     }
