@@ -30,6 +30,18 @@ fn no_page_holds_what_a_peer_sent() {
 }
 
 #[test]
+fn a_web_page_whose_name_leads_here_reads_nothing_unless_the_metrics_are_public() {
+    let (local, public) = (monitored(&[]), monitored(&["--metrics-public"]));
+    for path in ["/", "/metrics", "/status.json"] {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: evil.example:9464\r\n\r\n");
+        let (head, body) = request(local.metrics.unwrap(), text.as_str());
+        assert!(head.starts_with("HTTP/1.1 421 ") && body.is_empty(), "{head}");
+        assert!(head_of(&public, &text).starts_with("HTTP/1.1 200 "), "{path}");
+        get(local.metrics.unwrap(), path);
+    }
+}
+
+#[test]
 fn the_page_for_people_allows_its_own_style_and_nothing_else() {
     let relay = monitored(&[]);
     let (head, body) = request(relay.metrics.unwrap(), "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
