@@ -45,9 +45,10 @@ pub const DEFAULT_MAX_CONNECTIONS_PER_IP: &str = "64";
 /// defaults that is 512 of 4096, and 56 addresses with 64 connections each take all others.
 pub const STRANGERS_SHARE: usize = 8;
 /// Upgrade attempts per source address.
-pub const DEFAULT_RATE_LIMIT: &str = "10/min";
-/// Attempts that a source may make at once before the rate limits it.
-pub const DEFAULT_RATE_BURST: &str = "20";
+pub const DEFAULT_RATE_LIMIT: &str = "30/min";
+/// Attempts that a source may make at once before the rate limits it: as many as it may hold
+/// connections, so that all of them are back at once after a restart.
+pub const DEFAULT_RATE_BURST: &str = "64";
 /// Default format of the log.
 pub const DEFAULT_LOG_FORMAT: &str = "auto";
 /// After a refusal is logged: how long further ones of its kind are only counted, for one line that
@@ -64,6 +65,16 @@ pub const CHECK_MAX_ANSWER: usize = 8 * 1024;
 /// Longest duration that an option accepts: anything longer is a typing error, and the bound keeps
 /// additions to an `Instant` far from overflow.
 pub const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// Shortest duration that an option accepts: timers are no finer, and a shorter one is a mistake.
+pub const MIN_DURATION: Duration = Duration::from_millis(1);
+/// Largest size that an option accepts, in bytes: 64 GiB is more than any board has. On 32 bits the sum of
+/// a few sizes must fit below 4 GiB.
+pub const MAX_SIZE: u64 = if usize::BITS > 32 { 64 << 30 } else { 512 << 20 };
+/// Largest value of `--max-frame-bytes`, in bytes.
+pub const LARGEST_MAX_FRAME: u64 = 16 * 1024 * 1024;
+/// Largest count that an option accepts: Linux gives a process at most as many descriptors.
+pub const MAX_COUNT: u32 = 1024 * 1024;
 
 /// Largest request head in bytes, including its blank line.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
@@ -144,6 +155,8 @@ pub const SPARE_CODECS: usize = 2;
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`). This
 /// keeps the backlog in our queues, where it is counted, and not up to 2 MB of it in the kernel.
 pub const NOTSENT_LOWAT: u32 = 64 * 1024;
+/// Most sockets that systemd may hand over: a unit has one for each address, port and family.
+pub const MAX_INHERITED: usize = 64;
 /// Length of the listening socket's backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`].
@@ -164,6 +177,13 @@ pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 pub const ACCEPT_BATCH: usize = 64;
 /// Descriptors that are not connections: listeners, the event loop, standard streams, a few spare.
 pub const RESERVED_DESCRIPTORS: usize = 32;
+
+/// Descriptors that the event loop takes at the start: `epoll`, an event, a timer, and for signals a
+/// pair of sockets and a copy; a few to spare.
+pub const LOOP_DESCRIPTORS: usize = 8;
+/// Stack of the thread that is started to see whether one can be had, in bytes: twice that of a thread
+/// of the event loop, which needs some memory besides.
+pub const PROBE_STACK: usize = 4 * 1024 * 1024;
 
 /// At a stop: how long request heads in progress may take to be completed and answered; never more
 /// than half of the drain timeout. Enough for several round trips; a silent peer must not delay the

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,7 @@ use pyrycode_relay::cli::board::Board;
 use pyrycode_relay::cli::check::{Report, address};
 use pyrycode_relay::cli::status::{self, Style};
 use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
-use pyrycode_relay::limits::RESERVED_DESCRIPTORS;
+use pyrycode_relay::limits::{LOOP_DESCRIPTORS, PROBE_STACK, RESERVED_DESCRIPTORS};
 use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::server::systemd::{self, Inherited};
 use pyrycode_relay::server::{Sockets, run_on};
@@ -115,6 +116,7 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
     let Inherited { relay, tls, metrics } = systemd::inherited_listeners().map_err(failed)?;
+    check_resources().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     let mut watched = vec![Signal::Term, Signal::Int, Signal::Usr1, Signal::Usr2];
     // Without anything to read anew, the end of a terminal ends the relay that was started in it.
@@ -241,6 +243,23 @@ fn announce(config: &Config, sources: &Given, descriptors: u64) {
         descriptors = descriptors;
         "limits"
     );
+}
+
+/// Whether the event loop can have its descriptors and its helper thread: without them it panics.
+fn check_resources() -> Result<(), String> {
+    let pairs: Result<Vec<_>, _> = (0..LOOP_DESCRIPTORS / 2).map(|_| UnixStream::pair()).collect();
+    pairs.map(drop).map_err(|error| {
+        format!("cannot start the event loop: {error} (the limit is LimitNOFILE=, ulimit -n)")
+    })?;
+    let thread = std::thread::Builder::new().stack_size(PROBE_STACK).spawn(|| ());
+    let ended = thread.map(std::thread::JoinHandle::join);
+    // The thread does nothing that could panic.
+    ended.map(drop).map_err(|error| {
+        format!(
+            "cannot start the event loop's helper thread: {error} (the limits are LimitNPROC=, \
+             ulimit -u, TasksMax=, and of memory LimitAS=, ulimit -v)"
+        )
+    })
 }
 
 /// Raises the soft descriptor limit to the hard one: 1024, the usual soft limit, is too few.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use pyrycode_relay::close::Close;
-use pyrycode_relay::config::command;
+use pyrycode_relay::config::{Config, Options, command};
 
 const README: &str = include_str!("../README.md");
 
@@ -48,6 +48,32 @@ fn the_table_of_options_lists_every_option_with_its_default_and_no_other() {
         assert_eq!(*default, expected, "--{long}");
     }
     assert_eq!(listed.len(), options, "the README lists options that do not exist");
+}
+
+#[test]
+fn the_options_that_the_documentation_advises_are_accepted_together() {
+    let pages = [
+        README,
+        include_str!("../docs/performance.md"),
+        include_str!("../docs/raspberry-pi.md"),
+        include_str!("../docs/monitoring/README.md"),
+    ];
+    let spans = pages.iter().flat_map(|page| page.split('`').skip(1).step_by(2));
+    let mut seen = 0;
+    for span in spans.filter(|span| span.starts_with("--m") && span.contains(' ')) {
+        let words: Vec<_> = span.split_whitespace().collect();
+        if words.iter().any(|word| word.bytes().all(|byte| byte.is_ascii_uppercase())) {
+            // A placeholder.
+            continue;
+        }
+        let options = Options::parse_arguments(["pyrycode-relay"].into_iter().chain(words))
+            .unwrap_or_else(|error| panic!("{span}: {error}"));
+        if let Err(reason) = Config::from_options(options) {
+            panic!("{span}: {reason}");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 6, "{seen} combinations");
 }
 
 #[test]

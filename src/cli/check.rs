@@ -172,6 +172,15 @@ impl Report {
         self.row("connections", config.max_connections, format!("of one address: {share}"));
         self.row("attempts", rate, "of one address");
         self.row("phones", config.max_phones, "of one server-id");
+        if let (Some(rate), Some(share)) = (config.rate, config.max_connections_per_ip) {
+            if usize::try_from(rate.burst).is_ok_and(|burst| burst < share) {
+                self.notes.push(format!(
+                    "--rate-burst {} is less than --max-connections-per-ip {share}: after a restart \
+                     an address with more connections waits for --rate-limit",
+                    rate.burst
+                ));
+            }
+        }
         // Sockets for TLS that are not named here come from systemd.
         let is_public = is_public(&config.listen)
             || is_public(config.tls_listen())
@@ -218,10 +227,10 @@ impl Report {
             }
             None => {
                 self.row("allow-list", "none", "any server-id may be claimed");
-                if is_public {
+                if is_public || !proxies.is_empty() {
                     self.notes.push(
-                        "anybody who can connect may claim a server-id: name yours with \
-                         --allow-server"
+                        "anybody who can connect may claim any server-id: list yours in a file and \
+                         name that with --allow-server"
                             .to_owned(),
                     );
                 }

@@ -57,7 +57,10 @@ pub fn ask(url: Option<&str>, style: Style) -> Result<Report, Failure> {
 
 /// Asks the metrics listener, and if that does not answer, the health page.
 fn ask_defaults() -> Result<String, Failure> {
-    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty() && value != "off");
+    let set = |name| {
+        let value = std::env::var(name).ok().map(|value| value.trim().to_owned());
+        value.filter(|value| !value.is_empty() && value != "off")
+    };
     let reachable = |listen: &str| {
         // Where a relay listens on all interfaces it is reached through loopback.
         let port = listen.rsplit_once(':').map_or("", |(_, port)| port);
@@ -74,7 +77,7 @@ fn ask_defaults() -> Result<String, Failure> {
         return first;
     }
     let listen = set("PYRYCODE_RELAY_LISTEN").unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
-    let listen = reachable(listen.split(',').next().unwrap_or_default());
+    let listen = reachable(listen.split(',').next().unwrap_or_default().trim());
     Target { address: listen, path: "/healthz".to_owned() }.ask()
 }
 

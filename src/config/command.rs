@@ -4,14 +4,17 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{BoolishValueParser, FalseyValueParser};
 use clap::{ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
 use ipnet::IpNet;
 use log::LevelFilter;
 
-use super::given::{Given, name_variable};
+use super::given::{Environment, Given, name_variable};
+use super::values::{
+    MetricsListen, RateLimit, Share, parse_count, parse_count_u32, parse_duration,
+    parse_frame_size, parse_metrics_listen, parse_rate, parse_share, parse_size, parse_switch,
+};
 use crate::http::proxies::parse_network;
-use crate::limits::{self, MAX_DURATION};
+use crate::limits;
 use crate::net::listen::{Listen, parse_listen};
 use crate::telemetry::logging::Format;
 use crate::tls::options::TlsOptions;
@@ -29,7 +32,8 @@ const LONG_VERSION: &str = concat!(
 
 const AFTER_LONG_HELP: &str = "\
 Durations are written as 30s, 250ms or 2m; sizes in bytes, or as 256KiB or 1MiB.
-Every option can also be set by its environment variable; the command line wins.
+Every option can also be set by its environment variable; the command line wins. An empty
+variable is as good as none. A switch is set by true, yes, on or 1.
 
 Exit codes:
   0  stopped by SIGTERM or SIGINT
@@ -37,6 +41,7 @@ Exit codes:
   2  a bad option, or a combination that cannot work";
 
 const CHECK: &str = "check";
+const STATUS: &str = "status";
 const CHECK_HELP: &str = "\
 Exit codes:
   0  the relay can run so
@@ -152,9 +157,11 @@ pub struct Options {
     pub(crate) drain_timeout: Duration,
 
     /// Largest message
+    ///
+    /// At most 16MiB. --max-slot-queue-bytes must hold two of them with their envelopes.
     #[arg(
         long, env = "PYRYCODE_RELAY_MAX_FRAME_BYTES", value_name = "SIZE",
-        default_value = limits::DEFAULT_MAX_FRAME, value_parser = parse_size,
+        default_value = limits::DEFAULT_MAX_FRAME, value_parser = parse_frame_size,
         help_heading = "Memory"
     )]
     pub max_frame_bytes: usize,
@@ -223,6 +230,9 @@ pub struct Options {
     pub(crate) rate_limit: RateLimit,
 
     /// Attempts that a source may make at once
+    ///
+    /// It should be at least --max-connections-per-ip: then everybody at one address is back at once
+    /// after a restart.
     #[arg(
         long, env = "PYRYCODE_RELAY_RATE_BURST", value_name = "COUNT",
         default_value = limits::DEFAULT_RATE_BURST, value_parser = parse_count_u32,
@@ -233,8 +243,10 @@ pub struct Options {
     /// Address or network of a proxy that is trusted to say from where a connection comes;
     /// repeatable
     ///
-    /// Of such a peer X-Forwarded-For and Forwarded are believed: the nearest address that is no
-    /// trusted proxy is the one for limits and logs. If both are there and differ, neither is.
+    /// X-Forwarded-For and Forwarded of such a peer are believed. The client is the last address in
+    /// the header that is not a trusted proxy. If the two headers disagree, or one cannot be read,
+    /// the request is refused with 400. A network may be at most a /8, in IPv6 a /16, or all of
+    /// fc00::/7.
     #[arg(
         long, env = "PYRYCODE_RELAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',',
         value_parser = parse_network, help_heading = "Behind a proxy"
@@ -245,7 +257,7 @@ pub struct Options {
     ///
     /// It is required from them then, and refused from anybody else.
     #[arg(
-        long, env = "PYRYCODE_RELAY_PROXY_PROTOCOL", value_parser = FalseyValueParser::new(),
+        long, env = "PYRYCODE_RELAY_PROXY_PROTOCOL", value_parser = parse_switch,
         action = ArgAction::SetTrue, help_heading = "Behind a proxy"
     )]
     pub(crate) proxy_protocol: bool,
@@ -278,7 +290,7 @@ pub struct Options {
     ///
     /// Whoever reaches the address can read them. They hold no server-ids and no addresses.
     #[arg(
-        long, env = "PYRYCODE_RELAY_METRICS_PUBLIC", value_parser = BoolishValueParser::new(),
+        long, env = "PYRYCODE_RELAY_METRICS_PUBLIC", value_parser = parse_switch,
         action = ArgAction::SetTrue, default_value = "false", help_heading = "Monitoring"
     )]
     pub(crate) metrics_public: bool,
@@ -363,17 +375,6 @@ pub(crate) enum Reclaim {
     Evict,
 }
 
-/// Connections of one source; `None` for no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Share(pub Option<usize>);
-/// Where the metrics are served; `None` for nowhere.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MetricsListen(pub Option<Listen>);
-
-/// Upgrade attempts a minute; `None` for no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct RateLimit(pub Option<u32>);
-
 impl Options {
     /// Parses the process's arguments and environment. On an error, and for help and version,
     /// clap's own error says what to print and which exit code to use.
@@ -397,13 +398,19 @@ impl Options {
         if let Some(check) = check {
             command = check.bin_name("pyrycode-relay check");
         }
-        let matches = command.try_get_matches_from_mut(given);
+        let is_status = !is_check && arguments.get(1).is_some_and(|first| first == STATUS);
+        let environment = match is_status {
+            true => Environment::forget_untidy(&mut command),
+            false => Environment::tidy(&mut command, given),
+        };
+        let tidied = environment.arguments();
+        let matches = command.try_get_matches_from_mut(given.iter().cloned().chain(tidied));
         let matches = matches.map_err(|error| name_variable(error, &command, given))?;
         let mut options = Self::from_arg_matches(&matches)?;
         if is_check {
             options.command = Some(Subcommand::Check);
         }
-        options.sources = Given::of(&command, &matches);
+        options.sources = Given::of(&command, &matches, &environment);
         Ok(options)
     }
 }
@@ -414,68 +421,3 @@ pub fn command() -> Command {
     let options: Vec<_> = command.get_arguments().cloned().collect();
     command.mut_subcommand(CHECK, |check| check.args(options))
 }
-
-fn parse_metrics_listen(text: &str) -> Result<MetricsListen, String> {
-    match text {
-        "" | "off" => Ok(MetricsListen(None)),
-        _ => parse_listen(text).map(|listen| MetricsListen(Some(listen))),
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write it as 30s, 250ms or 2m"))?;
-    if duration.is_zero() {
-        return Err(ZERO.to_owned());
-    }
-    if duration > MAX_DURATION {
-        return Err("a year is the longest".to_owned());
-    }
-    Ok(duration)
-}
-
-fn parse_size(text: &str) -> Result<usize, String> {
-    let size = text
-        .parse::<bytesize::ByteSize>()
-        .map_err(|_| "write bytes, or a unit as in 256KiB or 1MiB".to_owned())?;
-    // Sums of a few sizes must fit as well, on a 32-bit board too.
-    let size = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
-    if size > usize::MAX / 8 {
-        return Err("more than this machine can address".to_owned());
-    }
-    nonzero(size)
-}
-
-fn parse_count(text: &str) -> Result<usize, String> {
-    parse_count_u32(text).and_then(|count| {
-        usize::try_from(count).map_err(|_| "more than this machine can count".to_owned())
-    })
-}
-
-fn parse_count_u32(text: &str) -> Result<u32, String> {
-    text.parse::<u32>().map_err(|_| "write a whole number".to_owned()).and_then(nonzero)
-}
-
-fn parse_share(text: &str) -> Result<Share, String> {
-    if text == "off" {
-        return Ok(Share(None));
-    }
-    parse_count(text).map(|count| Share(Some(count))).map_err(|error| error + ", or off")
-}
-
-fn parse_rate(text: &str) -> Result<RateLimit, String> {
-    if text == "off" {
-        return Ok(RateLimit(None));
-    }
-    text.strip_suffix("/min")
-        .and_then(|number| number.parse::<u32>().ok())
-        .ok_or_else(|| "write it as 10/min, or off".to_owned())
-        .and_then(nonzero)
-        .map(|per_minute| RateLimit(Some(per_minute)))
-}
-
-fn nonzero<T: PartialEq + Default>(value: T) -> Result<T, String> {
-    if value == T::default() { Err(ZERO.to_owned()) } else { Ok(value) }
-}
-
-const ZERO: &str = "zero would switch it off, and it has no off";

@@ -2,6 +2,7 @@
 
 mod command;
 mod given;
+mod values;
 
 use std::path::Path;
 use std::time::Duration;
@@ -155,6 +156,7 @@ impl Config {
         if let Some(listen) = self.metrics_listen {
             self.check_metrics(listen)?;
         }
+        self.proxies.check_width()?;
         if self.proxies.send_header_from_nobody() {
             return Err(
                 "--proxy-protocol needs a --trusted-proxy that sends the PROXY header".into()

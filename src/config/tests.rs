@@ -26,7 +26,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((config.max_phones, config.max_connections), (16, 4096));
     assert_eq!(config.max_connections_per_ip, Some(64));
     assert_eq!((config.proxies, config.allow_server), (Proxies::default(), None));
-    assert_eq!(config.rate, Some(Rate { per_minute: 10, burst: 20 }));
+    assert_eq!(config.rate, Some(Rate { per_minute: 30, burst: 64 }));
 }
 
 #[test]
@@ -87,11 +87,81 @@ fn zero_and_nonsense_are_refused_for_every_option() {
 }
 
 #[test]
+fn no_value_is_so_large_or_so_small_that_something_overflows() {
+    let sizes =
+        ["--max-frame-bytes", "--max-queue-bytes", "--max-slot-queue-bytes", "--memory-budget"];
+    let counts = ["--max-phones", "--max-connections", "--max-connections-per-ip", "--rate-burst"];
+    let durations = [
+        "--grace",
+        "--probe-timeout",
+        "--heartbeat-interval",
+        "--heartbeat-timeout",
+        "--header-timeout",
+        "--message-timeout",
+        "--write-timeout",
+        "--drain-timeout",
+    ];
+    let refused = |options: &[&str], values: &[&str], reason: &str| {
+        for option in options {
+            for value in values {
+                let error = parse(&[option, value]).unwrap_err();
+                assert!(
+                    error.contains(reason) && error.contains(option),
+                    "{option} {value}: {error}"
+                );
+            }
+        }
+    };
+    refused(&sizes, &["65GiB", "18446744073709551615", "99999999999999999999", "1e3PiB"], "");
+    refused(&sizes, &["65GiB", "18446744073709551615", "16777216TiB"], "iB is the most");
+    refused(
+        &counts,
+        &["1048577", "4294967295", "4294967296", "18446744073709551615"],
+        "is the most",
+    );
+    refused(&["--rate-limit"], &["1048577/min", "99999999999/min"], "is the most");
+    refused(&durations, &["100000000h", "18446744073709551615s"], "a year is the longest");
+    refused(&durations, &["99999999999999999999h", "18446744073709551615years"], "30s");
+    refused(&durations, &["1ns", "999us"], "a millisecond is the shortest");
+    for option in durations {
+        for edge in ["1ms", "366days"] {
+            assert!(parse(&[option, edge]).is_ok(), "{option} {edge}");
+        }
+    }
+    for option in counts {
+        assert!(parse(&[option, "1048576"]).is_ok(), "{option}");
+    }
+    assert!(parse(&["--rate-limit", "1048576/min"]).is_ok());
+}
+
+#[test]
+fn a_message_is_bounded_whatever_the_queues_may_hold() {
+    let queues = [
+        "--max-queue-bytes",
+        "256MiB",
+        "--max-slot-queue-bytes",
+        "256MiB",
+        "--memory-budget",
+        "512MiB",
+    ];
+    let largest = |size| parse(&[&queues[..], &["--max-frame-bytes", size]].concat());
+    assert_eq!(largest("16MiB").unwrap().max_frame_bytes, 16 << 20);
+    for size in ["16777217", "64GiB"] {
+        let error = largest(size).unwrap_err();
+        assert!(error.contains("--max-frame-bytes") && error.contains("16.0 MiB"), "{error}");
+    }
+}
+
+#[test]
 fn trusted_proxies_are_a_list_and_a_proxy_header_needs_one_to_send_it() {
     let two = parse(&["--trusted-proxy", "127.0.0.1,::1", "--trusted-proxy", "10.0.0.0/8"]);
     let proxies = two.unwrap().proxies;
     for address in ["127.0.0.1", "::1", "10.1.1.1"] {
         assert!(proxies.trusts(address.parse().unwrap()), "{address}");
+    }
+    for everybody in ["0.0.0.0/1,128.0.0.0/1", "10.0.0.0/8,11.0.0.0/8", "2000::/16,2001::/16"] {
+        let error = parse(&["--trusted-proxy", everybody]).unwrap_err();
+        assert!(error.contains("--trusted-proxy") && error.contains("everybody"), "{error}");
     }
     let error = parse(&["--proxy-protocol"]).unwrap_err();
     assert!(error.contains("--trusted-proxy"), "{error}");

@@ -88,7 +88,8 @@ pub enum Refusal {
         /// The value of `Allow`.
         allow: &'static str,
     },
-    /// `400`: a trusted proxy says from where it comes, and it is nothing that can be an address.
+    /// `400`: a trusted proxy says from where it comes, and it is nothing that can be an address, or
+    /// its two fields disagree.
     BadForwarding,
     /// `429`: too many attempts from this source; how long to wait.
     RateLimited(Duration),
@@ -124,7 +125,7 @@ pub trait Caller {
     /// Makes another upgrade attempt at this endpoint, if it may.
     fn attempt(&mut self, leg: Leg) -> Result<(), Refusal>;
 
-    /// Whether this `Host` is served here.
+    /// Whether this host is served here, which comes from `Host` or from the request target.
     fn serves(&self, host: Option<&[u8]>) -> bool {
         let _ = host;
         true
@@ -229,7 +230,7 @@ impl fmt::Display for Refusal {
             Self::HeadTimeout => "head not complete in time",
             Self::UnknownPath => "unknown path",
             Self::Method { .. } => "method not served",
-            Self::BadForwarding => "malformed forwarding field",
+            Self::BadForwarding => "bad forwarding field",
             Self::RateLimited(_) => "too many attempts",
             Self::HeaderGate => "header gate",
             Self::UpgradeRequired => "no WebSocket upgrade",
@@ -264,7 +265,8 @@ impl PeerText {
 
 fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admission, Refusal> {
     let method = request.method.ok_or(Refusal::MalformedHead)?;
-    let endpoint = match path(request.path.ok_or(Refusal::MalformedHead)?) {
+    let target = request.path.ok_or(Refusal::MalformedHead)?;
+    let endpoint = match path(target) {
         "/healthz" => None,
         "/v1/server" => Some(Leg::Binary),
         "/v1/client" => Some(Leg::Phone),
@@ -278,14 +280,14 @@ fn admit(request: &Request<'_, '_>, caller: &mut impl Caller) -> Result<Admissio
     let http_1_1 = request.version == Some(1);
     let Some(endpoint) = endpoint else {
         fields.check_host(http_1_1)?;
-        fields.check_authority(caller)?;
+        fields.check_authority(target, caller)?;
         return Ok(Admission::Health { head_only: method == "HEAD" });
     };
 
     caller.attempt(endpoint)?;
 
     fields.check_host(http_1_1)?;
-    fields.check_authority(caller)?;
+    fields.check_authority(target, caller)?;
     fields.check_no_body()?;
     let server = fields.required("X-Pyrycode-Server")?;
     let server = ServerId::parse(server).ok_or(Refusal::HeaderGate)?;
@@ -321,15 +323,28 @@ pub(crate) fn check_host(request: &Request<'_, '_>) -> Result<(), Refusal> {
 
 /// The path of a request target in origin or absolute form (RFC 9112 section 3.2), without its
 /// query; the target itself if it is neither.
-pub(crate) fn path(target: &str) -> &str {
-    let absolute = target.split_once("://").filter(|(scheme, _)| {
-        ["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
-    });
-    let origin_form = match absolute {
-        Some((_, rest)) => rest.find('/').map_or("/", |slash| &rest[slash..]),
+pub fn path(target: &str) -> &str {
+    let origin_form = match absolute(target) {
+        Some((_, rest)) if rest.starts_with('/') => rest,
+        Some(_) => "/",
         None => target,
     };
     origin_form.split('?').next().unwrap_or(origin_form)
+}
+
+/// The host, with its port, that a request asks for: that of a target in absolute form, which takes
+/// the place of `Host` (RFC 9112 section 3.2.2).
+pub fn host<'a>(request: &'a Request<'_, '_>) -> Option<&'a [u8]> {
+    let target = request.path.unwrap_or_default();
+    Fields(request.headers).host(target)
+}
+
+/// Authority and rest of a request target in absolute form; an authority ends at the first of these
+/// signs (RFC 3986 section 3.2).
+fn absolute(target: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = target.split_once("://")?;
+    let is_known = ["http", "https", "ws", "wss"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
+    is_known.then(|| rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len())))
 }
 
 /// The header fields of one head; names are compared without case, values are trimmed.
@@ -367,9 +382,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn check_authority(&self, caller: &impl Caller) -> Result<(), Refusal> {
-        let host = self.all("Host").next();
-        if caller.serves(host) { Ok(()) } else { Err(Refusal::Misdirected) }
+    fn host<'b>(&self, target: &'b str) -> Option<&'b [u8]>
+    where
+        'a: 'b,
+    {
+        match absolute(target) {
+            Some((authority, _)) => Some(authority.as_bytes()),
+            None => self.all("Host").next(),
+        }
+    }
+
+    fn check_authority(&self, target: &str, caller: &impl Caller) -> Result<(), Refusal> {
+        if caller.serves(self.host(target)) { Ok(()) } else { Err(Refusal::Misdirected) }
     }
 
     fn check_no_body(&self) -> Result<(), Refusal> {

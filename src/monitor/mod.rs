@@ -117,8 +117,8 @@ impl Pace {
 /// Answers one request.
 async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, _entry: Entry) {
     let deadline = Instant::now() + relay.config.header_timeout;
-    let read =
-        head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, request::judge).await;
+    let judge = |bytes: &[u8]| request::judge(bytes, relay.config.metrics_public);
+    let read = head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, judge).await;
     let response = match read {
         Ok(Judged::Page { page, head_only }) => {
             pace.make(|| response(&relay, page, head_only)).await

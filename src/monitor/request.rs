@@ -2,7 +2,9 @@
 
 use httparse::{EMPTY_HEADER, Header, Request, Status};
 
-use crate::http::gate::{Refusal, check_host, path};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::http::gate::{Refusal, check_host, host, path};
 use crate::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// What a head came to.
@@ -39,22 +41,25 @@ pub(crate) enum Form {
     Prometheus,
 }
 
-/// Judges the head at the start of `bytes`; `None` while it is not complete.
-pub(crate) fn judge(bytes: &[u8]) -> Option<Judged> {
+/// Judges the head at the start of `bytes`; `None` while it is not complete. Without `any_name` only
+/// a host that no stranger's name stands for is served.
+pub(crate) fn judge(bytes: &[u8], any_name: bool) -> Option<Judged> {
     let mut fields = [EMPTY_HEADER; MAX_HEADERS];
     let mut request = Request::new(&mut fields);
     Some(match request.parse(bytes) {
-        Ok(Status::Complete(length)) if length <= MAX_HEAD_BYTES => match page(&request) {
-            Ok((page, head_only)) => Judged::Page { page, head_only },
-            Err(refusal) => Judged::Refused(refusal),
-        },
+        Ok(Status::Complete(length)) if length <= MAX_HEAD_BYTES => {
+            match page(&request, any_name) {
+                Ok((page, head_only)) => Judged::Page { page, head_only },
+                Err(refusal) => Judged::Refused(refusal),
+            }
+        }
         Ok(Status::Partial) if bytes.len() < MAX_HEAD_BYTES => return None,
         Ok(_) | Err(httparse::Error::TooManyHeaders) => Judged::Refused(Refusal::HeadTooLarge),
         Err(_) => Judged::Refused(Refusal::MalformedHead),
     })
 }
 
-fn page(request: &Request<'_, '_>) -> Result<(Page, bool), Refusal> {
+fn page(request: &Request<'_, '_>, any_name: bool) -> Result<(Page, bool), Refusal> {
     let target = request.path.ok_or(Refusal::MalformedHead)?;
     let page = match path(target) {
         "/" => Page::Home,
@@ -68,7 +73,30 @@ fn page(request: &Request<'_, '_>) -> Result<(Page, bool), Refusal> {
         _ => return Err(Refusal::Method { allow: "GET, HEAD" }),
     };
     check_host(request)?;
-    Ok((page, head_only))
+    match host(request) {
+        Some(host) if !any_name && !is_own(host) => Err(Refusal::Misdirected),
+        _ => Ok((page, head_only)),
+    }
+}
+
+/// Whether a host, with or without a port, is an IP address or `localhost`. A web page can have its
+/// own name lead to this machine (DNS rebinding) and read what is answered, but these it cannot take.
+fn is_own(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    if let Some(bracketed) = host.strip_prefix('[') {
+        let (inside, behind) = bracketed.split_once(']').unwrap_or_default();
+        return inside.parse::<Ipv6Addr>().is_ok() && (behind.is_empty() || is_port(behind));
+    }
+    let name = match host.find(':') {
+        Some(colon) if is_port(&host[colon..]) => &host[..colon],
+        Some(_) => return false,
+        None => host,
+    };
+    name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+}
+
+fn is_port(text: &str) -> bool {
+    text.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// OpenMetrics for who asks for it and does not like the older format better (RFC 9110
@@ -105,11 +133,11 @@ mod tests {
     use super::*;
 
     fn judged(request: &str) -> Judged {
-        judge(request.as_bytes()).unwrap()
+        judge(request.as_bytes(), false).unwrap()
     }
 
     fn form_for(accept: &str) -> Form {
-        match judged(&format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n")) {
+        match judged(&format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n")) {
             Judged::Page { page: Page::Metrics(form), head_only: false } => form,
             other => panic!("{other:?}"),
         }
@@ -126,7 +154,7 @@ mod tests {
             ("http://127.0.0.1:9464", Page::Home),
         ] {
             for (method, head_only) in [("GET", false), ("HEAD", true)] {
-                let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+                let request = format!("{method} {path} HTTP/1.1\r\nHost: [::1]:9464\r\n\r\n");
                 assert_eq!(judged(&request), Judged::Page { page, head_only });
             }
             let refused = judged(&format!("POST {path} HTTP/1.1\r\n\r\n"));
@@ -152,8 +180,49 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_a_stranger_may_have_is_not_served() {
+        let page = Judged::Page { page: Page::Home, head_only: false };
+        let asked = |target: &str, host: &str, any_name| {
+            judge(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes(), any_name)
+                .unwrap()
+        };
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:9464",
+            "[::1]",
+            "[::1]:9464",
+            "192.0.2.1:80",
+            "localhost",
+            "LocalHost:9464",
+        ] {
+            assert_eq!(asked("/", host, false), page, "{host}");
+            assert_eq!(asked(&format!("http://{host}/"), "evil.example", false), page, "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9464",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil.example",
+            "localhost:x",
+            "[::1",
+            "[::1]x",
+            "[evil]",
+            "::1",
+            "",
+            "\u{ff}",
+        ] {
+            let refused = Judged::Refused(Refusal::Misdirected);
+            assert_eq!(asked("/", host, false), refused, "{host}");
+            assert_eq!(asked("/", host, true), page, "{host}");
+        }
+        let absolute = asked("http://evil.example/", "localhost", false);
+        assert_eq!(absolute, Judged::Refused(Refusal::Misdirected));
+    }
+
+    #[test]
     fn a_head_is_waited_for_to_its_bounds() {
-        assert_eq!(judge(b"GET / HTTP/1.1\r\nHost: x\r\n"), None);
+        assert_eq!(judge(b"GET / HTTP/1.1\r\nHost: x\r\n", false), None);
         assert_eq!(judged("\x16\x03\x01"), Judged::Refused(Refusal::MalformedHead));
         let large = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(MAX_HEAD_BYTES));
         assert_eq!(judged(&large), Judged::Refused(Refusal::HeadTooLarge));

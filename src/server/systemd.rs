@@ -22,7 +22,7 @@ use log::warn;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use socket2::SockRef;
 
-use crate::limits::{NOTIFY_RETRY, STATUS_DELAY};
+use crate::limits::{MAX_INHERITED, NOTIFY_RETRY, STATUS_DELAY};
 
 /// Whether a service manager wants to be told how its service is.
 pub fn is_present() -> bool {
@@ -214,15 +214,58 @@ pub struct Inherited {
     pub metrics: Vec<TcpListener>,
 }
 
+/// The variables by which sockets are handed over.
+#[derive(Default, Debug)]
+struct Handed {
+    count: Option<String>,
+    receiver: Option<String>,
+    /// An extension of the crate that takes the sockets: systemd has no such variable.
+    first: Option<String>,
+}
+
+impl Handed {
+    /// How many sockets are for the process `own`. Those for another process are none, and so are
+    /// those that are for nobody: the variables may have been inherited with no socket behind them
+    /// (`sd_listen_fds(3)`). The error is a sentence for the operator.
+    fn check(&self, own: u32) -> Result<usize, String> {
+        let Some(count) = &self.count else { return Ok(0) };
+        match self.receiver.as_deref().map(str::trim) {
+            None | Some("") => {
+                warn!(reason = "LISTEN_PID is not set"; "inherited_sockets_ignored");
+                return Ok(0);
+            }
+            Some(receiver) if receiver != own.to_string() => return Ok(0),
+            Some(_) => {}
+        }
+        if self.first.is_some() {
+            return Err("LISTEN_FDS_FIRST_FD is set, which systemd does not do: unset it".into());
+        }
+        match count.parse() {
+            Ok(count) if count <= MAX_INHERITED => Ok(count),
+            _ => Err(format!(
+                "LISTEN_FDS is {count:?}, which is no number of sockets from 0 to {MAX_INHERITED}"
+            )),
+        }
+    }
+}
+
 /// What systemd opened for this process; empty if it opened nothing. The error is a sentence for
 /// the operator.
 ///
 /// To be called once and before the first thread starts: the variables are taken out of the
 /// environment.
 pub fn inherited_listeners() -> Result<Inherited, String> {
-    // Read first: what follows may take it out of the environment. It counts only where the
-    // sockets are this process's, which is checked there.
-    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    // Read first: what follows takes some of them out of the environment.
+    let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let given = Handed {
+        count: variable("LISTEN_FDS"),
+        receiver: variable("LISTEN_PID"),
+        first: variable("LISTEN_FDS_FIRST_FD"),
+    };
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    if given.check(std::process::id())? == 0 {
+        return Ok(Inherited::default());
+    }
     let mut names = names.split(':');
     let mut inherited = ListenFd::from_env();
     let mut sockets = Inherited::default();
@@ -244,4 +287,32 @@ pub fn inherited_listeners() -> Result<Inherited, String> {
         }
     }
     Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_taken_by_the_process_that_they_are_for_and_their_number_is_bounded() {
+        let check = |count: &str, receiver: Option<&str>, first: Option<&str>| {
+            let owned = |text: Option<&str>| text.map(str::to_owned);
+            Handed { count: Some(count.into()), receiver: owned(receiver), first: owned(first) }
+                .check(7)
+        };
+        for (count, expected) in [("0", 0), ("1", 1), ("64", 64)] {
+            assert_eq!(check(count, Some("7"), None), Ok(expected));
+            for not_this in [None, Some(""), Some("8"), Some("07"), Some("x")] {
+                assert_eq!(check(count, not_this, None), Ok(0), "{not_this:?}");
+            }
+        }
+        for bad in ["65", "100000000", "-1", "1.5", "", "one", "99999999999999999999"] {
+            let error = check(bad, Some("7"), None).unwrap_err();
+            assert!(error.contains("LISTEN_FDS") && error.contains("64"), "{error}");
+            assert_eq!(check(bad, Some("8"), None), Ok(0));
+        }
+        let error = check("1", Some("7"), Some("0")).unwrap_err();
+        assert!(error.contains("LISTEN_FDS_FIRST_FD"), "{error}");
+        assert_eq!(Handed::default().check(7), Ok(0));
+    }
 }

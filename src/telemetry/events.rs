@@ -125,7 +125,8 @@ pub(crate) fn server_revoked(server: &ServerId, phones: usize) {
     info!(server_id = server.as_str(), phones = phones; "server_revoked");
 }
 
-/// A trusted proxy sent a PROXY header or a forwarding field that is none, the `count`th in all.
+/// A trusted proxy sent a PROXY header or a forwarding field that cannot be read, or two fields that
+/// disagree, the `count`th in all.
 pub(crate) fn proxy_fault(proxy: IpAddr, count: u64) {
     debug!(remote:% = proxy, count = count; "{}", Throttled::ProxyFault);
 }

@@ -21,7 +21,8 @@ fn monitored(arguments: &[&str]) -> Relay {
 
 /// The body of a page that is there.
 fn get(address: SocketAddr, path: &str) -> String {
-    let (head, body) = request(address, format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+    let (head, body) =
+        request(address, format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:9464\r\n\r\n"));
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     body
 }

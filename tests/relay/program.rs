@@ -44,8 +44,13 @@ fn program_in_shell(line: &str, arguments: &[&str]) -> Command {
 }
 
 /// Runs a program that ends by itself; one that does not is ended by an alarm of the test.
-fn run(mut command: Command) -> Output {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+fn run(command: Command) -> Output {
+    run_with_input(command, Stdio::null())
+}
+
+/// The same with this standard input.
+fn run_with_input(mut command: Command, input: Stdio) -> Output {
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("the program starts");
     let pid = child.id();
     let (sender, ended) = channel();

@@ -76,8 +76,6 @@ fn the_address_that_a_trusted_proxy_names_is_the_one_in_the_log() {
         ("X-Forwarded-For: ::ffff:203.0.113.7", "203.0.113.7"),
         ("Forwarded: for=198.51.100.9, for=\"[2001:db8::7]:4711\";proto=https", "2001:db8::7"),
         ("Forwarded: for=203.0.113.7\r\nX-Forwarded-For: 203.0.113.7", "203.0.113.7"),
-        // One of them is what the client made up; the proxy does not say which.
-        ("Forwarded: for=198.51.100.9\r\nX-Forwarded-For: 203.0.113.7", "127.0.0.1"),
         ("Forwarded: for=_hidden", "127.0.0.1"),
         ("X-Real-IP: 203.0.113.7", "127.0.0.1"),
     ] {
@@ -91,6 +89,34 @@ fn the_address_that_a_trusted_proxy_names_is_the_one_in_the_log() {
         let seen = remote_of(relay.address, &head, "phone_register_no_server", &unheld);
         assert_eq!(seen, remote, "{field}");
     }
+}
+
+#[test]
+fn fields_that_disagree_or_cannot_be_read_cost_the_proxy_nothing() {
+    let (relay, proxy) = relay_behind(&["--rate-limit", "1/min", "--rate-burst", "1"]);
+    let head = phone_head("nobody");
+    let ask = |head: &str| status(connect_from(proxy, relay.address), head.as_bytes());
+    let faults = [
+        "Forwarded: for=198.51.100.9\r\nX-Forwarded-For: 203.0.113.7",
+        "Forwarded: for=unknown\r\nX-Forwarded-For: 203.0.113.7",
+        "Forwarded: for=\r\nX-Forwarded-For: 203.0.113.7",
+        "X-Forwarded-For: junk",
+        "Forwarded: for",
+    ];
+    for (count, fields) in (1..).zip(faults) {
+        assert_eq!(ask(&with(&head, fields)), 400, "{fields}");
+        let count = format!("{count}");
+        events::wait("proxy_fault", &[("count", &count), ("remote", &proxy.to_string())]);
+    }
+    // The one attempt that each of them has is still there: for the client, and for the proxy.
+    let bad_key = head.replace("dGhlIHNhbXBsZSBub25jZQ==", "no");
+    assert_eq!(ask(&with(&bad_key, "X-Forwarded-For: 203.0.113.7")), 400);
+    assert_eq!(ask(&with(&bad_key, "X-Forwarded-For: 203.0.113.7")), 429);
+    assert_eq!(ask(&bad_key), 400);
+    assert_eq!(ask(&bad_key), 429);
+    // A health check is answered whatever a client has made up.
+    let health = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
+    assert_eq!(ask(&with(health, faults[0])), 200);
 }
 
 #[test]

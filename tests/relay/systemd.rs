@@ -344,7 +344,7 @@ fn activated_twice(first: TcpListener, second: TcpListener, names: &str) -> Comm
 }
 
 fn serves_metrics(address: SocketAddr) -> bool {
-    let head = "GET /metrics HTTP/1.1\r\nHost: relay\r\n\r\n";
+    let head = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     crate::rig::request(address, head).0.starts_with("HTTP/1.1 200 ")
 }
 

@@ -69,14 +69,27 @@ fn hints_are_notes() {
         (&["--listen", ":8080"], "--allow-server"),
         (&["--listen", ":8080", "--max-connections-per-ip", "off"], "--max-connections-per-ip"),
         (&[], "--trusted-proxy"),
+        (&["--trusted-proxy", "127.0.0.1"], "--allow-server"),
+        (&["--rate-burst", "63"], "--rate-burst 63 is less than --max-connections-per-ip 64"),
+        (&["--max-connections-per-ip", "65"], "--rate-burst 64"),
         (&["--listen", ":80"], "pyrycode-relay.socket"),
     ] {
         let report = report(arguments);
         let is_noted = report.notes.iter().any(|note| note.contains(named));
         assert!(is_noted && report.is_fine(), "{arguments:?}: {report:?}");
     }
-    let behind_a_proxy = report(&["--trusted-proxy", "127.0.0.1"]);
-    assert_eq!(behind_a_proxy.notes, Vec::<String>::new());
+    let has_note = |arguments: &[&str], named: &str| {
+        report(arguments).notes.iter().any(|note| note.contains(named))
+    };
+    assert!(!has_note(&[], "--allow-server"), "no other machine can connect");
+    assert!(!has_note(&["--trusted-proxy", "127.0.0.1"], "--trusted-proxy"));
+    for enough in [
+        &["--max-connections-per-ip", "64"][..],
+        &["--rate-burst", "1", "--rate-limit", "off"],
+        &["--rate-burst", "1", "--max-connections-per-ip", "off"],
+    ] {
+        assert!(!has_note(enough, "--rate-burst"), "{enough:?}");
+    }
 }
 
 #[test]

@@ -287,3 +287,57 @@ fn labels_are_cut_at_128_bytes_whatever_they_hold() {
     let split = PeerText::new(&[&[b'x'; 127][..], "é".as_bytes()].concat());
     assert!(split.as_str().len() <= 128);
 }
+
+/// A caller who dialled a relay of one name.
+struct OfOneName;
+
+impl Caller for OfOneName {
+    fn introduce(&mut self, _fields: &[Header<'_>]) {}
+
+    fn attempt(&mut self, _endpoint: Leg) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn serves(&self, host: Option<&[u8]>) -> bool {
+        host == Some(b"relay.example")
+    }
+}
+
+#[test]
+fn the_authority_of_an_absolute_target_takes_the_place_of_host() {
+    let is_served = |target: &str, host: &str| {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{UPGRADE}{CLIENT}\r\n");
+        match judge(head.as_bytes(), &mut OfOneName) {
+            Judgement::Admitted(..) => true,
+            Judgement::Refused(Refusal::Misdirected) => false,
+            other => panic!("{target} for {host} came to {other:?}"),
+        }
+    };
+    let (own, other) = ("relay.example", "other.example");
+    for path in ["/v1/client", "/healthz", "/healthz?x=http://other.example/"] {
+        assert!(is_served(path, own) && !is_served(path, other), "{path}");
+        for scheme in ["http", "HTTPS", "ws", "wss"] {
+            let of = |authority: &str| format!("{scheme}://{authority}{path}");
+            for host in [own, other, ""] {
+                assert!(is_served(&of(own), host), "{scheme} {path} for {host}");
+                assert!(!is_served(&of(other), host), "{scheme} {path} for {host}");
+                assert!(!is_served(&of(""), host), "{scheme} {path} for {host}");
+                assert!(!is_served(&of("relay.example@other.example"), host));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_absolute_target_has_its_path_before_its_query() {
+    for (target, expected) in [
+        ("http://relay/v1/client", "/v1/client"),
+        ("http://relay/v1/client?x=/healthz", "/v1/client"),
+        ("http://relay", "/"),
+        ("http://relay?x=/healthz", "/"),
+        ("http://relay#/healthz", "/"),
+        ("ftp://relay/healthz", "ftp://relay/healthz"),
+    ] {
+        assert_eq!(path(target), expected, "{target}");
+    }
+}

@@ -267,7 +267,9 @@ fn every_refusal_moves_its_own_reason() {
     let relay = monitored(&["--max-connections", "1"]);
     let holder = relay.binary(&fresh_id("only"));
     let mut watch = Watch::begin(&relay);
-    let get = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+    let get = |path: &str, fields: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
+    };
     let phone = phone_head("x");
     for (what, request, refused, outcome) in [
         ("no HTTP", "\x16\x03\r\n\r\n".to_owned(), "malformed_head", None),
@@ -610,7 +612,7 @@ fn the_status_has_the_same_figures() {
     phone.send_text("1");
     assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
     let _ = relay.phone("nobody");
-    relay.request("GET /x HTTP/1.1\r\nHost: x\r\n\r\n");
+    relay.request("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let address = relay.metrics.unwrap();
     let now = wait_until("all is counted", address, |now| {
         now[r#"pyrycode_relay_register_failures_total{kind="no_server"}"#] == 1.0

@@ -30,9 +30,21 @@ fn no_page_holds_what_a_peer_sent() {
 }
 
 #[test]
+fn a_web_page_whose_name_leads_here_reads_nothing_unless_the_metrics_are_public() {
+    let (local, public) = (monitored(&[]), monitored(&["--metrics-public"]));
+    for path in ["/", "/metrics", "/status.json"] {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: evil.example:9464\r\n\r\n");
+        let (head, body) = request(local.metrics.unwrap(), text.as_str());
+        assert!(head.starts_with("HTTP/1.1 421 ") && body.is_empty(), "{head}");
+        assert!(head_of(&public, &text).starts_with("HTTP/1.1 200 "), "{path}");
+        get(local.metrics.unwrap(), path);
+    }
+}
+
+#[test]
 fn the_page_for_people_allows_its_own_style_and_nothing_else() {
     let relay = monitored(&[]);
-    let (head, body) = request(relay.metrics.unwrap(), "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (head, body) = request(relay.metrics.unwrap(), "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let policy =
         head.lines().find_map(|line| line.strip_prefix("Content-Security-Policy: ")).unwrap();
     let nonce = policy.split("'nonce-").nth(1).unwrap().split('\'').next().unwrap();
@@ -42,7 +54,7 @@ fn the_page_for_people_allows_its_own_style_and_nothing_else() {
     }
     assert!(body.contains(&format!("<style nonce=\"{nonce}\">")));
     assert!(
-        !head_of(&relay, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").contains(nonce),
+        !head_of(&relay, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").contains(nonce),
         "a nonce is used once"
     );
     for line in ["X-Content-Type-Options: nosniff", "Cache-Control: no-store", "Connection: close"]
@@ -56,7 +68,10 @@ fn the_page_for_people_allows_its_own_style_and_nothing_else() {
 fn each_format_of_the_metrics_goes_to_who_asks_for_it() {
     let relay = monitored(&[]);
     let ask = |accept: &str| {
-        request(relay.metrics.unwrap(), format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{accept}\r\n"))
+        request(
+            relay.metrics.unwrap(),
+            format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\n{accept}\r\n"),
+        )
     };
     let (head, body) =
         ask("Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n");
@@ -75,8 +90,10 @@ fn each_format_of_the_metrics_goes_to_who_asks_for_it() {
 fn head_has_no_body_and_other_requests_are_refused_in_words_of_http() {
     let relay = monitored(&[]);
     for path in ["/", "/metrics", "/status.json"] {
-        let (head, body) =
-            request(relay.metrics.unwrap(), format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let (head, body) = request(
+            relay.metrics.unwrap(),
+            format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        );
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert_eq!(body, "");
     }

@@ -79,7 +79,7 @@ fn an_address_that_somebody_else_holds_is_wrong() {
 
 #[test]
 fn what_looks_wrong_here_ends_it_with_1() {
-    let descriptors = ["check", "--listen", "127.0.0.1:0", "--max-connections", "4000000000"];
+    let descriptors = ["check", "--listen", "127.0.0.1:0", "--max-connections", "1048576"];
     let (code, report) = checked(program(&descriptors));
     assert_eq!(code, 1, "{report}");
     assert!(report.contains("LimitNOFILE="), "{report}");

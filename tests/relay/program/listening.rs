@@ -1,8 +1,10 @@
 //! Where the program listens.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
 
-use super::{Line, Running, answers, program, run, text};
+use super::{Line, Running, answers, program, program_in_shell, run, run_with_input, text};
 use crate::rig::binary_head;
 use crate::rig::ws::Ws;
 
@@ -98,4 +100,52 @@ fn the_environment_sets_options_and_the_command_line_wins() {
     let (_binary, _phone, _) = relay.pair("one-phone");
     relay.phone("one-phone").expect_close(4429, "too many phones");
     assert_eq!(relay.lines("listening").len(), 1, "one replaces the other");
+}
+
+/// What the program logs that cannot start; socket 3 is a listening one, and the line of shell sets
+/// the variables about it.
+fn handed_a_socket(variables: &str, arguments: &[&str]) -> Vec<String> {
+    let line = format!(r#"{variables} exec "$0" "$@" 3<&0 </dev/null"#);
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let input = Stdio::from(OwnedFd::from(socket));
+    let output = run_with_input(program_in_shell(&line, arguments), input);
+    let log = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{variables}: {log}");
+    log.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn sockets_of_systemd_are_taken_only_by_the_process_that_they_are_for() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (variables, is_said) in [
+        ("LISTEN_FDS=1", true),
+        ("LISTEN_FDS=1 LISTEN_PID=", true),
+        ("LISTEN_FDS=1 LISTEN_PID=1", false),
+        ("LISTEN_FDS=100000000", true),
+    ] {
+        // It does not take the socket, so it listens where it is told, which is in use.
+        let log = handed_a_socket(variables, &["--listen", &address]);
+        let lines: Vec<_> = log.iter().map(|line| Line::parse(line)).collect();
+        let reason = lines.last().unwrap().field("reason");
+        assert!(reason.contains("in use"), "{variables}: {log:#?}");
+        let ignored = lines.iter().filter(|line| line.is("inherited_sockets_ignored"));
+        assert_eq!(ignored.count(), usize::from(is_said), "{variables}: {log:#?}");
+    }
+}
+
+#[test]
+fn a_number_of_sockets_that_systemd_never_hands_over_is_refused_without_making_room_for_it() {
+    for variables in [
+        "LISTEN_PID=$$ LISTEN_FDS=100000000",
+        "LISTEN_PID=$$ LISTEN_FDS=-1",
+        "LISTEN_PID=$$ LISTEN_FDS=many",
+        "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDS_FIRST_FD=0",
+    ] {
+        // A hundred million numbers would not fit.
+        let variables = format!("ulimit -v 400000; {variables}");
+        let log = handed_a_socket(&variables, &["--listen", "127.0.0.1:0"]);
+        let failed = Line::parse(log.last().unwrap());
+        assert!(failed.is("failed") && failed.field("reason").contains("LISTEN_FDS"), "{log:#?}");
+    }
 }

@@ -118,7 +118,7 @@ fn the_start_is_told_with_the_limits_and_from_where_the_options_came() {
     assert_eq!(starting.field("environment"), "PYRYCODE_RELAY_GRACE PYRYCODE_RELAY_RATE_LIMIT");
     let limits = relay.wait("limits");
     assert_eq!(limits.field("max_phones"), "3");
-    assert_eq!(limits.field("rate_limit"), "7/min, 20 at once");
+    assert_eq!(limits.field("rate_limit"), "7/min, 64 at once");
     assert_eq!(limits.field("memory_budget"), (64 << 20).to_string());
 }
 

@@ -19,7 +19,7 @@ fn metrics_of(relay: &Running) -> SocketAddr {
 
 /// A sample of the present page.
 fn sample(address: SocketAddr, name: &str) -> f64 {
-    let (_, page) = request(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (_, page) = request(address, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
 }
@@ -121,7 +121,7 @@ fn without_the_option_or_with_an_empty_one_nothing_is_served() {
         let relay = Running::start(&["--metrics-listen", value]);
         relay.address();
         assert!(relay.lines("serving_metrics").is_empty());
-        let page = request(relay.address(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").0;
+        let page = request(relay.address(), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").0;
         assert!(page.starts_with("HTTP/1.1 404 "), "{page}");
     }
 }

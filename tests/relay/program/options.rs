@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::process::Command;
+use std::process::{Command, Output};
+
+use pyrycode_relay::config::command;
 
 use super::{program, program_in_shell, run, text};
 
@@ -26,8 +28,8 @@ const OPTIONS: [(&str, &str); 22] = [
     ("max-phones", "16"),
     ("max-connections", "4096"),
     ("max-connections-per-ip", "64"),
-    ("rate-limit", "10/min"),
-    ("rate-burst", "20"),
+    ("rate-limit", "30/min"),
+    ("rate-burst", "64"),
     ("metrics-listen", "off"),
     ("log-level", "info"),
     ("log-format", "auto"),
@@ -153,19 +155,110 @@ fn a_bad_value_gets_a_message_that_says_what_to_write() {
         (["--grace", "10years"], "year"),
         (["--max-frame-bytes", "lots"], "256KiB"),
         (["--max-frame-bytes", "99999999999999999999"], "256KiB"),
+        (["--max-frame-bytes", "64GiB"], "16.0 MiB is the most"),
+        (["--memory-budget", "18446744073709551615"], "GiB is the most"),
+        (["--max-connections", "4294967295"], "1048576 is the most"),
+        (["--grace", "100000000h"], "year"),
+        (["--heartbeat-interval", "1ns"], "millisecond"),
         (["--max-phones", "many"], "whole number"),
         (["--max-phones", "1.5"], "whole number"),
         (["--max-connections-per-ip", "none"], "off"),
         (["--trusted-proxy", "localhost"], "127.0.0.1"),
         (["--trusted-proxy", "0.0.0.0/0"], "everybody"),
-        (["--rate-limit", "10"], "10/min"),
-        (["--rate-limit", "10/hour"], "10/min"),
+        (["--trusted-proxy", "0.0.0.0/1,128.0.0.0/1"], "everybody"),
+        (["--rate-limit", "10"], "30/min"),
+        (["--rate-limit", "10/hour"], "30/min"),
         (["--reclaim", "maybe"], "evict"),
         (["--log-level", "loud"], "--log-level"),
     ] {
         let message = refused(program(&arguments));
         assert!(message.contains(advice), "{arguments:?}: {message}");
     }
+}
+
+/// The program with variables alone, and what it prints.
+fn checked(variables: &[(&str, &str)]) -> Output {
+    let mut command = program(&["check"]);
+    // An address of this test's own: what looks wrong about others is not its subject.
+    command.env("PYRYCODE_RELAY_LISTEN", "127.0.0.1:0").envs(variables.iter().copied());
+    run(command)
+}
+
+#[test]
+fn a_switch_in_the_environment_is_one_of_eight_words() {
+    let proxy = ("PYRYCODE_RELAY_TRUSTED_PROXY", "127.0.0.1");
+    for variable in ["PYRYCODE_RELAY_PROXY_PROTOCOL", "PYRYCODE_RELAY_METRICS_PUBLIC"] {
+        let with = |word: &str| {
+            let output = checked(&[proxy, (variable, word)]);
+            let all = format!("{}{}", text(&output.stdout), text(&output.stderr));
+            (output.status.code(), all)
+        };
+        for bad in ["garbage", "2", "t", "y", "enabled", "true false", "-"] {
+            let (code, message) = with(bad);
+            assert_eq!(code, Some(2), "{variable}={bad}: {message}");
+            for shown in [variable, "true, yes, on or 1", "false, no, off or 0"] {
+                assert!(message.contains(shown), "{variable}={bad}: {message}");
+            }
+        }
+        for good in ["true", "YES", "On", "1", "false", "no", "OFF", "0", " true ", "", " "] {
+            let (code, message) = with(good);
+            assert_eq!(code, Some(0), "{variable}={good:?}: {message}");
+        }
+    }
+    for (word, is_on) in [("1", true), ("on", true), ("0", false), ("no", false), ("", false)] {
+        let output = checked(&[proxy, ("PYRYCODE_RELAY_PROXY_PROTOCOL", word)]);
+        let report = text(&output.stdout);
+        assert_eq!(report.contains("sends a PROXY header"), is_on, "{word:?}: {report}");
+    }
+}
+
+#[test]
+fn blanks_around_a_value_of_the_environment_do_not_count_and_an_empty_one_is_none() {
+    let command = command();
+    let mut seen = 0;
+    for argument in command.get_arguments().filter(|argument| argument.get_env().is_some()) {
+        let variable = argument.get_env().unwrap().to_str().unwrap();
+        for empty in ["", " ", "\t "] {
+            let output = checked(&[(variable, empty)]);
+            let report = text(&output.stdout);
+            assert_eq!(
+                output.status.code(),
+                Some(0),
+                "{variable}: {report}{}",
+                text(&output.stderr)
+            );
+            let is_named = report.contains(variable) && variable != "PYRYCODE_RELAY_LISTEN";
+            assert!(!is_named, "{variable} is none: {report}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen} variables");
+    let padded = [
+        ("PYRYCODE_RELAY_GRACE", " 31s "),
+        ("PYRYCODE_RELAY_MAX_PHONES", " 17"),
+        ("PYRYCODE_RELAY_RATE_LIMIT", "7/min\t"),
+        ("PYRYCODE_RELAY_METRICS_LISTEN", " off"),
+        ("PYRYCODE_RELAY_LOG_FORMAT", " json "),
+        ("PYRYCODE_RELAY_TRUSTED_PROXY", " 10.0.0.1 , 10.0.0.2,"),
+    ];
+    let output = checked(&padded);
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{report}{}", text(&output.stderr));
+    for (variable, _) in padded {
+        let row = report.lines().find(|line| line.contains(variable));
+        assert!(row.is_some_and(|row| row.ends_with("environment")), "{variable}: {report}");
+    }
+    for shown in ["17  ", "7/min", "10.0.0.1/32", "10.0.0.2/32"] {
+        assert!(report.contains(shown), "{shown}: {report}");
+    }
+    let bad = text(&checked(&[("PYRYCODE_RELAY_GRACE", " soon ")]).stderr).to_owned();
+    assert!(bad.contains("PYRYCODE_RELAY_GRACE") && bad.contains("'soon'"), "{bad}");
+    let mut given = program(&["check", "--grace", "1s"]);
+    given.env("PYRYCODE_RELAY_GRACE", " soon ").env("PYRYCODE_RELAY_LISTEN", "127.0.0.1:0");
+    assert_eq!(run(given).status.code(), Some(0), "the command line wins");
+    let mut status = program(&["status", "127.0.0.1:1"]);
+    status.envs(padded).env("PYRYCODE_RELAY_LISTEN", " 127.0.0.1:1 , 127.0.0.1:2 ");
+    assert_eq!(run(status).status.code(), Some(1), "it has other options");
 }
 
 #[test]

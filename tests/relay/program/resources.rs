@@ -2,12 +2,12 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use super::{Line, Running, exchange, program, program_in_shell};
+use super::{Line, Running, exchange, program, program_in_shell, run, text};
 use crate::rig::ws::{self, Ws};
 use crate::rig::{binary_head, connect, deadline, millis, phone_head, scaled};
 
@@ -149,4 +149,48 @@ fn wait_until_listening(address: SocketAddr) {
         assert!(Instant::now() < until, "nobody listens on {address}");
         std::thread::yield_now();
     }
+}
+
+/// The sentence that a program which could not start has logged last.
+fn reason(output: &Output) -> String {
+    let stderr = text(&output.stderr);
+    let failed = Line::parse(stderr.lines().last().unwrap_or_default());
+    assert_eq!((failed.field("level"), failed.field("event")), ("error", "failed"), "{stderr}");
+    failed.field("reason").to_owned()
+}
+
+#[test]
+fn without_descriptors_for_the_event_loop_it_says_so_and_exits_with_1() {
+    for most in 5..=10 {
+        let line = format!(r#"ulimit -n {most} && exec "$0" "$@""#);
+        let output = run(program_in_shell(&line, &["--listen", "127.0.0.1:0"]));
+        assert_eq!(output.status.code(), Some(1), "{most}: {}", text(&output.stderr));
+        let reason = reason(&output);
+        assert!(reason.contains("LimitNOFILE="), "{most}: {reason}");
+    }
+}
+
+#[test]
+fn without_a_helper_thread_it_says_so_and_exits_with_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // Which limit leaves room for the program and not for a thread depends on the machine. So the
+    // limit is raised until the program gets as far as to the address, which is in use.
+    let mut reasons = Vec::new();
+    for kilobytes in (8_000..200_000).step_by(500) {
+        let line = format!(r#"ulimit -v {kilobytes} && exec "$0" "$@""#);
+        let output = run(program_in_shell(&line, &["--listen", &address]));
+        match output.status.code() {
+            // It could not be loaded, or the allocator ended it.
+            None | Some(126 | 127) => continue,
+            code => assert_eq!(code, Some(1), "{kilobytes}: {}", text(&output.stderr)),
+        }
+        let reason = reason(&output);
+        if reason.contains("in use") {
+            break;
+        }
+        reasons.push(reason);
+    }
+    assert!(!reasons.is_empty(), "some limit is too small for a thread");
+    assert!(reasons.iter().all(|reason| reason.contains("LimitNPROC=")), "{reasons:#?}");
 }

@@ -161,8 +161,10 @@ fn garbage_ends_its_own_connection_alone() {
         let _ = stream.read_to_end(&mut Vec::new());
     }
     binary.sync();
-    let page =
-        crate::rig::request(relay.metrics.unwrap(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let page = crate::rig::request(
+        relay.metrics.unwrap(),
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    );
     let counted = page.1.lines().find_map(|line| {
         line.strip_prefix("pyrycode_relay_refused_requests_total{reason=\"tls_handshake\"} ")
     });
