@@ -63,7 +63,11 @@ fn the_options_that_the_documentation_advises_are_accepted_together() {
     for span in spans.filter(|span| span.starts_with("--m") && span.contains(' ')) {
         let words: Vec<_> = span.split_whitespace().collect();
         let is_upper = |part: &str| part.bytes().all(|byte| byte.is_ascii_uppercase());
-        if words.iter().flat_map(|word| word.split(':')).any(|part| part != "" && is_upper(part)) {
+        if words
+            .iter()
+            .flat_map(|word| word.split(':'))
+            .any(|part| !part.is_empty() && is_upper(part))
+        {
             // A placeholder.
             continue;
         }
