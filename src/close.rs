@@ -19,7 +19,8 @@ pub enum Close {
     NotAllowed,
     /// The phone does not read fast enough.
     BacklogFull,
-    /// The phone held the largest part of an exhausted memory budget.
+    /// The connection held most, of the source that held most together, when the memory budget was
+    /// exhausted.
     OverBudget,
     /// Not a byte for a whole heartbeat, or a holder that did not answer its probe.
     HeartbeatTimeout,

@@ -11,6 +11,10 @@ pub enum Origin {
     V6([u8; 8]),
 }
 
+/// Whose it is in tests that do not care.
+#[cfg(test)]
+pub(crate) const NOBODY: Origin = Origin::V4([0; 4]);
+
 impl Origin {
     /// The source that `address` belongs to.
     pub fn of(address: IpAddr) -> Self {

@@ -87,7 +87,7 @@ struct World {
     /// Connection ids that a binary has been told.
     known: Vec<String>,
     /// Memory that others hold.
-    outsider: Rc<Account>,
+    outsiders: Vec<Rc<Account>>,
 }
 
 struct Peer {
@@ -110,8 +110,16 @@ impl Wake for Wakes {
 impl World {
     fn new(options: u8) -> Self {
         let relay = Relay::new(config(options), Stop::new());
-        let outsider = Account::open(&relay.ledger);
-        Self { heads: Heads::new(MAX_HEADS), peers: Vec::new(), known: Vec::new(), outsider, relay }
+        let source = |number| Origin::V4([9, 9, 9, number]);
+        let outsiders =
+            (0..64).map(|number| Account::open(&relay.ledger, source(number))).collect();
+        Self {
+            heads: Heads::new(MAX_HEADS),
+            peers: Vec::new(),
+            known: Vec::new(),
+            outsiders,
+            relay,
+        }
     }
 
     fn step(&mut self, operation: u8, script: &mut Script<'_>) {
@@ -165,8 +173,10 @@ impl World {
             11 => self.relay.registry.expire(Instant::now() + 2 * HOUR),
             12 => {
                 let bytes = script.argument() * 400;
-                self.outsider.sub(self.outsider.held());
-                self.outsider.add(bytes);
+                for outsider in &self.outsiders {
+                    outsider.sub(outsider.held());
+                    outsider.add(bytes / 64);
+                }
                 self.relay.registry.relieve();
             }
             13 => self.answer_pings(script.argument()),
@@ -275,7 +285,7 @@ impl World {
 
     /// Everybody reads and goes; the grace windows pass. Then nothing may be left.
     fn finish(mut self) {
-        self.outsider.sub(self.outsider.held());
+        self.outsiders.iter().for_each(|outsider| outsider.sub(outsider.held()));
         for peer in &self.peers {
             peer.far.set_portion(usize::MAX);
             peer.far.set_room(usize::MAX);

@@ -13,7 +13,8 @@ use pyrycode_relay::http::head::{self, Head, Opening};
 use pyrycode_relay::leg::Leg;
 use pyrycode_relay::limits::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_LABEL_BYTES};
 use pyrycode_relay::net::scratch::Scratch;
-use pyrycode_relay::queue::budget::Ledger;
+use pyrycode_relay::origin::Origin;
+use pyrycode_relay::queue::budget::{Account, Ledger};
 
 use super::pipe::{End, pipe};
 
@@ -95,12 +96,13 @@ fn check_in_pieces(whole: &Judgement, bytes: &[u8], portion: usize, limited: boo
     far.send(bytes);
     far.end(End::Finished);
     let (scratch, ledger) = (Rc::new(Scratch::default()), Ledger::new(1 << 20));
+    let account = Account::open(&ledger, Origin::V4([0; 4]));
     let deadline = Instant::now() + Duration::from_secs(3600);
     let read = {
         let mut caller = Source { limited, introduced: 0, attempts: 0 };
         let opening = Opening::default();
         let reading =
-            pin!(head::read(&mut near, deadline, &scratch, &ledger, opening, &mut caller));
+            pin!(head::read(&mut near, deadline, &scratch, &account, opening, &mut caller));
         match reading.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(read) => read,
             Poll::Pending => panic!("all the input is there"),

@@ -15,6 +15,7 @@ use crate::http::gate::{PeerText, Refusal};
 use crate::ids::{ServerId, binary_conn_id, binary_suffix};
 use crate::leg::Leg;
 use crate::net::transport::Transport;
+use crate::origin::Origin;
 use crate::queue::budget::Account;
 use crate::queue::probe::Outcome;
 use crate::registry::{Claim, Contest, Delivery, ServerSeat};
@@ -37,7 +38,7 @@ pub(crate) fn claim(
     version: &PeerText,
     remote: IpAddr,
 ) -> Result<Pledge, Refusal> {
-    match relay.registry.claim(server, Instant::now()) {
+    match relay.registry.claim(server, Origin::of(remote), Instant::now()) {
         Claim::Seated(seat) => {
             relay.metrics.attempted(Leg::Binary, AttemptOutcome::Accept);
             events::server_claimed(server, version.as_str(), remote);
@@ -141,7 +142,7 @@ impl Peer for Binary {
     }
 
     fn account(&self) -> Rc<Account> {
-        Account::open(&self.relay.ledger)
+        Rc::clone(self.seat.account())
     }
 
     fn message(&mut self, text: Option<&str>) -> Verdict {

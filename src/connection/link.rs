@@ -24,7 +24,8 @@ use crate::close::{Close, Ended};
 use crate::leg::Leg;
 use crate::limits::{LATE_TURNS, LINGER_TIME};
 use crate::net::transport::Transport;
-use crate::queue::budget::Charge;
+use crate::origin::Origin;
+use crate::queue::budget::{Account, Charge};
 use crate::queue::outbox::{FlushEnd, Manner, Outbox};
 use crate::relay::Relay;
 use crate::telemetry::metrics::Direction;
@@ -44,7 +45,8 @@ pub(crate) fn send_off<S: Transport + 'static>(
 ) -> Session {
     let outbox = Outbox::new(None);
     outbox.close(close, Manner::Abort);
-    Box::pin(Link::new(relay, upgraded, outbox, Rejected { leg, relay: Rc::clone(relay) }))
+    let account = Account::open(&relay.ledger, Origin::of(upgraded.remote));
+    Box::pin(Link::new(relay, upgraded, outbox, Rejected { leg, account, relay: Rc::clone(relay) }))
 }
 
 /// What a connection carried.
@@ -109,9 +111,6 @@ enum Phase {
     Open,
     /// Messages flow out alone: the peer is held back.
     Held,
-    /// The same because the memory budget is exhausted and there is no phone to close for it. The
-    /// message in progress keeps its deadline, so that nobody can hold the memory for ever.
-    Starved,
     /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
     Closing { ended: Ended, deadline: Option<Instant> },
     /// The close frame is out; input is discarded until the peer answers, ends or a bound is
@@ -125,7 +124,7 @@ enum Phase {
 impl Phase {
     /// Whether the end of the connection has not been decided yet.
     fn is_undecided(self) -> bool {
-        matches!(self, Self::Open | Self::Held | Self::Starved)
+        matches!(self, Self::Open | Self::Held)
     }
 
     /// Whether the peer is read.
@@ -184,6 +183,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
         match self.phase {
             Phase::Over(ended) => {
+                self.charge.account().disown();
                 self.log_end(ended);
                 Poll::Ready(())
             }
@@ -199,6 +199,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// One turn of everything; whether there is more to do at once.
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        self.notice_condemnation(cx, now);
         self.notice_seal(now);
         let last_call = self.outbox.last_call();
         if last_call.is_some() || self.is_overdue(now) {
@@ -217,6 +218,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
             self.cut(Ended::WriteTimeout, now);
         }
         (more_input || more_output) && !matches!(self.phase, Phase::Over(_))
+    }
+
+    /// The memory that this connection holds is needed: what has arrived of a message goes at once.
+    fn notice_condemnation(&mut self, cx: &mut Context<'_>, now: Instant) {
+        if self.charge.account().poll_condemned(cx).is_pending() {
+            return;
+        }
+        self.incoming.discard();
+        if self.phase.is_undecided() {
+            self.close(Close::OverBudget, now);
+        }
     }
 
     /// Somebody else decided on the end: a directive, a reclaim, a full backlog, the stop.
@@ -257,7 +269,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Ends the connection without a word.
     fn cut(&mut self, ended: Ended, now: Instant) {
         match self.phase {
-            Phase::Open | Phase::Held | Phase::Starved => {
+            Phase::Open | Phase::Held => {
                 self.conclude(ended, now);
                 self.phase = Phase::Over(ended);
             }
@@ -352,9 +364,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
                     Beat::Dead => self.close(Close::HeartbeatTimeout, now),
                 }
             }
-            Phase::Starved if due(self.message_deadline()) => {
-                self.close(Close::MessageTimeout, now);
-            }
             Phase::Closing { deadline, .. } if due(deadline) => {
                 self.cut(Ended::WriteTimeout, now);
             }
@@ -380,7 +389,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 let beat = self.relay.ticks.at_or_after(self.heartbeat.deadline());
                 [Some(beat), self.message_deadline()]
             }
-            Phase::Starved => [self.message_deadline(), None],
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
             Phase::Held => [None, None],

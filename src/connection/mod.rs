@@ -23,6 +23,7 @@ use crate::leg::Leg;
 use crate::monitor::health;
 use crate::net::transport::{Tcp, Transport};
 use crate::origin::Origin;
+use crate::queue::budget::Account;
 use crate::relay::Relay;
 use crate::telemetry::events::{self, Throttled};
 use crate::tls::stream::Tls;
@@ -94,7 +95,8 @@ async fn announce<S: Transport>(
     if !relay.config.proxies.send_header_from(proxy) {
         return Some(Begun { io, visitor, opening: Opening::default(), deadline });
     }
-    match head::read_proxy_header(&mut io, deadline, &relay.scratch, &relay.ledger).await {
+    let account = Account::open(&relay.ledger, Origin::of(proxy));
+    match head::read_proxy_header(&mut io, deadline, &relay.scratch, &account).await {
         Announcement::From(from, opening) => {
             visitor.speaks_for(from);
             Some(Begun { io, visitor, opening, deadline })
@@ -114,8 +116,10 @@ async fn receive<S: Transport + 'static>(
     begun: Option<Box<Begun<S>>>,
 ) -> Option<Session> {
     let Begun { mut io, mut visitor, opening, deadline } = *begun?;
-    let (scratch, ledger) = (&relay.scratch, &relay.ledger);
-    let read = head::read(&mut io, deadline, scratch, ledger, opening, &mut visitor).await;
+    let account = Account::open(&relay.ledger, Origin::of(visitor.address()));
+    let scratch = &relay.scratch;
+    let read = head::read(&mut io, deadline, scratch, &account, opening, &mut visitor).await;
+    drop(account);
     let remote = visitor.address();
     let (admission, leftover) = match read {
         Head::Admitted(admission, leftover) => (admission, leftover),

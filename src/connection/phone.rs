@@ -13,6 +13,7 @@ use crate::ids::ServerId;
 use crate::leg::Leg;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::net::transport::Transport;
+use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge};
 use crate::registry::{Join, Passed, PhoneSeat};
 use crate::relay::Relay;
@@ -28,7 +29,7 @@ pub(crate) fn open<S: Transport + 'static>(
     device_name: &PeerText,
 ) -> Session {
     let count = |outcome| relay.metrics.attempted(Leg::Phone, outcome);
-    let seat = match relay.registry.join(server) {
+    let seat = match relay.registry.join(server, Origin::of(upgraded.remote)) {
         Join::Seated(seat) => seat,
         Join::NoServer => {
             count(AttemptOutcome::Reject404);

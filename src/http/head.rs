@@ -15,7 +15,7 @@ use crate::http::gate::{Admission, Caller, Judgement, Refusal, judge};
 use crate::http::proxy_header::{self, ProxyHeader};
 use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
 use crate::net::scratch::Scratch;
-use crate::queue::budget::{Account, Charge, Ledger};
+use crate::queue::budget::{Account, Charge};
 
 /// What was read.
 #[derive(Debug)]
@@ -64,14 +64,14 @@ pub(crate) async fn read_proxy_header<S: AsyncRead + Unpin>(
     io: &mut S,
     deadline: Instant,
     scratch: &Rc<Scratch>,
-    ledger: &Rc<Ledger>,
+    account: &Rc<Account>,
 ) -> Announcement {
     let timeout = async {
         Timer::at(deadline).await;
         Announcement::TimedOut
     };
     let reading = async {
-        let mut charge = Charge::new(Account::open(ledger));
+        let mut charge = Charge::new(Rc::clone(account));
         let mut bytes = Vec::new();
         loop {
             match fill(io, scratch, &mut bytes).await {
@@ -88,7 +88,7 @@ pub(crate) async fn read_proxy_header<S: AsyncRead + Unpin>(
             }
         }
     };
-    reading.or(timeout).await
+    reading.or(timeout).or(evicted(account, Announcement::Gone)).await
 }
 
 /// Reads one request head, which may have begun in `opening`, until `deadline`. `caller` is passed
@@ -99,7 +99,7 @@ pub async fn read<S: AsyncRead + Unpin>(
     io: &mut S,
     deadline: Instant,
     scratch: &Rc<Scratch>,
-    ledger: &Rc<Ledger>,
+    account: &Rc<Account>,
     opening: Opening,
     caller: &mut impl Caller,
 ) -> Head {
@@ -108,7 +108,7 @@ pub async fn read<S: AsyncRead + Unpin>(
         Head::Refused(Refusal::HeadTimeout)
     };
     let reading = async {
-        let mut charge = Charge::new(Account::open(ledger));
+        let mut charge = Charge::new(Rc::clone(account));
         let Opening { mut bytes, spent } = opening;
         let mut has_more = !bytes.is_empty();
         loop {
@@ -136,7 +136,7 @@ pub async fn read<S: AsyncRead + Unpin>(
             }
         }
     };
-    reading.or(timeout).await
+    reading.or(timeout).or(evicted(account, Head::Gone)).await
 }
 
 /// Why no head was read.
@@ -149,14 +149,14 @@ pub(crate) enum Unread {
 }
 
 /// Reads until `judge` has come to something about the bytes so far, or until `deadline`; for heads
-/// that are none of the gate's. What is held of them is charged to `ledger`.
+/// that are none of the gate's. What is held of them is charged to `account`.
 ///
 /// Not cancel safe: a cancelled read loses what it has read.
 pub(crate) async fn read_until<S: AsyncRead + Unpin, T>(
     io: &mut S,
     deadline: Instant,
     scratch: &Rc<Scratch>,
-    ledger: &Rc<Ledger>,
+    account: &Rc<Account>,
     judge: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<T, Unread> {
     let timeout = async {
@@ -164,7 +164,7 @@ pub(crate) async fn read_until<S: AsyncRead + Unpin, T>(
         Err(Unread::TimedOut)
     };
     let reading = async {
-        let mut charge = Charge::new(Account::open(ledger));
+        let mut charge = Charge::new(Rc::clone(account));
         let mut bytes = Vec::new();
         loop {
             match fill(io, scratch, &mut bytes).await {
@@ -176,7 +176,7 @@ pub(crate) async fn read_until<S: AsyncRead + Unpin, T>(
             }
         }
     };
-    reading.or(timeout).await
+    reading.or(timeout).or(evicted(account, Err(Unread::Gone))).await
 }
 
 /// Writes a whole reply within `timeout`.
@@ -228,6 +228,12 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, scratch: &Rc<Scra
         Timer::after(LINGER_TIME).await;
     };
     discarding.or(expiry).await;
+}
+
+/// Comes to `outcome` when the memory that is held of a head is needed.
+async fn evicted<T>(account: &Account, outcome: T) -> T {
+    poll_fn(|cx| account.poll_condemned(cx)).await;
+    outcome
 }
 
 /// Reads what is there and appends it.

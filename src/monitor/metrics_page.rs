@@ -146,7 +146,7 @@ fn families(snapshot: &Snapshot, metrics: &Metrics) -> Vec<Family> {
         ),
         (
             "pyrycode_relay_budget_evictions",
-            "Phones closed for the memory budget",
+            "Connections closed for the memory budget",
             &metrics.budget_evictions,
         ),
         ("pyrycode_relay_accept_errors", "Accepts that failed", &metrics.accept_errors),

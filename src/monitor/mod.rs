@@ -13,7 +13,7 @@ pub(crate) mod snapshot;
 pub(crate) mod status_json;
 
 use std::future::poll_fn;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
 use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
 use crate::net::turns;
+use crate::origin::Origin;
+use crate::queue::budget::Account;
 use crate::relay::Relay;
 
 /// Serves the pages at `listeners`. Never returns.
@@ -62,11 +64,17 @@ async fn serve(
             ready.map_or(Poll::Pending, Poll::Ready)
         });
         match accepted.await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let Ok(io) = Tcp::prepare(stream) else { continue };
                 let entry = connections.enter(None, usize::MAX);
                 let serial = entry.serial();
-                let task = executor.spawn(answer(Rc::clone(relay), Rc::clone(&pace), io, entry));
+                let task = executor.spawn(answer(
+                    Rc::clone(relay),
+                    Rc::clone(&pace),
+                    io,
+                    address.ip(),
+                    entry,
+                ));
                 connections.adopt(serial, task);
                 futures_lite::future::yield_now().await;
             }
@@ -115,10 +123,11 @@ impl Pace {
 }
 
 /// Answers one request.
-async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, _entry: Entry) {
+async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, remote: IpAddr, _entry: Entry) {
     let deadline = Instant::now() + relay.config.header_timeout;
+    let account = Account::open(&relay.ledger, Origin::of(remote));
     let judge = |bytes: &[u8]| request::judge(bytes, relay.config.metrics_public);
-    let read = head::read_until(&mut io, deadline, &relay.scratch, &relay.ledger, judge).await;
+    let read = head::read_until(&mut io, deadline, &relay.scratch, &account, judge).await;
     let response = match read {
         Ok(Judged::Page { page, head_only }) => {
             pace.make(|| response(&relay, page, head_only)).await

@@ -1,58 +1,87 @@
 //! The memory ledger: what the relay holds for its peers, in all and for each of them.
 //!
-//! It only counts. Who is closed when the budget is exhausted is decided by the registry.
+//! When the budget is exhausted the source whose connections hold most together pays, with the one that
+//! holds most (contract, Queues, slow peers, memory). The ledger says which; the registry closes it.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+
+use crate::origin::Origin;
 
 /// The sum of all accounts against one limit, in bytes.
 #[derive(Debug)]
 pub struct Ledger {
     limit: usize,
     total: Cell<usize>,
-    waiting: RefCell<Vec<Waker>>,
+    /// Every account that is open; each knows its place here.
+    accounts: RefCell<Vec<Weak<Account>>>,
+    /// Who sees to it that the budget is kept.
+    keeper: RefCell<Option<Waker>>,
 }
 
 impl Ledger {
     /// An empty ledger.
     pub fn new(limit: usize) -> Rc<Self> {
-        Rc::new(Self { limit, total: Cell::new(0), waiting: RefCell::default() })
+        Rc::new(Self {
+            limit,
+            total: Cell::new(0),
+            accounts: RefCell::default(),
+            keeper: RefCell::default(),
+        })
     }
 
     /// Whether more is held than the budget allows.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.total.get() > self.limit
     }
 
-    /// Waits until the ledger is within its limit. Cancel safe.
-    pub fn poll_within(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.is_over() {
+    /// The account that pays next: of the source whose accounts hold most together the one that holds
+    /// most. `None` if nothing is held. It looks at every account, so ask only when the budget is
+    /// exhausted.
+    pub(crate) fn largest(&self) -> Option<Rc<Account>> {
+        let accounts = self.accounts.borrow();
+        let holding = || {
+            let open = accounts.iter().filter_map(Weak::upgrade);
+            open.filter(|account| account.counted() > 0)
+        };
+        let mut sources: HashMap<Origin, usize> = HashMap::new();
+        for account in holding() {
+            *sources.entry(account.origin).or_default() += account.counted();
+        }
+        let (source, _) = sources.into_iter().max_by_key(|(_, held)| *held)?;
+        holding().filter(|account| account.origin == source).max_by_key(|account| account.held())
+    }
+
+    /// Waits until more is held than the budget allows; for one waiter. Cancel safe.
+    pub(crate) fn poll_over(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_over() {
             return Poll::Ready(());
         }
-        let mut waiting = self.waiting.borrow_mut();
-        // Who waits is polled for other reasons too, any number of times.
-        if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
-        }
+        *self.keeper.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     }
 
-    fn lower(&self, bytes: usize) {
-        self.total.set(self.total.get().saturating_sub(bytes));
-        if !self.is_over() {
-            for waker in self.waiting.take() {
-                waker.wake();
+    fn raise(&self, bytes: usize) {
+        self.total.set(self.total.get() + bytes);
+        if self.is_over() {
+            if let Some(keeper) = self.keeper.take() {
+                keeper.wake();
             }
         }
     }
 
+    fn lower(&self, bytes: usize) {
+        self.total.set(self.total.get().saturating_sub(bytes));
+    }
+
     /// The limit in bytes.
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Bytes held in all, those of condemned accounts left out.
+    /// Bytes held in all, without those of condemned accounts.
     pub fn total(&self) -> usize {
         self.total.get()
     }
@@ -62,14 +91,33 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Account {
     ledger: Rc<Ledger>,
+    origin: Origin,
+    place: Cell<usize>,
     held: Cell<usize>,
     condemned: Cell<bool>,
+    /// Who is told when the account is condemned.
+    owner: RefCell<Option<Waker>>,
 }
 
 impl Account {
-    /// Opens an account with nothing on it.
-    pub fn open(ledger: &Rc<Ledger>) -> Rc<Self> {
-        Rc::new(Self { ledger: Rc::clone(ledger), held: Cell::new(0), condemned: Cell::new(false) })
+    /// Opens an account of `origin` with nothing on it.
+    pub fn open(ledger: &Rc<Ledger>, origin: Origin) -> Rc<Self> {
+        let mut accounts = ledger.accounts.borrow_mut();
+        let account = Rc::new(Self {
+            ledger: Rc::clone(ledger),
+            origin,
+            place: Cell::new(accounts.len()),
+            held: Cell::new(0),
+            condemned: Cell::new(false),
+            owner: RefCell::default(),
+        });
+        accounts.push(Rc::downgrade(&account));
+        account
+    }
+
+    /// The source that it counts for.
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// Bytes held for this peer.
@@ -77,11 +125,16 @@ impl Account {
         self.held.get()
     }
 
+    /// Those of them that the ledger counts.
+    fn counted(&self) -> usize {
+        if self.condemned.get() { 0 } else { self.held.get() }
+    }
+
     /// Adds `bytes`.
     pub fn add(&self, bytes: usize) {
         self.held.set(self.held.get() + bytes);
         if !self.condemned.get() {
-            self.ledger.total.set(self.ledger.total.get() + bytes);
+            self.ledger.raise(bytes);
         }
     }
 
@@ -96,14 +149,34 @@ impl Account {
 
     /// Takes the account out of the sum: its peer is being closed, and its memory will be free as
     /// soon as the peer's task runs, so that nobody else is closed for the same bytes.
-    pub fn condemn(&self) {
+    pub(crate) fn condemn(&self) {
         if !self.condemned.replace(true) {
             self.ledger.lower(self.held.get());
+            if let Some(owner) = self.owner.take() {
+                owner.wake();
+            }
         }
     }
 
+    /// Waits until the account is condemned; for one waiter. Cancel safe.
+    pub(crate) fn poll_condemned(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.condemned.get() {
+            return Poll::Ready(());
+        }
+        let mut owner = self.owner.borrow_mut();
+        if !owner.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *owner = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Nobody waits any more.
+    pub(crate) fn disown(&self) {
+        self.owner.take();
+    }
+
     /// The ledger that this account belongs to.
-    pub fn ledger(&self) -> &Rc<Ledger> {
+    pub(crate) fn ledger(&self) -> &Rc<Ledger> {
         &self.ledger
     }
 }
@@ -111,6 +184,12 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.condemn();
+        let mut accounts = self.ledger.accounts.borrow_mut();
+        let place = self.place.get();
+        accounts.swap_remove(place);
+        if let Some(moved) = accounts.get(place).and_then(Weak::upgrade) {
+            moved.place.set(place);
+        }
     }
 }
 
@@ -161,11 +240,12 @@ mod tests {
     use relay_test_kit::wake::Wakes;
 
     use super::*;
+    use crate::origin::NOBODY;
 
     #[test]
     fn the_ledger_is_the_sum_of_its_accounts_and_empty_when_they_are_gone() {
         let ledger = Ledger::new(100);
-        let (one, two) = (Account::open(&ledger), Account::open(&ledger));
+        let (one, two) = (Account::open(&ledger, NOBODY), Account::open(&ledger, NOBODY));
         one.add(60);
         two.add(50);
         assert!(ledger.is_over());
@@ -178,26 +258,50 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_room_is_woken_when_there_is_some() {
+    fn who_keeps_the_budget_is_woken_when_it_is_exceeded() {
         let ledger = Ledger::new(10);
-        let account = Account::open(&ledger);
-        let (_, waker) = Wakes::counting();
+        let account = Account::open(&ledger, NOBODY);
+        let (wakes, waker) = Wakes::counting();
         let mut cx = Context::from_waker(&waker);
-        assert!(ledger.poll_within(&mut cx).is_ready());
-        account.add(11);
-        for _ in 0..1000 {
-            assert!(ledger.poll_within(&mut cx).is_pending());
-        }
-        assert_eq!(ledger.waiting.borrow().len(), 1);
-        account.sub(1);
-        assert!(ledger.poll_within(&mut cx).is_ready());
-        assert!(ledger.waiting.borrow().is_empty(), "nobody is forgotten in the list");
+        assert!(ledger.poll_over(&mut cx).is_pending());
+        account.add(10);
+        assert_eq!(wakes.count(), 0);
+        account.add(1);
+        assert_eq!(wakes.count(), 1);
+        assert!(ledger.poll_over(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn of_the_source_that_holds_most_together_the_largest_pays() {
+        let ledger = Ledger::new(10);
+        let source = |number| Origin::V4([number; 4]);
+        let open = |number, bytes| {
+            let account = Account::open(&ledger, source(number));
+            account.add(bytes);
+            account
+        };
+        assert!(ledger.largest().is_none());
+        let (single, smaller, larger) = (open(1, 50), open(2, 30), open(2, 31));
+        let is_largest = |account: &Rc<Account>| Rc::ptr_eq(&ledger.largest().unwrap(), account);
+        assert!(is_largest(&larger), "61 together are more than 50 at once");
+        larger.condemn();
+        assert!(is_largest(&single), "and pay once");
+        let (wakes, waker) = Wakes::counting();
+        assert!(single.poll_condemned(&mut Context::from_waker(&waker)).is_pending());
+        single.condemn();
+        assert_eq!(wakes.count(), 1, "its owner hears of it");
+        assert!(is_largest(&smaller));
+        drop((single, larger));
+        assert!(is_largest(&smaller), "accounts that close leave the others in their places");
+        drop(smaller);
+        assert!(ledger.largest().is_none());
+        assert!(ledger.accounts.borrow().is_empty());
     }
 
     #[test]
     fn a_condemned_account_counts_no_more_whatever_is_still_done_to_it() {
         let ledger = Ledger::new(10);
-        let account = Account::open(&ledger);
+        let account = Account::open(&ledger, NOBODY);
         account.add(30);
         account.condemn();
         assert_eq!(ledger.total(), 0);
@@ -210,7 +314,7 @@ mod tests {
     #[test]
     fn a_charge_follows_its_buffer_and_gives_back_what_is_left() {
         let ledger = Ledger::new(10);
-        let account = Account::open(&ledger);
+        let account = Account::open(&ledger, NOBODY);
         let mut charge = Charge::new(Rc::clone(&account));
         assert!(!charge.set(10));
         assert!(charge.set(11));

@@ -10,7 +10,7 @@ use std::task::Waker;
 
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
-use crate::queue::budget::{Account, Ledger};
+use crate::queue::budget::Account;
 use crate::websocket::frames::Frame;
 
 /// A queue of whole frames, bounded in bytes held.
@@ -18,7 +18,7 @@ use crate::websocket::frames::Frame;
 pub struct Lane {
     limit: usize,
     /// Pays for what has no sender of its own.
-    account: Rc<Account>,
+    account: RefCell<Rc<Account>>,
     state: RefCell<Contents>,
 }
 
@@ -110,7 +110,7 @@ impl Sender {
 impl Lane {
     /// An empty lane of at most `limit` bytes, [`MESSAGE_OVERHEAD`] a message included.
     pub fn new(limit: usize, account: Rc<Account>) -> Rc<Self> {
-        Rc::new(Self { limit, account, state: RefCell::default() })
+        Rc::new(Self { limit, account: RefCell::new(account), state: RefCell::default() })
     }
 
     /// Queues a frame that no sender pays for; gives it back if it does not fit.
@@ -120,14 +120,14 @@ impl Lane {
         if state.held + cost > self.limit {
             return Err(frame);
         }
-        self.account.add(cost);
+        self.account.borrow().add(cost);
         state.push(Entry { bytes: frame.into_bytes(), sender: None, notice: None });
         Ok(())
     }
 
     /// Queues a close notice, which is admitted past the bound.
     pub fn push_notice(&self, frame: Frame, about: PhoneKey) {
-        self.account.add(cost(frame.len()));
+        self.account.borrow().add(cost(frame.len()));
         let entry = Entry { bytes: frame.into_bytes(), sender: None, notice: Some(about) };
         self.state.borrow_mut().push(entry);
     }
@@ -167,26 +167,46 @@ impl Lane {
 
     /// Drops the queued messages of `sender`, except one in progress.
     pub fn drop_messages_of(&self, sender: &Rc<Sender>) {
+        self.state.borrow_mut().stop_waiting(sender);
+        self.drop_entries(|entry| {
+            entry.sender.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, sender))
+        });
+    }
+
+    fn drop_entries(&self, is_dropped: impl Fn(&Entry) -> bool) {
         let mut state = self.state.borrow_mut();
-        state.stop_waiting(sender);
         let in_progress = usize::from(state.begun > 0);
         let Contents { entries, held, .. } = &mut *state;
         let mut index = 0;
         entries.retain(|entry| {
-            let theirs = entry.sender.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, sender));
-            let dropped = theirs && index >= in_progress;
+            let dropped = is_dropped(entry) && index >= in_progress;
             index += 1;
             if dropped {
                 self.refund(held, entry);
             }
             !dropped
         });
+        state.shrink();
         state.wake_first(self.limit);
     }
 
-    /// The ledger that all of it counts on.
-    pub fn ledger(&self) -> &Rc<Ledger> {
-        self.account.ledger()
+    /// Who pays for what has no sender of its own.
+    pub fn account(&self) -> Rc<Account> {
+        Rc::clone(&self.account.borrow())
+    }
+
+    /// From now on `account` pays for what has no sender of its own, queued or to come.
+    pub fn bill(&self, account: &Rc<Account>) {
+        let state = self.state.borrow();
+        let unowned = state.entries.iter().filter(|entry| entry.sender.is_none());
+        let bytes = unowned.map(|entry| cost(entry.bytes.len())).sum();
+        account.add(bytes);
+        self.account.replace(Rc::clone(account)).sub(bytes);
+    }
+
+    /// Drops the close notices that are queued, except one in progress.
+    pub fn drop_notices(&self) {
+        self.drop_entries(|entry| entry.notice.is_some());
     }
 
     /// Whether nothing is queued.
@@ -280,9 +300,7 @@ impl Lane {
                 }
             }
         }
-        if state.entries.is_empty() && state.entries.capacity() > 16 {
-            state.entries = VecDeque::new();
-        }
+        state.shrink();
         state.wake_first(self.limit);
         completed
     }
@@ -295,7 +313,7 @@ impl Lane {
                 sender.share.set(sender.share.get() - cost);
                 sender.account.sub(cost);
             }
-            None => self.account.sub(cost),
+            None => self.account.borrow().sub(cost),
         }
     }
 }
@@ -310,11 +328,24 @@ impl Drop for Lane {
 }
 
 impl Contents {
+    /// The table grows by a quarter, not by doubling: what is unused of it is on no account.
     fn push(&mut self, entry: Entry) {
         self.held += cost(entry.bytes.len());
+        let count = self.entries.len();
+        if count == self.entries.capacity() {
+            self.entries.reserve_exact((count / 4).max(LEAST_PLACES));
+        }
         self.entries.push_back(entry);
         if let Some(waker) = self.writer.take() {
             waker.wake();
+        }
+    }
+
+    /// Gives back what the table does not need any more.
+    fn shrink(&mut self) {
+        let (count, places) = (self.entries.len(), self.entries.capacity());
+        if places > 2 * LEAST_PLACES && count < places / 4 * 3 {
+            self.entries.shrink_to(count + count / 8);
         }
     }
 
@@ -363,11 +394,16 @@ fn cost(length: usize) -> usize {
     length + MESSAGE_OVERHEAD
 }
 
+/// Places that the table of a queue grows by at least; 48 bytes each.
+const LEAST_PLACES: usize = 8;
+
 #[cfg(test)]
 mod tests {
     use relay_test_kit::wake::Wakes;
 
     use super::*;
+    use crate::origin::NOBODY;
+    use crate::queue::budget::Ledger;
 
     fn message(length: usize) -> Frame {
         Frame::text(&[&vec![b'x'; length]])
@@ -376,7 +412,7 @@ mod tests {
     /// A lane for ten messages of 100 bytes of cost each, and its ledger.
     fn lane() -> (Rc<Lane>, Rc<Ledger>) {
         let ledger = Ledger::new(usize::MAX);
-        (Lane::new(1000, Account::open(&ledger)), ledger)
+        (Lane::new(1000, Account::open(&ledger, NOBODY)), ledger)
     }
 
     const COST_100: usize = 100 - MESSAGE_OVERHEAD - 2;
@@ -398,8 +434,10 @@ mod tests {
     #[test]
     fn no_source_fills_more_than_half_and_it_is_woken_when_its_own_share_shrinks() {
         let (lane, ledger) = lane();
-        let (flood, calm) =
-            (Sender::new(Account::open(&ledger)), Sender::new(Account::open(&ledger)));
+        let (flood, calm) = (
+            Sender::new(Account::open(&ledger, NOBODY)),
+            Sender::new(Account::open(&ledger, NOBODY)),
+        );
         for _ in 0..5 {
             lane.offer(message(COST_100), &flood).unwrap();
         }
@@ -417,7 +455,7 @@ mod tests {
     #[test]
     fn sources_held_back_by_a_full_lane_are_let_in_in_order() {
         let (lane, ledger) = lane();
-        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger))).collect();
+        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger, NOBODY))).collect();
         for sender in [0, 0, 0, 0, 1, 1, 1, 1, 2, 2] {
             lane.offer(message(COST_100), &senders[sender]).unwrap();
         }
@@ -440,7 +478,7 @@ mod tests {
     #[test]
     fn a_waiting_source_that_leaves_makes_way() {
         let (lane, ledger) = lane();
-        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger))).collect();
+        let senders: Vec<_> = (0..4).map(|_| Sender::new(Account::open(&ledger, NOBODY))).collect();
         for sender in [0, 0, 0, 0, 0, 1, 1, 1, 1, 1] {
             lane.offer(message(COST_100), &senders[sender]).unwrap();
         }
@@ -457,8 +495,10 @@ mod tests {
     #[test]
     fn dropping_a_sources_messages_spares_the_one_in_progress_and_everybody_elses() {
         let (lane, ledger) = lane();
-        let (gone, stays) =
-            (Sender::new(Account::open(&ledger)), Sender::new(Account::open(&ledger)));
+        let (gone, stays) = (
+            Sender::new(Account::open(&ledger, NOBODY)),
+            Sender::new(Account::open(&ledger, NOBODY)),
+        );
         for sender in [&gone, &gone, &stays, &gone] {
             lane.offer(message(COST_100), sender).unwrap();
         }
@@ -472,7 +512,7 @@ mod tests {
     #[test]
     fn a_message_counts_as_delivered_with_its_last_byte() {
         let (lane, ledger) = lane();
-        let sender = Sender::new(Account::open(&ledger));
+        let sender = Sender::new(Account::open(&ledger, NOBODY));
         lane.offer(message(COST_100), &sender).unwrap();
         assert_eq!(lane.advance(35).messages, 0);
         assert!(!sender.is_delivered());

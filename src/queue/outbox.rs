@@ -307,7 +307,8 @@ impl Inner {
         let lane = self.lane.take()?;
         let rest = lane.rewind();
         if !rest.is_empty() {
-            let mut charge = Charge::new(Account::open(lane.ledger()));
+            let payer = lane.account();
+            let mut charge = Charge::new(Account::open(payer.ledger(), payer.origin()));
             charge.set(rest.len());
             self.rest = Some(charge);
             // A frame in progress means that nothing staged has been begun.

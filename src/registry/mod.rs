@@ -11,6 +11,7 @@ mod slot;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use self::slot::{Holder, Retired, Slot};
 use crate::close::{Close, Ended};
 use crate::config::Config;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
+use crate::origin::Origin;
 use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
@@ -122,7 +124,7 @@ impl Registry {
 
     /// Claims `server` for a binary: at once if it is free or in grace, after a probe of the holder
     /// otherwise.
-    pub fn claim(self: &Rc<Self>, server: &ServerId, now: Instant) -> Claim {
+    pub fn claim(self: &Rc<Self>, server: &ServerId, origin: Origin, now: Instant) -> Claim {
         let retired = {
             let mut map = self.map.borrow_mut();
             let full = map.slots.len() >= self.rules.max_slots;
@@ -130,22 +132,24 @@ impl Registry {
                 None if full => return Claim::Full,
                 Some(Slot { probe: Some(_), .. }) => return Claim::Busy,
                 Some(slot) => {
-                    if let Holder::Live { serial, outbox } = &slot.holder {
+                    if let Holder::Live { serial, outbox, .. } = &slot.holder {
                         let probe = Rc::new(Probe::new(now));
                         outbox.ask(&probe);
                         slot.probe = Some(Rc::clone(&probe));
-                        return Claim::Contested(Contest::new(self, server, *serial, probe));
+                        return Claim::Contested(Contest::new(
+                            self, server, origin, *serial, probe,
+                        ));
                     }
                 }
                 None => {}
             }
-            self.seat(&mut map, server)
+            self.seat(&mut map, server, origin)
         };
         Claim::Seated(self.settle(server, retired))
     }
 
     /// Attaches a phone to the slot of `server`, live or in grace.
-    pub fn join(self: &Rc<Self>, server: &ServerId) -> Join {
+    pub fn join(self: &Rc<Self>, server: &ServerId, origin: Origin) -> Join {
         let mut map = self.map.borrow_mut();
         let Some((server, slot)) = map.slots.get_key_value(server) else {
             return Join::NoServer;
@@ -159,7 +163,7 @@ impl Registry {
         while slot.phones.contains_key(&key) {
             key = PhoneKey::random();
         }
-        let account = Account::open(&self.ledger);
+        let account = Account::open(&self.ledger, origin);
         let sender = Sender::new(Rc::clone(&account));
         let outbox = Outbox::new(Some(Lane::new(self.rules.max_queue, account)));
         let serial = self.serials.next();
@@ -249,35 +253,39 @@ impl Registry {
         outboxes
     }
 
-    /// Closes the phones that hold most until the memory budget is kept again. A binary is never
-    /// closed for it.
+    /// Keeps the memory budget: while it is exceeded, the source whose connections hold most together
+    /// loses the one that holds most, phone or binary or whatever else.
     pub fn relieve(&self) {
         while self.ledger.is_over() {
-            let mut map = self.map.borrow_mut();
-            let Some((victim, held)) = map.largest() else { return };
-            if held == 0 {
-                return;
-            }
-            let retired = map.sacrifice(&victim);
-            drop(map);
-            if retired.is_some() {
-                self.metrics.budget_evictions.bump();
-            }
+            let Some(account) = self.ledger.largest() else { return };
+            let retired = self.map.borrow_mut().sacrifice(&account);
+            // Whatever it was: it pays once.
+            account.condemn();
+            self.metrics.budget_evictions.bump();
             report(retired);
         }
     }
 
-    /// Puts a new holder on a slot that is free or in grace, or takes it from a silent holder.
-    fn seat(&self, map: &mut Map, server: &ServerId) -> (Serial, Rc<Outbox>, Vec<Retired>) {
-        let serial = self.serials.next();
-        if !map.slots.contains_key(server) {
-            let lane = Lane::new(self.rules.max_slot_queue, Account::open(&self.ledger));
-            let outbox = Outbox::new(Some(Rc::clone(&lane)));
-            let slot = Slot::new(server.clone(), lane, serial, Rc::clone(&outbox));
-            map.slots.insert(server.clone(), slot);
-            return (serial, outbox, Vec::new());
+    /// Keeps the memory budget for good. Never returns.
+    pub(crate) async fn keep_budget(&self) {
+        loop {
+            poll_fn(|cx| self.ledger.poll_over(cx)).await;
+            self.relieve();
         }
-        let slot = map.slots.get_mut(server).expect("bug: the slot was there a line ago");
+    }
+
+    /// Puts a new holder on a slot that is free or in grace, or takes it from a silent holder.
+    fn seat(&self, map: &mut Map, server: &ServerId, origin: Origin) -> Seated {
+        let serial = self.serials.next();
+        let account = Account::open(&self.ledger, origin);
+        let Some(slot) = map.slots.get_mut(server) else {
+            let lane = Lane::new(self.rules.max_slot_queue, Rc::clone(&account));
+            let outbox = Outbox::new(Some(Rc::clone(&lane)));
+            let holder =
+                Holder::Live { serial, outbox: Rc::clone(&outbox), account: Rc::clone(&account) };
+            map.slots.insert(server.clone(), Slot::new(server.clone(), lane, holder));
+            return Seated { serial, outbox, account, retired: Vec::new() };
+        };
         slot.probe = None;
         match &slot.holder {
             Holder::Grace { deadline, serial, .. } => {
@@ -286,17 +294,14 @@ impl Registry {
             }
             Holder::Live { .. } => self.metrics.takeovers.bump(),
         }
-        let (outbox, retired) = slot.take(serial, self.rules.evict);
-        (serial, outbox, retired)
+        let (outbox, retired) = slot.take(serial, &account, self.rules.evict);
+        Seated { serial, outbox, account, retired }
     }
 
-    fn settle(
-        self: &Rc<Self>,
-        server: &ServerId,
-        (serial, outbox, retired): (Serial, Rc<Outbox>, Vec<Retired>),
-    ) -> ServerSeat {
+    fn settle(self: &Rc<Self>, server: &ServerId, seated: Seated) -> ServerSeat {
+        let Seated { serial, outbox, account, retired } = seated;
         report(retired);
-        ServerSeat::new(self, server.clone(), serial, outbox)
+        ServerSeat::new(self, server.clone(), serial, outbox, account)
     }
 
     /// The holding connection `serial` ended; if it still is the holder, the grace window begins.
@@ -304,7 +309,7 @@ impl Registry {
         let probe = {
             let mut map = self.map.borrow_mut();
             let Some(slot) = map.slots.get_mut(server) else { return };
-            let Holder::Live { serial: holder, outbox } = &slot.holder else { return };
+            let Holder::Live { serial: holder, outbox, .. } = &slot.holder else { return };
             if *holder != serial {
                 return;
             }
@@ -345,54 +350,64 @@ impl Registry {
 }
 
 impl Map {
-    /// The phone that holds most, attached or not, and how much that is.
-    fn largest(&self) -> Option<(Victim, usize)> {
-        let attached = self.slots.iter().flat_map(|(server, slot)| {
-            let phones = slot.phones.iter().map(|(key, phone)| {
-                (Victim::Attached(server.clone(), *key), phone.sender.account().held())
-            });
-            let departed = slot.departed.iter().map(|sender| {
-                (Victim::Departed(server.clone(), Rc::clone(sender)), sender.account().held())
-            });
-            phones.chain(departed)
-        });
-        let leaving = self
-            .leaving
-            .iter()
-            .map(|(serial, leaving)| (Victim::Leaving(*serial), leaving.account.held()));
-        attached.chain(leaving).max_by_key(|(_, held)| *held)
-    }
-
-    fn sacrifice(&mut self, victim: &Victim) -> Option<Retired> {
-        match victim {
-            Victim::Attached(server, key) => {
-                let (serial, outbox, retired) = self.slots.get_mut(server)?.sacrifice(*key)?;
+    /// Closes whoever `account` belongs to, as far as that is known here, and drops what is queued for
+    /// it or by it.
+    fn sacrifice(&mut self, account: &Rc<Account>) -> Option<Retired> {
+        match self.victim(account)? {
+            Victim::Binary(server) => {
+                let (serial, outbox) = self.slots.get_mut(&server)?.sacrifice_binary()?;
+                self.let_finish(serial, outbox);
+                None
+            }
+            Victim::Phone(server, key) => {
+                let (serial, outbox, retired) = self.slots.get_mut(&server)?.sacrifice(key)?;
                 self.let_finish(serial, outbox);
                 Some(retired)
             }
             Victim::Departed(server, sender) => {
-                sender.account().condemn();
-                if let Some(slot) = self.slots.get_mut(server) {
-                    slot.forget_departed(sender);
-                }
+                self.slots.get_mut(&server)?.forget_departed(&sender);
+                None
+            }
+            Victim::Notices(server) => {
+                self.slots.get_mut(&server)?.forget_notices();
                 None
             }
             Victim::Leaving(serial) => {
-                if let Some(Leaving { outbox, account }) = self.leaving.remove(serial) {
-                    account.condemn();
-                    if outbox.remainder().is_some() {
-                        outbox.cut();
-                    } else {
-                        outbox.close(Close::OverBudget, Manner::Abort);
-                        self.let_finish(*serial, outbox);
-                    }
+                let Leaving { outbox, .. } = self.leaving.remove(&serial)?;
+                if outbox.remainder().is_some() {
+                    outbox.cut();
+                } else {
+                    outbox.close(Close::OverBudget, Manner::Abort);
+                    self.let_finish(serial, outbox);
                 }
                 None
             }
         }
     }
 
-    /// A phone that was closed amid a message may finish it, as long as there is room for that.
+    /// Who pays by `account`; `None` for who has no place in the map: a request in progress, say.
+    fn victim(&self, account: &Rc<Account>) -> Option<Victim> {
+        let is = |other: &Rc<Account>| Rc::ptr_eq(other, account);
+        for (server, slot) in &self.slots {
+            if matches!(&slot.holder, Holder::Live { account, .. } if is(account)) {
+                return Some(Victim::Binary(server.clone()));
+            }
+            if let Some((key, _)) = slot.phones.iter().find(|(_, phone)| is(phone.sender.account()))
+            {
+                return Some(Victim::Phone(server.clone(), *key));
+            }
+            if let Some(sender) = slot.departed.iter().find(|sender| is(sender.account())) {
+                return Some(Victim::Departed(server.clone(), Rc::clone(sender)));
+            }
+            if slot.pays_notices(account) {
+                return Some(Victim::Notices(server.clone()));
+            }
+        }
+        let (serial, _) = self.leaving.iter().find(|(_, leaving)| is(&leaving.account))?;
+        Some(Victim::Leaving(*serial))
+    }
+
+    /// Who was closed amid a message may finish it, as long as there is room for that.
     fn let_finish(&mut self, serial: Serial, outbox: Rc<Outbox>) {
         if let Some(account) = outbox.remainder() {
             self.leaving.insert(serial, Leaving { outbox, account });
@@ -400,13 +415,25 @@ impl Map {
     }
 }
 
+/// What a connection gets with a slot.
+struct Seated {
+    serial: Serial,
+    outbox: Rc<Outbox>,
+    account: Rc<Account>,
+    retired: Vec<Retired>,
+}
+
 #[derive(Debug)]
 enum Victim {
+    /// The holder of a slot.
+    Binary(ServerId),
     /// A phone that is attached to its slot.
-    Attached(ServerId, PhoneKey),
+    Phone(ServerId, PhoneKey),
     /// A phone that has left while messages of it are still queued.
     Departed(ServerId, Rc<Sender>),
-    /// A phone that has been closed and that is still being written to.
+    /// A binary that has left while close notices for it are still queued.
+    Notices(ServerId),
+    /// Somebody who has been closed and is still being written to.
     Leaving(Serial),
 }
 

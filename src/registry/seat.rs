@@ -9,6 +9,8 @@ use super::{Leaving, Registry, report};
 use crate::close::Ended;
 use crate::envelope::Envelope;
 use crate::ids::{PhoneKey, Serial, ServerId};
+use crate::origin::Origin;
+use crate::queue::budget::Account;
 use crate::queue::lane::Sender;
 use crate::queue::outbox::Outbox;
 use crate::queue::probe::{Outcome, Probe};
@@ -21,6 +23,7 @@ pub struct ServerSeat {
     server: ServerId,
     serial: Serial,
     outbox: Rc<Outbox>,
+    account: Rc<Account>,
     vacated: bool,
 }
 
@@ -41,8 +44,9 @@ impl ServerSeat {
         server: ServerId,
         serial: Serial,
         outbox: Rc<Outbox>,
+        account: Rc<Account>,
     ) -> Self {
-        Self { registry: Rc::clone(registry), server, serial, outbox, vacated: false }
+        Self { registry: Rc::clone(registry), server, serial, outbox, account, vacated: false }
     }
 
     /// The server-id.
@@ -53,6 +57,11 @@ impl ServerSeat {
     /// What is to be written to the binary.
     pub fn outbox(&self) -> &Rc<Outbox> {
         &self.outbox
+    }
+
+    /// Who pays for what is held for the binary.
+    pub fn account(&self) -> &Rc<Account> {
+        &self.account
     }
 
     /// Carries out an envelope. Never waits for a phone.
@@ -95,6 +104,8 @@ impl Drop for ServerSeat {
         self.vacate(Ended::Dropped, Instant::now());
         // A message that it did not finish is the next connection's.
         self.outbox.detach();
+        let leaving = self.registry.map.borrow_mut().leaving.remove(&self.serial);
+        drop(leaving);
     }
 }
 
@@ -194,6 +205,7 @@ impl Drop for PhoneSeat {
 pub struct Contest {
     registry: Rc<Registry>,
     server: ServerId,
+    origin: Origin,
     holder: Serial,
     probe: Rc<Probe>,
 }
@@ -202,10 +214,11 @@ impl Contest {
     pub(super) fn new(
         registry: &Rc<Registry>,
         server: &ServerId,
+        origin: Origin,
         holder: Serial,
         probe: Rc<Probe>,
     ) -> Self {
-        Self { registry: Rc::clone(registry), server: server.clone(), holder, probe }
+        Self { registry: Rc::clone(registry), server: server.clone(), origin, holder, probe }
     }
 
     /// The contested server-id.
@@ -244,7 +257,7 @@ impl Contest {
             if !free {
                 return Err(Lost);
             }
-            self.registry.seat(&mut map, &self.server)
+            self.registry.seat(&mut map, &self.server, self.origin)
         };
         Ok(self.registry.settle(&self.server, seated))
     }

@@ -8,6 +8,7 @@ use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
 use crate::ids::{PhoneKey, Serial, ServerId};
 use crate::limits::REMEMBERED_NOTICES;
+use crate::queue::budget::Account;
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
@@ -17,7 +18,7 @@ use crate::websocket::frames::Frame;
 #[derive(Debug)]
 pub(super) struct Slot {
     server: ServerId,
-    lane: Rc<Lane>,
+    pub(super) lane: Rc<Lane>,
     pub(super) holder: Holder,
     /// The probe of the holder that is under way, if any.
     pub(super) probe: Option<Rc<Probe>>,
@@ -32,7 +33,7 @@ pub(super) struct Slot {
 #[derive(Debug)]
 pub(super) enum Holder {
     /// A connection.
-    Live { serial: Serial, outbox: Rc<Outbox> },
+    Live { serial: Serial, outbox: Rc<Outbox>, account: Rc<Account> },
     /// Nobody: the connection `serial` ended, and the slot expires at `deadline`. Its outbox
     /// may still be finishing a message.
     Grace { serial: Serial, deadline: Instant, silent: bool, outbox: Weak<Outbox> },
@@ -84,16 +85,11 @@ enum Remains {
 }
 
 impl Slot {
-    pub(super) fn new(
-        server: ServerId,
-        lane: Rc<Lane>,
-        serial: Serial,
-        outbox: Rc<Outbox>,
-    ) -> Self {
+    pub(super) fn new(server: ServerId, lane: Rc<Lane>, holder: Holder) -> Self {
         Self {
             server,
             lane,
-            holder: Holder::Live { serial, outbox },
+            holder,
             probe: None,
             phones: HashMap::new(),
             departed: Vec::new(),
@@ -115,7 +111,12 @@ impl Slot {
     /// Gives the slot to connection `serial`. Where the old connection fell silent, its phones are
     /// closed: what its socket had accepted is likely lost, and a session does not survive a gap.
     /// A phone that came after that connection has lost nothing and stays, unless `evict` is set.
-    pub(super) fn take(&mut self, serial: Serial, evict: bool) -> (Rc<Outbox>, Vec<Retired>) {
+    pub(super) fn take(
+        &mut self,
+        serial: Serial,
+        account: &Rc<Account>,
+        evict: bool,
+    ) -> (Rc<Outbox>, Vec<Retired>) {
         let silent = match &self.holder {
             Holder::Live { outbox, .. } => {
                 outbox.stop_asking();
@@ -150,7 +151,9 @@ impl Slot {
             phone.unserved = false;
         }
         let outbox = Outbox::new(Some(Rc::clone(&self.lane)));
-        self.holder = Holder::Live { serial, outbox: Rc::clone(&outbox) };
+        self.lane.bill(account);
+        let account = Rc::clone(account);
+        self.holder = Holder::Live { serial, outbox: Rc::clone(&outbox), account };
         (outbox, retired)
     }
 
@@ -219,10 +222,28 @@ impl Slot {
     pub(super) fn sacrifice(&mut self, key: PhoneKey) -> Option<(Serial, Rc<Outbox>, Retired)> {
         let phone = self.phones.get(&key)?;
         let (serial, outbox) = (phone.serial, Rc::clone(&phone.outbox));
-        phone.sender.account().condemn();
         outbox.close(Close::OverBudget, Manner::Abort);
         let retired = self.retire(key, Ended::ByRelay(Close::OverBudget), Remains::Dropped)?;
         Some((serial, outbox, retired))
+    }
+
+    /// Closes the binary for the memory budget, and drops the notices for it. Its outbox may still hold
+    /// the message in progress.
+    pub(super) fn sacrifice_binary(&mut self) -> Option<(Serial, Rc<Outbox>)> {
+        let Holder::Live { serial, outbox, .. } = &self.holder else { return None };
+        outbox.close(Close::OverBudget, Manner::Abort);
+        self.lane.drop_notices();
+        Some((*serial, Rc::clone(outbox)))
+    }
+
+    /// Whether `account` is that of the binary, present or not.
+    pub(super) fn pays_notices(&self, account: &Rc<Account>) -> bool {
+        Rc::ptr_eq(&self.lane.account(), account)
+    }
+
+    /// Drops the close notices that are queued.
+    pub(super) fn forget_notices(&mut self) {
+        self.lane.drop_notices();
     }
 
     /// Bytes that are queued for the binary.

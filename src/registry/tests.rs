@@ -13,9 +13,39 @@ use crate::admission::allow::AllowList;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
 use crate::limits::{BATCH_BYTES, REMEMBERED_NOTICES};
+use crate::origin::NOBODY;
 use crate::queue::outbox::FlushEnd;
 use crate::queue::probe::Outcome;
 use crate::websocket::frames::Frame;
+
+/// Strangers who hold memory elsewhere: many sources, none of which is ever the largest.
+struct Crowd(Vec<Rc<Account>>);
+
+impl Crowd {
+    fn new(registry: &Registry) -> Self {
+        let source = |number: u16| {
+            Origin::V4({
+                let [a, b] = number.to_be_bytes();
+                [9, 9, a, b]
+            })
+        };
+        Self((0..512).map(|number| Account::open(&registry.ledger, source(number))).collect())
+    }
+
+    fn held(&self) -> usize {
+        self.0.iter().map(|account| account.held()).sum()
+    }
+
+    fn add(&self, bytes: usize) {
+        for (number, account) in self.0.iter().enumerate() {
+            account.add(bytes / self.0.len() + usize::from(number < bytes % self.0.len()));
+        }
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|account| account.sub(account.held()));
+    }
+}
 
 const GRACE: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -92,21 +122,21 @@ fn id(server: &str) -> ServerId {
 }
 
 fn seated(registry: &Rc<Registry>, server: &str, now: Instant) -> ServerSeat {
-    match registry.claim(&id(server), now) {
+    match registry.claim(&id(server), NOBODY, now) {
         Claim::Seated(seat) => seat,
         other => panic!("{other:?} instead of a seat"),
     }
 }
 
 fn contested(registry: &Rc<Registry>, server: &str, now: Instant) -> Contest {
-    match registry.claim(&id(server), now) {
+    match registry.claim(&id(server), NOBODY, now) {
         Claim::Contested(contest) => contest,
         other => panic!("{other:?} instead of a contest"),
     }
 }
 
 fn joined(registry: &Rc<Registry>, server: &str) -> PhoneSeat {
-    match registry.join(&id(server)) {
+    match registry.join(&id(server), NOBODY) {
         Join::Seated(seat) => seat,
         other => panic!("{other:?} instead of a seat"),
     }

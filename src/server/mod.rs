@@ -83,6 +83,8 @@ async fn serve(
     let drain_timeout = relay.config.drain_timeout;
     let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
+    let registry = Rc::clone(&relay.registry);
+    let keeper = executor.spawn(async move { registry.keep_budget().await });
     let manager = Manager::from_environment().map(Rc::new);
     relay.announce();
     let reloader = executor.spawn(reread(reload.clone(), Rc::clone(relay), manager.clone()));
@@ -120,7 +122,7 @@ async fn serve(
     drain(relay, &heads, drain_timeout).await;
     heads.clear();
     drop(cutter);
-    drop((reaper, reloader, watcher, informant));
+    drop((reaper, keeper, reloader, watcher, informant));
 }
 
 /// Reads files anew as often as somebody asks for it.

@@ -6,7 +6,7 @@ mod to_binaries;
 mod to_phones;
 
 use std::io::{ErrorKind, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,10 @@ use crate::rig::{self, Relay, Ws, envelope, events};
 
 /// A connection of whose backlog the kernel takes in little, so that the relay soon notices when
 /// its peer does not read.
-fn narrow(address: SocketAddr) -> TcpStream {
+fn narrow_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(8 * 1024).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
     socket.connect(&address.into()).expect("the relay listens");
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(rig::deadline())).unwrap();
@@ -45,7 +46,11 @@ fn widen(ws: &Ws) {
 
 /// An upgraded connection over a [`narrow`] one.
 fn narrow_ws(address: SocketAddr, head: &str) -> Ws {
-    let mut stream = narrow(address);
+    narrow_ws_from(Ipv4Addr::LOCALHOST, address, head)
+}
+
+fn narrow_ws_from(source: Ipv4Addr, address: SocketAddr, head: &str) -> Ws {
+    let mut stream = narrow_from(source, address);
     stream.write_all(head.as_bytes()).unwrap();
     Ws::after_request(stream)
 }
@@ -57,8 +62,12 @@ fn narrow_binary(relay: &Relay, id: &str) -> Ws {
 
 /// A registered phone that does not take in much while it does not read, and its connection id.
 fn narrow_phone(relay: &Relay, id: &str) -> (Ws, String) {
+    narrow_phone_from(Ipv4Addr::LOCALHOST, relay, id)
+}
+
+fn narrow_phone_from(source: Ipv4Addr, relay: &Relay, id: &str) -> (Ws, String) {
     let seen = events::mark();
-    let phone = narrow_ws(relay.address, &rig::phone_head(id));
+    let phone = narrow_ws_from(source, relay.address, &rig::phone_head(id));
     let line = events::wait_after(seen, "phone_registered", &[("server_id", id)]);
     (phone, events::field(&line, "conn_id"))
 }

@@ -49,6 +49,7 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Rejected {
     pub(super) leg: Leg,
+    pub(super) account: Rc<Account>,
     pub(super) relay: Rc<Relay>,
 }
 
@@ -66,7 +67,7 @@ impl Peer for Rejected {
     }
 
     fn account(&self) -> Rc<Account> {
-        Account::open(&self.relay.ledger)
+        Rc::clone(&self.account)
     }
 
     fn message(&mut self, _text: Option<&str>) -> Verdict {

@@ -29,31 +29,25 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.charge_input();
         match self.phase {
             // Just stopped: ask for the waker, and go on if there is room again already.
-            Phase::Held | Phase::Starved => self.resume(cx, now),
+            Phase::Held => self.resume(cx, now),
             _ => more,
         }
     }
 
-    /// Pays for what is held of the input; without room for it a message in progress waits.
+    /// Pays for what is held of the input.
     fn charge_input(&mut self) {
         let held = self.incoming.held() + self.incoming.io().held();
         if self.charge.set(held) {
             self.relay.registry.relieve();
-            let in_message = self.incoming.begun().is_some();
-            if self.phase == Phase::Open && in_message && self.relay.ledger.is_over() {
-                self.phase = Phase::Starved;
-            }
         }
     }
 
     /// Whether the peer is read, or read again after it was held back.
     fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let room = match self.phase {
-            Phase::Held => self.peer.poll_resume(cx),
-            Phase::Starved => self.relay.ledger.poll_within(cx),
-            _ => return true,
-        };
-        if room.is_pending() {
+        if self.phase != Phase::Held {
+            return true;
+        }
+        if self.peer.poll_resume(cx).is_pending() {
             return false;
         }
         self.phase = Phase::Open;
@@ -126,6 +120,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
                 Decoded::Message(message) => {
+                    if self.charge.bytes() > 0 {
+                        // It is not in the input any more: what becomes of it is paid for once.
+                        self.charge_input();
+                    }
                     self.handle(message, now);
                     if now.elapsed() >= TURN_TIME {
                         return;

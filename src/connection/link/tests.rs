@@ -9,7 +9,7 @@ use relay_test_kit::socket::MockSocket;
 use super::*;
 use crate::config::{Config, Options};
 use crate::limits::BATCH_BYTES;
-use crate::origin::Origin;
+use crate::origin::{NOBODY, Origin};
 use crate::queue::probe::{Outcome, Probe};
 use crate::signals::Stop;
 
@@ -39,7 +39,11 @@ impl Scene {
             remote,
             permit: relay.permits.acquire(Origin::of(remote)).unwrap(),
         };
-        let peer = Rejected { leg: Leg::Phone, relay: Rc::clone(&relay) };
+        let peer = Rejected {
+            leg: Leg::Phone,
+            account: Account::open(&relay.ledger, NOBODY),
+            relay: Rc::clone(&relay),
+        };
         let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
         Self { began: Instant::now(), link }
     }

@@ -11,6 +11,7 @@ use relay_test_kit::wake::Wakes;
 use super::*;
 use crate::ids::PhoneKey;
 use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
+use crate::origin::NOBODY;
 use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::Sender;
 use crate::queue::probe::Outcome;
@@ -39,7 +40,7 @@ fn drain(outbox: &Outbox, socket: &mut MockSocket) -> usize {
 
 fn lane(limit: usize) -> (Rc<Lane>, Rc<Ledger>) {
     let ledger = Ledger::new(usize::MAX);
-    (Lane::new(limit, Account::open(&ledger)), ledger)
+    (Lane::new(limit, Account::open(&ledger, NOBODY)), ledger)
 }
 
 fn outbox() -> (Rc<Outbox>, Rc<Ledger>) {

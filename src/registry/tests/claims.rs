@@ -6,7 +6,7 @@ fn the_first_claim_holds_the_slot_and_the_next_one_is_contested() {
     let now = Instant::now();
     let holder = seated(&registry, "box", now);
     let _contest = contested(&registry, "box", now);
-    assert!(matches!(registry.claim(&id("box"), now), Claim::Busy));
+    assert!(matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy));
     let _other = seated(&registry, "Box", now);
     assert_eq!(registry.counts(), Counts { binaries: 2, phones: 0, in_grace: 0 });
     assert_eq!(said(&holder), ["ping"]);
@@ -73,7 +73,10 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
     let contest = contested(&registry, "box", now);
     holder.vacate(Ended::Dropped, now);
     assert_eq!(outcome(&contest), Some(Outcome::HolderGone));
-    assert!(matches!(registry.claim(&id("box"), now), Claim::Busy), "the newcomer is first");
+    assert!(
+        matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy),
+        "the newcomer is first"
+    );
     let newcomer = contest.win().expect("the slot is free");
     registry.expire(now + 10 * GRACE);
     forward(&phone, "1");
@@ -88,9 +91,9 @@ fn slots_in_their_window_count_against_the_cap() {
     let mut one = seated(&registry, "one", now);
     let _two = seated(&registry, "two", now);
     one.vacate(Ended::Dropped, now);
-    assert!(matches!(registry.claim(&id("three"), now), Claim::Full));
+    assert!(matches!(registry.claim(&id("three"), NOBODY, now), Claim::Full));
     let mut one = seated(&registry, "one", now);
-    assert!(matches!(registry.claim(&id("two"), now), Claim::Contested(_)));
+    assert!(matches!(registry.claim(&id("two"), NOBODY, now), Claim::Contested(_)));
     one.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
     let _three = seated(&registry, "three", now);
@@ -104,16 +107,16 @@ fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
     let _other = seated(&registry, "other", now);
     let one = joined(&registry, "box");
     let two = joined(&registry, "box");
-    assert!(matches!(registry.join(&id("box")), Join::TooMany));
+    assert!(matches!(registry.join(&id("box"), NOBODY), Join::TooMany));
     joined(&registry, "other");
     drop(one);
     let _three = joined(&registry, "box");
     holder.vacate(Ended::Dropped, now);
-    assert!(matches!(registry.join(&id("box")), Join::TooMany), "in the window too");
+    assert!(matches!(registry.join(&id("box"), NOBODY), Join::TooMany), "in the window too");
     let holder = seated(&registry, "box", now);
     close(&holder, &two, 4401);
     let _four = joined(&registry, "box");
-    assert!(matches!(registry.join(&id("box")), Join::TooMany));
+    assert!(matches!(registry.join(&id("box"), NOBODY), Join::TooMany));
 }
 
 #[test]
@@ -125,7 +128,7 @@ fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
     let contest = contested(&registry, "box", now);
     holder.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
-    assert!(matches!(registry.claim(&id("other"), now), Claim::Full), "it still counts");
+    assert!(matches!(registry.claim(&id("other"), NOBODY, now), Claim::Full), "it still counts");
     let newcomer = contest.win().expect("the holder is gone");
     forward(&phone, "1");
     assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);

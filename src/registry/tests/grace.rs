@@ -16,7 +16,7 @@ fn a_window_lasts_to_its_deadline_and_not_longer() {
     for phone in [phone, late] {
         assert_eq!(said_to(&phone), ["close 4404 no server with that id"]);
     }
-    assert!(matches!(registry.join(&id("box")), Join::NoServer));
+    assert!(matches!(registry.join(&id("box"), NOBODY), Join::NoServer));
 }
 
 #[test]

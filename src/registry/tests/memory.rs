@@ -42,7 +42,7 @@ fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
     for _ in 0..4 {
         forward_bytes(second, 2_000);
     }
-    let outsider = Account::open(&registry.ledger);
+    let outsider = Crowd::new(&registry);
     let over = |extra: usize| {
         outsider.add(128 * 1024 - registry.ledger.total() + extra);
         registry.relieve();
@@ -69,7 +69,7 @@ fn the_memory_budget_reclaims_what_a_departed_phone_has_queued() {
     }
     forward(&stays, "1");
     gone.leave(Ended::ByPeer(Some(1000)));
-    let outsider = Account::open(&registry.ledger);
+    let outsider = Crowd::new(&registry);
     outsider.add(128 * 1024 - registry.ledger.total() + 1);
     registry.relieve();
     assert!(!registry.ledger.is_over());
@@ -85,7 +85,7 @@ fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
     fill_queue(&holder, &leaving, 30);
     fill_queue(&holder, &stays, 20);
     close(&holder, &leaving, 4401);
-    let outsider = Account::open(&registry.ledger);
+    let outsider = Crowd::new(&registry);
     outsider.add(128 * 1024 - registry.ledger.total() + 1);
     registry.relieve();
     assert!(!registry.ledger.is_over());
@@ -103,7 +103,7 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
     fill_queue(&holder, &small, 2);
     let mut socket = MockSocket::taking(100);
     flush(large.outbox(), &mut socket);
-    let outsider = Account::open(&registry.ledger);
+    let outsider = Crowd::new(&registry);
     let over = |extra: usize| {
         outsider.add(128 * 1024 - registry.ledger.total() + extra);
         registry.relieve();
@@ -126,20 +126,64 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
 }
 
 #[test]
-fn the_memory_budget_never_closes_a_binary_nor_a_phone_that_holds_nothing() {
+fn a_binary_pays_for_what_is_held_for_it_and_its_phones_stay_in_the_window() {
+    let registry = registry(&SMALL);
+    let mut holder = seated(&registry, "box", Instant::now());
+    let phone = joined(&registry, "box");
+    fill_queue(&holder, &phone, 2);
+    forward(&phone, "1");
+    for key in 0..200 {
+        deliver(&holder, &format!("{{\"conn_id\":\"client-box-{key:016x}\",\"frame\":1}}"));
+    }
+    assert!(holder.account().held() > phone.sender().account().held());
+    let outsiders = Crowd::new(&registry);
+    outsiders.add(128 * 1024 - registry.ledger.total() + 1);
+    registry.relieve();
+    assert_eq!(holder.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
+    assert_eq!(phone.outbox().sealed(), None);
+    assert!(!registry.ledger.is_over());
+    holder.vacate(Ended::ByRelay(Close::OverBudget), Instant::now());
+    assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
+    let next = seated(&registry, "box", Instant::now());
+    assert_eq!(said(&next), [wrapped(&phone, "1")], "the answers are gone, the message is not");
+}
+
+#[test]
+fn whoever_holds_nothing_is_never_closed_for_the_budget() {
     let registry = registry(&SMALL);
     let holder = seated(&registry, "box", Instant::now());
     let phone = joined(&registry, "box");
-    let binary = Account::open(&registry.ledger);
-    binary.add(1 << 20);
+    let stranger = Account::open(&registry.ledger, Origin::V4([1; 4]));
+    stranger.add(1 << 20);
     registry.relieve();
+    assert!(!registry.ledger.is_over(), "the stranger has paid");
     assert_eq!(holder.outbox().sealed(), None);
     assert_eq!(phone.outbox().sealed(), None);
-    fill_queue(&holder, &phone, 1);
-    assert_eq!(said_to(&phone), ["close 1013 memory budget exhausted"]);
-    assert_eq!(holder.outbox().sealed(), None);
-    assert_eq!(said(&holder), [] as [&str; 0]);
-    assert_eq!(registry.counts(), Counts { binaries: 1, phones: 0, in_grace: 0 });
+}
+
+#[test]
+fn a_source_with_many_connections_pays_before_one_with_a_larger_one() {
+    let registry = registry(&SMALL);
+    let now = Instant::now();
+    let holder = seated(&registry, "box", now);
+    let receiver = joined(&registry, "box");
+    fill_queue(&holder, &receiver, 15);
+    let Claim::Seated(other) = registry.claim(&id("many"), Origin::V4([2; 4]), now) else {
+        panic!("it is free")
+    };
+    let many: Vec<_> = (0..8)
+        .map(|_| match registry.join(&id("many"), Origin::V4([2; 4])) {
+            Join::Seated(seat) => seat,
+            refused => panic!("{refused:?}"),
+        })
+        .collect();
+    many.iter().for_each(|phone| fill_queue(&other, phone, 6));
+    let outsiders = Crowd::new(&registry);
+    outsiders.add(128 * 1024 - registry.ledger.total() + 1);
+    registry.relieve();
+    assert_eq!(receiver.outbox().sealed(), None, "a file on its way is not the fault");
+    let closed = many.iter().filter(|phone| phone.outbox().sealed().is_some()).count();
+    assert_eq!(closed, 1);
 }
 
 #[test]

@@ -170,7 +170,7 @@ struct World {
     start: Instant,
     now: u64,
     evict: bool,
-    outsider: Rc<Account>,
+    outsider: Crowd,
     slots: BTreeMap<usize, Slot>,
     binaries: Vec<Binary>,
     phones: Vec<Phone>,
@@ -191,7 +191,7 @@ impl World {
             start: Instant::now(),
             now: 0,
             evict,
-            outsider: Account::open(&registry.ledger),
+            outsider: Crowd::new(&registry),
             registry,
             slots: BTreeMap::new(),
             binaries: Vec::new(),
@@ -244,7 +244,7 @@ impl World {
             Step::DrainPhone(index) => self.drain_phone(index),
             Step::Wait(milliseconds) => self.wait(milliseconds),
             Step::Pressure(bytes) => {
-                self.outsider.sub(self.outsider.held());
+                self.outsider.clear();
                 self.outsider.add(bytes);
                 self.relieve();
             }
@@ -356,7 +356,7 @@ impl World {
         let map = self.registry.map.borrow();
         assert!(map.slots.is_empty() && map.expiries.is_empty() && map.leaving.is_empty());
         drop(map);
-        self.outsider.sub(self.outsider.held());
+        self.outsider.clear();
         assert_eq!(self.registry.counts(), Counts::default());
         assert_eq!(self.registry.ledger.total(), 0, "bytes on the ledger");
         assert!(self.phones.iter().all(|phone| phone.sender.account().held() == 0));

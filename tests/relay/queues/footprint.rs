@@ -1,12 +1,12 @@
 //! The program's own memory, seen from outside.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use super::{deliver, narrow_ws, numbered, settle, widen};
+use super::{deliver, narrow_ws, narrow_ws_from, numbered, settle, widen};
 use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode};
 use crate::rig::{Ws, binary_head, deadline, envelope, phone_head, stretched};
 
@@ -78,8 +78,10 @@ impl Program {
         Ws::upgrade(self.address, &phone_head("box"))
     }
 
+    /// From another source than binaries, so that these never pay for what phones hold.
     fn narrow_phone(&self) -> Ws {
-        narrow_ws(self.address, &phone_head("box"))
+        let source = Ipv4Addr::new(127, 0, 0, 2);
+        narrow_ws_from(source, self.address, &phone_head("box"))
     }
 
     /// Resident memory in bytes.

@@ -1,8 +1,8 @@
-//! The memory budget: the phone that holds most goes first, a binary never.
+//! The memory budget: of the source that holds most together, the connection that holds most pays.
 
-use super::{deliver, introduce, narrow_phone, numbered, patient, widen};
-use crate::rig::ws::{CLOSE, CONTINUATION, TEXT, encode};
-use crate::rig::{Relay, Ws, envelope, events, fresh_id, notice};
+use super::{deliver, introduce, narrow_phone, narrow_phone_from, numbered, patient, widen};
+use crate::rig::ws::{CLOSE, CONTINUATION, PONG, TEXT, encode};
+use crate::rig::{Relay, Ws, binary_head, envelope, events, fresh_id, fresh_source, notice};
 
 const OVER_BUDGET: &str = "memory budget exhausted";
 const LENGTH: usize = 15_000;
@@ -244,7 +244,7 @@ fn what_a_departed_phone_left_in_the_queue_counts_too() {
 }
 
 #[test]
-fn a_binary_is_never_closed_for_the_budget_but_waits_until_there_is_room() {
+fn a_binary_that_holds_most_of_the_largest_source_is_closed_and_claims_again() {
     let relay = patient(&[
         "--max-slot-queue-bytes",
         "516KiB",
@@ -253,26 +253,61 @@ fn a_binary_is_never_closed_for_the_budget_but_waits_until_there_is_room() {
         "--memory-budget",
         "580KiB",
     ]);
-    let mut servers: Vec<_> = (0..5)
-        .map(|number| {
-            let (mut binary, phone, conn_id) = relay.pair(&fresh_id("spared"));
-            binary.send_frame(false, TEXT, numbered(0, 190_000).as_bytes());
-            // There is room for three.
-            if number < 3 {
-                binary.sync();
-            }
-            (binary, phone, conn_id)
+    let (healthy_id, strangers) = (fresh_id("healthy"), fresh_source());
+    let (mut binary, mut phone, conn_id) = relay.pair(&healthy_id);
+    // Three half messages fit, the fourth is one too many.
+    let mut hogs: Vec<_> = (0..4)
+        .map(|_| {
+            let head = binary_head(&fresh_id("hog"));
+            let mut hog = Ws::upgrade_from(strangers, relay.address, &head);
+            hog.send_frame(false, TEXT, numbered(0, 170_000).as_bytes());
+            hog
         })
         .collect();
-    assert_eq!(relay.health(), (5, 5), "a phone that holds nothing is no help");
-    for (binary, ..) in &mut servers {
-        // What it ends up with is no envelope, and dropped.
-        binary.send_frame(true, CONTINUATION, b"");
-        binary.sync();
+    let closed = |hog: &mut Ws| {
+        hog.send_ping(b"there?");
+        let frame = hog.read();
+        match frame.opcode {
+            CLOSE => {
+                let expected = [&1013_u16.to_be_bytes()[..], OVER_BUDGET.as_bytes()].concat();
+                assert_eq!(frame.payload, expected);
+                true
+            }
+            _ => false,
+        }
+    };
+    let count = hogs.iter_mut().map(closed).filter(|closed| *closed).count();
+    assert_eq!(count, 1, "one of four");
+    introduce(&mut phone, &mut binary, &conn_id);
+    deliver(&mut binary, &conn_id, &numbered(0, 190_000));
+    assert!(phone.read_text() == numbered(0, 190_000));
+}
+
+#[test]
+fn whoever_receives_a_file_stays_while_a_source_with_many_connections_pays() {
+    let relay = patient(&TIGHT);
+    let (id, crowd) = (fresh_id("file"), fresh_id("crowd"));
+    let mut binary = relay.binary(&id);
+    let (mut receiver, receiver_id) = narrow_phone(&relay, &id);
+    for number in 0..40 {
+        deliver(&mut binary, &receiver_id, &numbered(number, LENGTH));
     }
-    for (binary, phone, conn_id) in &mut servers {
-        deliver(binary, conn_id, &numbered(0, 190_000));
-        assert!(phone.read_text() == numbered(0, 190_000));
+    binary.sync();
+    let strangers = fresh_source();
+    let mut hog = Ws::upgrade_from(strangers, relay.address, &binary_head(&crowd));
+    let stalled: Vec<_> = (0..8).map(|_| narrow_phone_from(strangers, &relay, &crowd)).collect();
+    let ids: Vec<_> = stalled.iter().map(|(_, conn_id)| conn_id).collect();
+    for number in 0..30 {
+        for conn_id in &ids {
+            deliver(&mut hog, conn_id, &numbered(number, LENGTH));
+        }
     }
-    assert_eq!(relay.health(), (5, 5));
+    hog.send_ping(b"all of it");
+    while hog.read_frame().opcode != PONG {}
+    assert!(ids.iter().any(|conn_id| is_closed(conn_id)), "somebody has paid");
+    assert!(!is_closed(&receiver_id));
+    widen(&receiver);
+    for number in 0..40 {
+        assert!(receiver.read_text() == numbered(number, LENGTH), "message {number}");
+    }
 }

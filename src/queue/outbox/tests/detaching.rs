@@ -6,7 +6,7 @@ use super::*;
 fn a_detached_queue_is_sent_whole_by_the_next_connection() {
     let (lane, ledger) = lane(usize::MAX);
     let old = Outbox::new(Some(Rc::clone(&lane)));
-    let source = Sender::new(Account::open(&ledger));
+    let source = Sender::new(Account::open(&ledger, NOBODY));
     for text in ["accepted", "half written", "queued"] {
         lane.offer(Frame::text(&[text.as_bytes()]), &source).unwrap();
     }

@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     pub(super) fn claim(&mut self, server: usize) {
-        let claim = self.registry.claim(&id(SERVERS[server]), self.now());
+        let claim = self.registry.claim(&id(SERVERS[server]), NOBODY, self.now());
         let full = self.slots.len() == MOST_SLOTS;
         match (claim, self.slots.get_mut(&server)) {
             (Claim::Full, None) => assert!(full),
@@ -130,7 +130,7 @@ impl World {
 
     pub(super) fn join(&mut self, server: usize) {
         let slot = self.slots.get_mut(&server);
-        match (self.registry.join(&id(SERVERS[server])), slot) {
+        match (self.registry.join(&id(SERVERS[server]), NOBODY), slot) {
             (Join::NoServer, None) => {}
             (Join::TooMany, Some(slot)) => assert_eq!(slot.phones.len(), MOST_PHONES),
             (Join::Seated(seat), Some(slot)) => {

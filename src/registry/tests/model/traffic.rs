@@ -164,6 +164,28 @@ impl World {
                 self.retire(index, Some(1013), Kept::Nothing);
             }
         }
+        for index in 0..self.binaries.len() {
+            // What its link does at once.
+            let Binary { server, seat: Some(seat), close: close @ None } =
+                &mut self.binaries[index]
+            else {
+                continue;
+            };
+            let holds = self.slots.get(server).is_some_and(|slot| slot.holder == Some(index));
+            if holds && matches!(seat.outbox().sealed(), Some((Close::OverBudget, _))) {
+                *close = Some("close 1013 memory budget exhausted".to_owned());
+                let now = self.start + Duration::from_millis(self.now);
+                seat.vacate(Ended::ByRelay(Close::OverBudget), now);
+                self.vacated(index, false, 0);
+            }
+        }
+        for (server, slot) in &mut self.slots {
+            // A binary that pays loses the notices for it.
+            let map = self.registry.map.borrow();
+            if map.slots[&id(SERVERS[*server])].lane.queued_notices().is_empty() {
+                slot.queue.retain(|(_, from, ..)| from.is_some());
+            }
+        }
         for (index, phone) in self.phones.iter_mut().enumerate().filter(|(_, phone)| phone.gone) {
             // One that had left may have lost what it left behind.
             if phone.sender.share() == 0 {
@@ -177,9 +199,6 @@ impl World {
                 phone.queue.clear();
             }
         }
-        if self.registry.ledger.is_over() {
-            let held = |phone: &Phone| phone.sender.account().held();
-            assert!(self.phones.iter().filter(|phone| !phone.gone).all(|phone| held(phone) == 0));
-        }
+        assert!(!self.registry.ledger.is_over());
     }
 }
