@@ -5,7 +5,7 @@
 //! `RELAY_TORTURE_SECONDS` (3) is how long it rages, `RELAY_TORTURE_SEED` repeats the decisions of
 //! a run (the timing is the machine's), `RELAY_TORTURE_PROGRAM` is another build of the relay,
 //! `RELAY_TORTURE_SERVERS` (30) is how many daemons there are, each with three phones at a time,
-//! `RELAY_TORTURE_SCALE` (1; 2 by .cargo/config.toml) stretches all times.
+//! `RELAY_TORTURE_SCALE` (1) stretches all times.
 //! docs/reliability.md says what it can find.
 
 #![cfg(target_os = "linux")]
