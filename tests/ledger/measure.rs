@@ -211,7 +211,7 @@ impl Watched {
 
     fn status(&self) -> Value {
         let mut stream = connect(self.relay.metrics);
-        stream.write_all(b"GET /status.json HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+        stream.write_all(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).expect("a page within the deadline");
         let (head, body) = response.split_once("\r\n\r\n").expect("a complete head");
