@@ -163,6 +163,11 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause after failed accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Bytes that a TLS connection holds beyond what every connection may, at rest and in a handshake
+/// before anything has arrived; measured.
+pub const TLS_HELD: usize = 6 * 1024;
+/// Largest buffer of rustls for input, in bytes: handshake messages may have 64 KiB.
+pub const TLS_READ_BUFFER: usize = 64 * 1024;
 /// Bytes that a TLS connection may hold until its socket accepts them: two records of the largest
 /// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
 pub const TLS_WRITE_BUFFER: usize = 32 * 1024;

@@ -4,12 +4,14 @@
 //! one.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use self::options::TlsSettings;
 use self::stream::Tls;
 use crate::net::transport::Tcp;
+use crate::queue::budget::Account;
 use crate::telemetry::certificate::Condition;
 use crate::telemetry::metrics::Metrics;
 
@@ -81,6 +83,7 @@ impl Secure {
         _: Vec<u8>,
         _: Instant,
         _: IpAddr,
+        _: &Rc<Account>,
         _: &Metrics,
     ) -> Result<Tls, Option<Tcp>> {
         match *self {}

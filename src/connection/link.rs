@@ -141,7 +141,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
         outbox: Rc<Outbox>,
         peer: P,
     ) -> Self {
-        let Upgraded { io, leftover, remote, permit } = upgraded;
+        let Upgraded { mut io, leftover, remote, permit } = upgraded;
+        io.is_paid_for();
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {

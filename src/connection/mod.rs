@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use futures_lite::FutureExt as _;
 use log::debug;
 
 use self::binary::Pledge;
@@ -20,10 +21,11 @@ use crate::connection::link::{Session, Upgraded};
 use crate::http::gate::{Admission, PeerText, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
 use crate::leg::Leg;
+use crate::limits::TLS_HELD;
 use crate::monitor::health;
 use crate::net::transport::{Tcp, Transport};
 use crate::origin::Origin;
-use crate::queue::budget::Account;
+use crate::queue::budget::{Account, Charge};
 use crate::relay::Relay;
 use crate::telemetry::events::{self, Throttled};
 use crate::tls::stream::Tls;
@@ -78,7 +80,12 @@ async fn begin_tls(
     let visitor = Visitor::over_tls(&relay, entry, remote);
     let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
     let remote = visitor.address();
-    match secure.shake(io, opening.into_bytes(), deadline, remote, &relay.metrics).await {
+    let account = Account::open(&relay.ledger, Origin::of(remote));
+    let mut charge = Charge::new(Rc::clone(&account));
+    charge.set(TLS_HELD);
+    let (opening, metrics) = (opening.into_bytes(), &relay.metrics);
+    let shaking = secure.shake(io, opening, deadline, remote, &account, metrics);
+    match shaking.or(head::evicted(&account, Err(None))).await {
         Ok(io) => Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline })),
         Err(Some(io)) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
         Err(None) => None,

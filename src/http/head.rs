@@ -231,7 +231,7 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, scratch: &Rc<Scra
 }
 
 /// Comes to `outcome` when the memory that is held of a head is needed.
-async fn evicted<T>(account: &Account, outcome: T) -> T {
+pub(crate) async fn evicted<T>(account: &Account, outcome: T) -> T {
     poll_fn(|cx| account.poll_condemned(cx)).await;
     outcome
 }

@@ -25,6 +25,9 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
     fn reset(&mut self);
 
+    /// From now on somebody else pays for what the transport holds.
+    fn is_paid_for(&mut self) {}
+
     /// Bytes that the transport itself holds for the peer, at most: the link pays for them.
     fn held(&self) -> usize {
         0

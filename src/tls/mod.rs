@@ -32,6 +32,7 @@ use self::options::{CertificateSource, TlsSettings};
 use self::stream::{Ciphertext, Tls};
 use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
 use crate::net::transport::Tcp;
+use crate::queue::budget::Account;
 use crate::telemetry::certificate::Condition;
 use crate::telemetry::metrics::{Metrics, Refused};
 
@@ -186,7 +187,7 @@ impl Secure {
     ///
     /// The error is the socket of a peer that does not speak TLS, which is still to be answered.
     /// Without one it is over: a check of an ACME directory has its answer, and a failure was
-    /// logged, with `remote`, and counted in `metrics`.
+    /// logged, with `remote`, and counted in `metrics`. `account` pays for what TLS holds.
     ///
     /// Not cancel safe: a cancelled handshake is a closed connection.
     pub(crate) async fn shake(
@@ -195,13 +196,14 @@ impl Secure {
         opening: Vec<u8>,
         deadline: Instant,
         remote: IpAddr,
+        account: &Rc<Account>,
         metrics: &Metrics,
     ) -> Result<Tls, Option<Tcp>> {
         let timeout = async {
             Timer::at(deadline).await;
             Handshake::Unwanted(Refused::HeadTimeout, io::ErrorKind::TimedOut.into())
         };
-        match self.try_to_shake(tcp, opening).or(timeout).await {
+        match self.try_to_shake(tcp, opening, account).or(timeout).await {
             Handshake::Done(tls) => return Ok(tls),
             Handshake::NotTls(tcp) => return Err(Some(tcp)),
             Handshake::Challenge => events::challenge_answered(remote),
@@ -213,7 +215,12 @@ impl Secure {
         Err(None)
     }
 
-    async fn try_to_shake(&self, mut tcp: Tcp, mut opening: Vec<u8>) -> Handshake {
+    async fn try_to_shake(
+        &self,
+        mut tcp: Tcp,
+        mut opening: Vec<u8>,
+        account: &Rc<Account>,
+    ) -> Handshake {
         if opening.is_empty() {
             let mut first = [0];
             if let Err(error) = tcp.read_exact(&mut first).await {
@@ -224,7 +231,7 @@ impl Secure {
         if opening.first() != Some(&HANDSHAKE) {
             return Handshake::NotTls(tcp);
         }
-        let ciphertext = Ciphertext::new(tcp, opening);
+        let ciphertext = Ciphertext::new(tcp, opening, account);
         let begun = match LazyConfigAcceptor::new(Acceptor::default(), ciphertext).await {
             Ok(begun) => begun,
             Err(error) => return failed(error),

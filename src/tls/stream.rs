@@ -2,13 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use futures_rustls::server::TlsStream;
 
-use crate::limits::TLS_WRITE_BUFFER;
+use crate::limits::{TLS_HELD, TLS_READ_BUFFER, TLS_WRITE_BUFFER};
 use crate::net::transport::{Tcp, Transport};
+use crate::queue::budget::{Account, Charge};
 
 /// A TLS connection whose handshake is done. Boxed: a link weighs the same over TLS and without.
 #[derive(Debug)]
@@ -35,11 +37,16 @@ impl Transport for Tls {
         self.0.get_mut().0.tcp.reset();
     }
 
-    /// A part of a record, and records that the socket has not taken: of these the bound counts,
-    /// rustls does not tell how many bytes they are.
+    /// What rustls holds for input, and records that the socket has not taken: of these the bound
+    /// counts, rustls does not tell how many bytes they are.
     fn held(&self) -> usize {
         let (ciphertext, session) = self.0.get_ref();
-        ciphertext.undecrypted + if session.wants_write() { TLS_WRITE_BUFFER } else { 0 }
+        ciphertext.held() + if session.wants_write() { TLS_WRITE_BUFFER } else { 0 }
+    }
+
+    fn is_paid_for(&mut self) {
+        let (ciphertext, _) = self.0.get_mut();
+        (ciphertext.charge, ciphertext.buffered) = (None, 0);
     }
 
     fn take_progress(&mut self) -> bool {
@@ -53,11 +60,7 @@ impl AsyncRead for Tls {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let read = Pin::new(&mut *self.0).poll_read(cx, buffer);
-        if read.is_ready() {
-            self.0.get_mut().0.undecrypted = 0;
-        }
-        match read {
+        match Pin::new(&mut *self.0).poll_read(cx, buffer) {
             // The end of a WebSocket is told by its close frame; many peers send no close_notify.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Ok(0))
@@ -92,15 +95,53 @@ pub(crate) struct Ciphertext {
     opening: Vec<u8>,
     /// The last read took all there was.
     drained: bool,
-    /// Bytes that came since the last that were decrypted.
-    undecrypted: usize,
+    /// The most that rustls's buffer had to hold since it was empty.
+    buffered: usize,
+    records: Records,
+    /// Pays until somebody else does.
+    charge: Option<Charge>,
     /// Something was written since this was last asked.
     wrote: bool,
 }
 
 impl Ciphertext {
-    pub(super) fn new(tcp: Tcp, opening: Vec<u8>) -> Self {
-        Self { tcp, opening, drained: false, undecrypted: 0, wrote: false }
+    /// `account` pays for what TLS holds until a link does.
+    pub(super) fn new(tcp: Tcp, opening: Vec<u8>, account: &Rc<Account>) -> Self {
+        let mut ciphertext = Self {
+            tcp,
+            opening,
+            drained: false,
+            buffered: 0,
+            records: Records::default(),
+            charge: Some(Charge::new(Rc::clone(account))),
+            wrote: false,
+        };
+        ciphertext.pay();
+        ciphertext
+    }
+
+    /// What rustls holds for input: its buffer doubles as it grows.
+    fn held(&self) -> usize {
+        TLS_HELD + (2 * self.buffered).min(TLS_READ_BUFFER)
+    }
+
+    /// Follows what goes to rustls. It gives back what its buffer has grown by with the first read
+    /// after it was empty. In a handshake it keeps whole records until a message is complete.
+    fn note(&mut self, bytes: &[u8]) {
+        self.buffered = match self.charge {
+            Some(_) => self.buffered + bytes.len(),
+            None if self.records.begun == 0 => bytes.len(),
+            None => self.buffered.max(self.records.begun + bytes.len()),
+        };
+        self.records.follow(bytes);
+        self.pay();
+    }
+
+    fn pay(&mut self) {
+        let held = self.held();
+        if let Some(charge) = &mut self.charge {
+            charge.set(held);
+        }
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -129,6 +170,7 @@ impl AsyncRead for Ciphertext {
             if this.opening.is_empty() {
                 this.opening = Vec::new();
             }
+            this.note(&buffer[..length]);
             return Poll::Ready(Ok(length));
         }
         // An error shows itself to the read.
@@ -140,7 +182,7 @@ impl AsyncRead for Ciphertext {
             Poll::Pending => this.drained = true,
             Poll::Ready(Ok(length)) => {
                 this.drained = length > 0 && length < buffer.len();
-                this.undecrypted += length;
+                this.note(&buffer[..length]);
             }
             Poll::Ready(Err(_)) => {}
         }
@@ -175,5 +217,58 @@ impl AsyncWrite for Ciphertext {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_close(cx)
+    }
+}
+
+/// Where the records of a peer begin and end (RFC 8446, section 5.1).
+#[derive(Debug, Default)]
+struct Records {
+    header: [u8; 5],
+    /// Bytes so far of the record in progress, its header included.
+    begun: usize,
+}
+
+impl Records {
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while let [first, rest @ ..] = bytes {
+            if let Some(byte) = self.header.get_mut(self.begun) {
+                *byte = *first;
+                self.begun += 1;
+                bytes = rest;
+            } else {
+                let taken = bytes.len().min(self.length() - self.begun);
+                self.begun += taken;
+                bytes = &bytes[taken..];
+            }
+            if self.begun >= self.header.len() && self.begun == self.length() {
+                self.begun = 0;
+            }
+        }
+    }
+
+    /// Length of the record in progress, its header included.
+    fn length(&self) -> usize {
+        let [.., high, low] = self.header;
+        self.header.len() + usize::from(u16::from_be_bytes([high, low]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_followed_wherever_they_are_split() {
+        let record = |length: u8| [&[23, 3, 3, 0, length][..], &vec![7; length.into()]].concat();
+        let bytes = [record(3), record(0), record(200)].concat();
+        let ends = [8, 13, bytes.len()];
+        for split in 0..bytes.len() {
+            let mut records = Records::default();
+            records.follow(&bytes[..split]);
+            let last_end = ends.into_iter().filter(|end| *end <= split).max().unwrap_or(0);
+            assert_eq!(records.begun, split - last_end, "at {split}");
+            records.follow(&bytes[split..]);
+            assert_eq!(records.begun, 0, "at {split}");
+        }
     }
 }
