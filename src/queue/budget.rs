@@ -190,8 +190,15 @@ impl Drop for Account {
         if let Some(moved) = accounts.get(place).and_then(Weak::upgrade) {
             moved.place.set(place);
         }
+        let (count, places) = (accounts.len(), accounts.capacity());
+        if places > LEAST_PLACES && count < places / 4 {
+            accounts.shrink_to((2 * count).max(LEAST_PLACES));
+        }
     }
 }
+
+/// Accounts that the table keeps room for; 8 bytes each.
+const LEAST_PLACES: usize = 32;
 
 /// A share of an account that follows one growing and shrinking buffer.
 #[derive(Debug)]

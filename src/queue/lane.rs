@@ -204,6 +204,13 @@ impl Lane {
         self.account.replace(Rc::clone(account)).sub(bytes);
     }
 
+    /// The sender who pays by `account` for something that is queued. It looks at all that is.
+    pub fn sender_of(&self, account: &Rc<Account>) -> Option<Rc<Sender>> {
+        let state = self.state.borrow();
+        let mut senders = state.entries.iter().filter_map(|entry| entry.sender.as_ref());
+        senders.find(|sender| Rc::ptr_eq(&sender.account, account)).cloned()
+    }
+
     /// Drops the close notices that are queued, except one in progress.
     pub fn drop_notices(&self) {
         self.drop_entries(|entry| entry.notice.is_some());

@@ -396,15 +396,16 @@ impl Map {
             {
                 return Some(Victim::Phone(server.clone(), *key));
             }
-            if let Some(sender) = slot.departed.iter().find(|sender| is(sender.account())) {
-                return Some(Victim::Departed(server.clone(), Rc::clone(sender)));
-            }
             if slot.pays_notices(account) {
                 return Some(Victim::Notices(server.clone()));
             }
         }
-        let (serial, _) = self.leaving.iter().find(|(_, leaving)| is(&leaving.account))?;
-        Some(Victim::Leaving(*serial))
+        if let Some((serial, _)) = self.leaving.iter().find(|(_, leaving)| is(&leaving.account)) {
+            return Some(Victim::Leaving(*serial));
+        }
+        self.slots.iter().find_map(|(server, slot)| {
+            slot.lane.sender_of(account).map(|sender| Victim::Departed(server.clone(), sender))
+        })
     }
 
     /// Who was closed amid a message may finish it, as long as there is room for that.

@@ -8,7 +8,7 @@ use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
 use crate::ids::{PhoneKey, Serial, ServerId};
 use crate::limits::REMEMBERED_NOTICES;
-use crate::queue::budget::Account;
+use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
@@ -23,10 +23,10 @@ pub(super) struct Slot {
     /// The probe of the holder that is under way, if any.
     pub(super) probe: Option<Rc<Probe>>,
     pub(super) phones: HashMap<PhoneKey, Phone>,
-    /// Phones that have left while messages of theirs are still queued.
-    pub(super) departed: Vec<Rc<Sender>>,
     /// Phones that the present connection was told about, oldest first.
     noticed: VecDeque<PhoneKey>,
+    /// Pays for that table where it is large.
+    noticed_charge: Charge,
 }
 
 /// Who holds the slot.
@@ -86,13 +86,14 @@ enum Remains {
 
 impl Slot {
     pub(super) fn new(server: ServerId, lane: Rc<Lane>, holder: Holder) -> Self {
+        let noticed_charge = Charge::new(lane.account());
         Self {
+            noticed_charge,
             server,
             lane,
             holder,
             probe: None,
             phones: HashMap::new(),
-            departed: Vec::new(),
             noticed: VecDeque::new(),
         }
     }
@@ -134,7 +135,8 @@ impl Slot {
         let closes = |phone: &Phone| evict || (silent && !phone.unserved);
         let doomed: Vec<_> =
             self.phones.iter().filter(|(_, phone)| closes(phone)).map(|(key, _)| *key).collect();
-        self.noticed.clear();
+        self.noticed = VecDeque::new();
+        self.noticed_charge = Charge::new(Rc::clone(account));
         for key in self.lane.queued_notices() {
             self.remember(key);
         }
@@ -262,7 +264,6 @@ impl Slot {
     /// Drops what a phone that has left still has queued.
     pub(super) fn forget_departed(&mut self, sender: &Rc<Sender>) {
         self.lane.drop_messages_of(sender);
-        self.departed.retain(|departed| !Rc::ptr_eq(departed, sender));
     }
 
     fn retire(&mut self, key: PhoneKey, ended: Ended, remains: Remains) -> Option<Retired> {
@@ -281,10 +282,6 @@ impl Slot {
             self.lane.push_notice(close_notice(&conn_id, ended.notice_code()), key);
             self.remember(key);
         }
-        self.departed.retain(|departed| departed.share() > 0);
-        if sender.share() > 0 {
-            self.departed.push(sender);
-        }
         Some(Retired { server: self.server.clone(), conn_id, ended })
     }
 
@@ -301,5 +298,13 @@ impl Slot {
             self.noticed.pop_front();
         }
         self.noticed.push_back(key);
+        let table = self.noticed.capacity() * size_of::<PhoneKey>();
+        let held = table.saturating_sub(SMALL_TABLE);
+        if held != self.noticed_charge.bytes() {
+            self.noticed_charge.set(held);
+        }
     }
 }
+
+/// Bytes of a table that are within what a connection may cost on no account.
+const SMALL_TABLE: usize = 2 * 1024;
