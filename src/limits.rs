@@ -112,10 +112,6 @@ pub const HEARTBEAT_STEPS: u32 = 128;
 /// get an answer. An address without connections may have more.
 pub const REQUESTS_AT_CAP: usize = 16;
 
-/// Turns of reading that an overdue message still gets while more bytes are ready: if the process did
-/// not run for a while, they may have arrived in time. The largest message needs fewer turns.
-pub const LATE_TURNS: u8 = 32;
-
 /// Bytes that arrive within this time of a probe's ping do not count as an answer: the peer may have
 /// sent them before it vanished.
 pub const PROBE_BLIND: Duration = Duration::from_secs(1);

@@ -118,13 +118,18 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     let Inherited { relay, tls, metrics } = systemd::inherited_listeners().map_err(failed)?;
     check_resources().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
-    let mut watched = vec![Signal::Term, Signal::Int, Signal::Usr1, Signal::Usr2];
+    // Apart from all others: a storm of those must not cost a stop its place in the queue.
+    let watch = |watched: &[Signal]| {
+        Signals::new(watched.iter().copied())
+            .map_err(|error| failed(format!("cannot watch for signals: {error}")))
+    };
+    let mut stops = watch(&[Signal::Term, Signal::Int])?;
+    let mut watched = vec![Signal::Usr1, Signal::Usr2];
     // Without anything to read anew, the end of a terminal ends the relay that was started in it.
     if config.reads_files() || systemd::is_present() {
         watched.push(Signal::Hup);
     }
-    let mut signals = Signals::new(watched)
-        .map_err(|error| failed(format!("cannot watch for signals: {error}")))?;
+    let mut signals = watch(&watched)?;
     for socket in &metrics {
         let address = address_of(socket).map_err(failed)?;
         config.check_metrics(Listen::At(address)).map_err(|message| (USAGE, message))?;
@@ -140,25 +145,29 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     executor
         .spawn(async move {
             let mut requests = StopRequests::default();
-            loop {
-                match signals.next().await {
-                    Some(Ok(Signal::Hup)) => asked.ask(),
-                    // Its default action would end the relay; nothing here is asked for by it.
-                    Some(Ok(Signal::Usr1)) => {}
-                    Some(Ok(Signal::Usr2)) => {
-                        events::upgrade_failed("this version cannot hand over")
+            while stops.next().await.is_some() {
+                match requests.note(Instant::now()) {
+                    StopRequest::First => {
+                        held_back.tell();
+                        raised.raise();
                     }
-                    _ => match requests.note(Instant::now()) {
-                        StopRequest::First => {
-                            held_back.tell();
-                            raised.raise();
-                        }
-                        StopRequest::Same => {}
-                        StopRequest::Again => {
-                            held_back.tell();
-                            std::process::exit(FAILURE.into())
-                        }
-                    },
+                    StopRequest::Same => {}
+                    StopRequest::Again => {
+                        held_back.tell();
+                        std::process::exit(FAILURE.into())
+                    }
+                }
+            }
+        })
+        .detach();
+    executor
+        .spawn(async move {
+            while let Some(signal) = signals.next().await {
+                match signal {
+                    Ok(Signal::Hup) => asked.ask(),
+                    Ok(Signal::Usr2) => events::upgrade_failed("this version cannot hand over"),
+                    // The default action of SIGUSR1 would end the relay; nothing is asked for by it.
+                    _ => {}
                 }
             }
         })

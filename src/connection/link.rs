@@ -22,7 +22,7 @@ use self::peer::{Rejected, count_end};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
-use crate::limits::{LATE_TURNS, LINGER_TIME};
+use crate::limits::LINGER_TIME;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge};
@@ -77,8 +77,8 @@ pub(crate) struct Link<S, P> {
     drained: bool,
     opened: Instant,
     tally: Tally,
-    /// Turns since the message in progress should have been complete.
-    late_turns: u8,
+    /// Bytes read since the message in progress should have been complete.
+    late_bytes: usize,
     /// The peer has shut down writing.
     peer_done: bool,
     remote: IpAddr,
@@ -158,7 +158,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             drained: false,
             opened: Instant::now(),
             tally: Tally::default(),
-            late_turns: 0,
+            late_bytes: 0,
             peer_done: false,
             remote,
             _permit: permit,
@@ -355,9 +355,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Open => {
                 match due(self.message_deadline()) {
                     // The rest of the message may be what has not been read yet.
-                    true if more_input && self.late_turns < LATE_TURNS => self.late_turns += 1,
+                    true if more_input && self.late_bytes <= self.peer.largest_message() => {}
                     true => return self.close(Close::MessageTimeout, now),
-                    false => self.late_turns = 0,
+                    false => self.late_bytes = 0,
                 }
                 match self.heartbeat.check(now) {
                     Beat::Quiet => {}

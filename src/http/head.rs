@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
+use futures_lite::future::yield_now;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 
 use crate::http::gate::{Admission, Caller, Judgement, Refusal, judge};
@@ -222,6 +223,8 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, scratch: &Rc<Scra
                 Ok(0) | Err(_) => return,
                 Ok(read) => discarded += read,
             }
+            // The others get their turn, and the time its chance to be over.
+            yield_now().await;
         }
     };
     let expiry = async {

@@ -49,6 +49,7 @@ throttled! {
     ProxyFault = "proxy_fault",
     AcceptFailed = "accept_failed",
     AcceptingAgain = "accepting_again",
+    UpgradeFailed = "upgrade_failed",
 }
 
 impl std::fmt::Display for Throttled {
@@ -75,7 +76,7 @@ pub(crate) fn server_id_takeover(server: &ServerId, remote: IpAddr) {
 
 /// Nothing was handed over to another program: the relay goes on as it was.
 pub fn upgrade_failed(reason: &str) {
-    warn!(reason = reason; "upgrade_failed");
+    warn!(reason = reason; "{}", Throttled::UpgradeFailed);
 }
 
 /// The holding connection ended and the release is scheduled.

@@ -60,7 +60,11 @@ impl AsyncRead for Tls {
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut *self.0).poll_read(cx, buffer) {
+        let read = Pin::new(&mut *self.0).poll_read(cx, buffer);
+        if read.is_ready() {
+            self.0.get_mut().0.fruitless = 0;
+        }
+        match read {
             // The end of a WebSocket is told by its close frame; many peers send no close_notify.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Poll::Ready(Ok(0))
@@ -98,6 +102,8 @@ pub(crate) struct Ciphertext {
     /// The most that rustls's buffer had to hold since it was empty.
     buffered: usize,
     records: Records,
+    /// Bytes read since the last that came to something.
+    fruitless: usize,
     /// Pays until somebody else does.
     charge: Option<Charge>,
     /// Something was written since this was last asked.
@@ -113,6 +119,7 @@ impl Ciphertext {
             drained: false,
             buffered: 0,
             records: Records::default(),
+            fruitless: 0,
             charge: Some(Charge::new(Rc::clone(account))),
             wrote: false,
         };
@@ -173,14 +180,22 @@ impl AsyncRead for Ciphertext {
             this.note(&buffer[..length]);
             return Poll::Ready(Ok(length));
         }
+        if this.fruitless >= FRUITLESS_BYTES {
+            // The others get their turn. The socket does not count as drained.
+            this.fruitless = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // An error shows itself to the read.
         if this.poll_readable(cx).is_pending() {
+            this.fruitless = 0;
             return Poll::Pending;
         }
         let read = Pin::new(&mut this.tcp).poll_read(cx, buffer);
         match read {
-            Poll::Pending => this.drained = true,
+            Poll::Pending => (this.drained, this.fruitless) = (true, 0),
             Poll::Ready(Ok(length)) => {
+                this.fruitless += length;
                 this.drained = length > 0 && length < buffer.len();
                 this.note(&buffer[..length]);
             }
@@ -219,6 +234,11 @@ impl AsyncWrite for Ciphertext {
         Pin::new(&mut self.tcp).poll_close(cx)
     }
 }
+
+/// Bytes that one turn reads at most without any of them coming to plaintext: the largest record and the
+/// read that it ends in. rustls reads on as long as a peer sends records that hold none, such as
+/// key updates, of which there are 750 in so many bytes.
+const FRUITLESS_BYTES: usize = 20 * 1024;
 
 /// Where the records of a peer begin and end (RFC 8446, section 5.1).
 #[derive(Debug, Default)]

@@ -157,6 +157,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
             None => Decoded::NeedInput,
             Some(Err(close)) => Decoded::Violation(close),
             Some(Ok(Whole::Pieces(pieces))) => self.decode_span(cx, Span::own(pieces)).1,
+            Some(Ok(Whole::Joined(pieces, at))) => {
+                let joined = Span { at, ..Span::own(pieces) };
+                self.decode_span(cx, joined).1
+            }
             Some(Ok(Whole::Input(range))) => {
                 // The codec reads where the bytes are, and gives them back.
                 let Span { source, at, end } = mem::take(&mut self.input);

@@ -18,13 +18,21 @@ impl<S: Transport, P: Peer> Link<S, P> {
             return false;
         }
         self.incoming.begin_turn(TURN_FRAMES);
-        self.handle_input(cx, now);
-        // Before more comes: a message may have announced more than there is room for.
-        self.charge_input();
-        if !self.incoming.has_input() && self.phase.reads() && self.fill(cx, now) {
+        let before = self.tally.bytes_in;
+        let more = loop {
             self.handle_input(cx, now);
-        }
-        let more = self.phase.reads() && (self.incoming.has_input() || !self.waits(cx));
+            self.charge_input();
+            if !self.phase.reads() {
+                break false;
+            }
+            let is_much = self.tally.bytes_in - before >= BATCH_BYTES as u64;
+            if self.incoming.has_input() || is_much || now.elapsed() >= TURN_TIME {
+                break true;
+            }
+            if !self.fill(cx, now) {
+                break false;
+            }
+        };
         self.incoming.end_turn();
         self.charge_input();
         match self.phase {
@@ -89,6 +97,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 // A read that did not fill the buffer took all there was.
                 self.drained = bytes < BATCH_BYTES;
                 self.tally.bytes_in += bytes as u64;
+                self.late_bytes += bytes;
                 self.heartbeat.heard(now);
                 self.outbox.heard(now);
                 if let Phase::Lingering { ended, until, bytes: discarded } = self.phase {

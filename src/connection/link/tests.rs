@@ -119,11 +119,13 @@ fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
     assert_eq!(scene.turn_after(0), NOTHING);
     let pongs = encode(true, PONG, &[b'p'; 125]).repeat(500);
     let mut flood = pongs.iter().copied().cycle();
+    // As much as the largest message may still be that one's rest.
+    let largest = scene.link.peer.largest_message() / BATCH_BYTES;
     for turn in 0.. {
-        assert!(turn <= LATE_TURNS, "it goes on for ever");
+        assert!(turn <= largest + 1, "it goes on for ever");
         scene.arrives(flood.by_ref().take(BATCH_BYTES).collect());
         if scene.turn_after(1).contains(&CLOSE) {
-            assert_eq!(turn, LATE_TURNS, "there was more to read");
+            assert!(turn >= largest, "there was more to read: {turn}");
             break;
         }
     }

@@ -45,14 +45,17 @@ impl Follower {
         self.begun
     }
 
-    /// Whether the last fragment that ended does not end its message.
-    pub(super) fn is_within_a_message(&self) -> bool {
-        self.fragmented
-    }
-
     /// Payload bytes of the frame in progress that are still to come, as far as its header tells.
     pub(super) fn remaining(&self) -> usize {
         usize::try_from(self.remaining).unwrap_or(usize::MAX)
+    }
+
+    /// The header of the last frame that ended, which the peer has masked.
+    pub(super) fn last_header(&self) -> (u8, usize, [u8; 4]) {
+        let length = header_length(self.header);
+        let mut mask = [0; 4];
+        mask.copy_from_slice(&self.header[length - 4..length]);
+        (self.header[0], length, mask)
     }
 
     /// The first two payload bytes of the last control frame: a close code, if it was a close frame.

@@ -81,6 +81,25 @@ fn two_signals_at_once_are_one_stop() {
 }
 
 #[test]
+fn a_storm_of_other_signals_costs_no_stop() {
+    let relay = Running::start(&[]);
+    let (mut binary, mut phone, _) = relay.pair("storm");
+    relay.signal("STOP");
+    // More than the queue for signals holds.
+    for name in ["USR1", "USR2"] {
+        relay.signals(&[name; 400]);
+    }
+    relay.signal("TERM");
+    relay.signal("CONT");
+    for peer in [&mut binary, &mut phone] {
+        peer.expect_close(1001, "shutting down");
+        peer.send_close(1001, "");
+    }
+    let (code, log) = relay.wait_for_end();
+    assert_eq!(code, Some(0), "{log:#?}");
+}
+
+#[test]
 fn the_signals_for_users_end_nothing() {
     let relay = Running::start(&[]);
     let (mut binary, mut phone, conn_id) = relay.pair("user-signals");

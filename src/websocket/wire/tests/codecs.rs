@@ -98,7 +98,7 @@ fn fragments_count_as_held_until_their_message_is_whole() {
         let fragment = encode(false, if number == 0 { TEXT } else { CONTINUATION }, &part);
         assert_eq!(peer.turn(&fragment), []);
         peer.turn(&encode(true, PING, b"between"));
-        arrived += fragment.len();
+        arrived += part.len();
         let held = peer.incoming.held();
         assert!((arrived..=bound(arrived)).contains(&held), "{held} after {number}");
     }
@@ -136,6 +136,25 @@ fn a_refused_header_is_refused_before_its_frame_is_whole() {
         let mut peer = Peer::new();
         let bytes = [header, vec![1, 2, 3, 4]].concat();
         assert_eq!(peer.turn(&bytes), [Got::Violation(expected)], "{bytes:02x?}");
+    }
+}
+
+#[test]
+fn the_smallest_fragments_hold_no_more_than_their_message_and_cost_the_codec_one_frame() {
+    const LENGTH: usize = 50_000;
+    let mut peer = Peer::new();
+    let fragment = |number| encode(false, if number == 0 { TEXT } else { CONTINUATION }, b"x");
+    for number in 0..LENGTH {
+        assert_eq!(peer.turn(&fragment(number)), []);
+    }
+    let held = peer.incoming.held();
+    assert!(held <= bound(LENGTH), "{held}");
+    peer.fill(&encode(true, CONTINUATION, b""));
+    let mut cx = Context::from_waker(Waker::noop());
+    peer.incoming.begin_turn(1);
+    match peer.incoming.decode(&mut cx, peer.start) {
+        Decoded::Message(Message::Text(text)) => assert_eq!(text.as_str(), "x".repeat(LENGTH)),
+        other => panic!("{other:?}"),
     }
 }
 
