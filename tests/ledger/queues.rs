@@ -1,10 +1,8 @@
 //! Queues towards peers that do not read, and what is left of them when they have been read.
 
-use std::time::Duration;
-
 use relay_test_kit::frame::{TEXT, encode};
 
-use crate::client::{Ws, envelope, introduce, json, scaled};
+use crate::client::{Ws, envelope, introduce, json};
 use crate::measure::Expected::{AtLeast, AtMost};
 use crate::measure::Watched;
 
@@ -76,8 +74,7 @@ fn a_queue_towards_a_binary_that_does_not_read_is_charged_as_it_is_allocated() {
 
 #[test]
 fn what_is_kept_for_an_absent_binary_is_charged_as_it_is_allocated() {
-    let grace = format!("{}ms", scaled(Duration::from_millis(1500)).as_millis());
-    let mut watched = Watched::start(&["--grace", &grace]);
+    let mut watched = Watched::start(&["--grace", "1000s"]);
     for (before, (size, count)) in SIZES.into_iter().enumerate() {
         let server = format!("absent-{size}");
         drop(watched.binary(&server));
