@@ -1,0 +1,96 @@
+//! The relay that is measured: this test program, started once more.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::net::listen;
+use pyrycode_relay::server::{Sockets, run_on};
+use pyrycode_relay::signals::{Reload, Stop};
+use smol::LocalExecutor;
+
+use crate::ALLOCATOR;
+use crate::client::deadline;
+
+/// A relay in a process that allocates for nothing else. It ends when this is dropped.
+pub struct Process {
+    child: Child,
+    control: BufReader<UnixStream>,
+    /// Where it speaks without TLS.
+    pub address: SocketAddr,
+    /// Where its status page is.
+    pub metrics: SocketAddr,
+}
+
+impl Process {
+    pub fn start(options: &[&str]) -> Self {
+        let (control, theirs) = UnixStream::pair().unwrap();
+        control.set_read_timeout(Some(deadline())).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["relay::the_relay_itself", "--exact", "--ignored"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(OPTIONS, options.join("\n"))
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the test program starts");
+        let mut control = BufReader::new(control);
+        let mut line = String::new();
+        control.read_line(&mut line).expect("the relay starts within the deadline");
+        let mut addresses = line.split_whitespace().map(|address| address.parse().unwrap());
+        let mut next = || addresses.next();
+        let (address, metrics) = (next().expect("an address"), next().expect("a status page"));
+        Self { child, control, address, metrics }
+    }
+
+    /// Bytes that were asked of the allocator and not given back.
+    pub fn allocated(&mut self) -> usize {
+        self.control.get_mut().write_all(b"?").unwrap();
+        let mut figure = [0; 8];
+        self.control.read_exact(&mut figure).expect("an answer within the deadline");
+        usize::try_from(u64::from_ne_bytes(figure)).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a relay, and answers each byte on standard input with the allocator's figure.
+#[test]
+#[ignore = "it is the relay that the tests start"]
+fn the_relay_itself() {
+    let Ok(options) = std::env::var(OPTIONS) else { return };
+    let arguments = std::iter::once("pyrycode-relay").chain(options.split('\n'));
+    let config = Config::from_options(Options::parse_arguments(arguments).unwrap()).unwrap();
+    let open = |at: &_| listen::open(*at).unwrap();
+    let sockets = Sockets {
+        relay: config.listen.iter().map(open).collect(),
+        metrics: config.metrics_listen.iter().map(open).collect(),
+        ..Sockets::default()
+    };
+    let listeners = sockets.relay.iter().chain(&sockets.metrics);
+    let addresses: Vec<_> =
+        listeners.map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let mut control = UnixStream::from(stdin);
+    writeln!(control, "{}", addresses.join(" ")).unwrap();
+    std::thread::spawn(move || {
+        run_on(&LocalExecutor::new(), sockets, config, &Stop::new(), &Reload::new()).unwrap();
+    });
+    // Nothing below allocates.
+    while control.read_exact(&mut [0]).is_ok() {
+        let figures = ALLOCATOR.stats();
+        let held = figures.bytes_allocated - figures.bytes_deallocated;
+        control.write_all(&(held as u64).to_ne_bytes()).unwrap();
+    }
+}
+
+/// The relay's options, one per line.
+const OPTIONS: &str = "LEDGER_RELAY_OPTIONS";
