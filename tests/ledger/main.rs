@@ -17,6 +17,8 @@ mod input;
 mod measure;
 mod queues;
 mod relay;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::alloc::System;
 

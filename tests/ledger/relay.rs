@@ -23,6 +23,9 @@ pub struct Process {
     pub address: SocketAddr,
     /// Where its status page is.
     pub metrics: SocketAddr,
+    /// Where it speaks TLS, with `--tls-listen`.
+    #[cfg(feature = "tls")]
+    pub tls: Option<SocketAddr>,
 }
 
 impl Process {
@@ -43,7 +46,14 @@ impl Process {
         let mut addresses = line.split_whitespace().map(|address| address.parse().unwrap());
         let mut next = || addresses.next();
         let (address, metrics) = (next().expect("an address"), next().expect("a status page"));
-        Self { child, control, address, metrics }
+        Self {
+            child,
+            control,
+            address,
+            metrics,
+            #[cfg(feature = "tls")]
+            tls: next(),
+        }
     }
 
     /// Bytes that were asked of the allocator and not given back.
@@ -73,9 +83,9 @@ fn the_relay_itself() {
     let sockets = Sockets {
         relay: config.listen.iter().map(open).collect(),
         metrics: config.metrics_listen.iter().map(open).collect(),
-        ..Sockets::default()
+        tls: config.tls_listen().iter().map(open).collect(),
     };
-    let listeners = sockets.relay.iter().chain(&sockets.metrics);
+    let listeners = sockets.relay.iter().chain(&sockets.metrics).chain(&sockets.tls);
     let addresses: Vec<_> =
         listeners.map(|listener| listener.local_addr().unwrap().to_string()).collect();
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().unwrap();

@@ -1,0 +1,183 @@
+//! Connections over TLS, from the first byte of the handshake on.
+
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use futures_rustls::pki_types::ServerName;
+use futures_rustls::rustls::crypto::ring::default_provider;
+use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use relay_test_kit::frame::{TEXT, encode};
+use tempfile::TempDir;
+
+use crate::client::{Stream, Ws, connect, connect_narrow, envelope, introduce, json};
+use crate::measure::Expected::AtLeast;
+use crate::measure::Watched;
+
+type Secured = StreamOwned<ClientConnection, TcpStream>;
+
+impl Stream for Secured {
+    fn tcp(&self) -> &TcpStream {
+        &self.sock
+    }
+}
+
+/// A relay that speaks TLS, and a client that trusts it.
+struct Site {
+    watched: Watched,
+    client: Arc<ClientConfig>,
+    _files: TempDir,
+}
+
+impl Site {
+    fn start() -> Self {
+        let pair = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+        let files = tempfile::tempdir().unwrap();
+        let path = |name: &str| files.path().join(name).to_str().unwrap().to_owned();
+        let (chain, key) = (path("certificate.pem"), path("key.pem"));
+        std::fs::write(&chain, pair.cert.pem()).unwrap();
+        std::fs::write(&key, pair.key_pair.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.cert.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let options = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &chain, "--tls-key", &key];
+        let mut site =
+            Self { watched: Watched::start(&options), client: client.into(), _files: files };
+        // What the first handshake allocates stays.
+        drop(site.pair("warm-up"));
+        site.watched.wait_until_deserted();
+        site.watched.rebase();
+        site
+    }
+
+    fn connect(&self) -> TcpStream {
+        connect(self.watched.relay.tls.expect("an address for TLS"))
+    }
+
+    /// Begins TLS on a connection.
+    fn secure(&self, tcp: TcpStream) -> Secured {
+        let name = ServerName::try_from(NAME).unwrap();
+        StreamOwned::new(ClientConnection::new(Arc::clone(&self.client), name).unwrap(), tcp)
+    }
+
+    /// A binary and a phone that it knows, and the phone's connection id.
+    fn pair(&self, server: &str) -> (Ws, Ws, String) {
+        let mut binary = Ws::binary(self.secure(self.connect()), server);
+        let mut phone = Ws::phone(self.secure(self.connect()), server);
+        let conn_id = introduce(&mut phone, &mut binary);
+        (binary, phone, conn_id)
+    }
+}
+
+#[test]
+fn a_handshake_that_stalls_is_charged_as_it_is_allocated() {
+    const CONNECTIONS: usize = 16;
+    let mut site = Site::start();
+    // Records of a ClientHello (RFC 8446, sections 4 and 5.1) that announces 65,000 bytes.
+    let record = |length: usize| [&[0x16, 3, 1, 0x40, 0][..], &vec![0; length]].concat();
+    let mut hello = record(16 * 1024);
+    hello[5..9].copy_from_slice(&[1, 0, 0xfd, 0xe8]);
+    let many = [hello.clone(), record(16 * 1024), record(16 * 1024 - 1)].concat();
+    let mut one = hello.clone();
+    one[5..9].copy_from_slice(&[1, 0, 0x3f, 0xfc]);
+    for (what, bytes) in [
+        ("nothing", &[][..]),
+        ("a byte", &hello[..1]),
+        ("half of 16 KiB", &one[..8 * 1024]),
+        ("all but a byte of 16 KiB", &one[..16 * 1024 + 4]),
+        ("48 KiB of 65,000 bytes", &many),
+    ] {
+        let stalled: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                let mut stream = site.connect();
+                stream.write_all(bytes).unwrap();
+                stream
+            })
+            .collect();
+        let expected = AtLeast(CONNECTIONS * (1000 + bytes.len()));
+        site.watched.check(&format!("ClientHello, {what}"), CONNECTIONS, expected);
+        drop(stalled);
+    }
+    site.watched.finish();
+}
+
+#[test]
+fn a_connection_over_tls_is_charged_as_it_is_allocated() {
+    const PAIRS: usize = 8;
+    const LARGE: usize = 64 * 1024;
+    const HALF: usize = 240_000;
+    let mut site = Site::start();
+    let mut pairs: Vec<_> = (0..PAIRS).map(|pair| site.pair(&format!("tls-{pair}"))).collect();
+    let connections = 2 * PAIRS;
+    site.watched.check("TLS, idle", connections, AtLeast(connections * 1000));
+    for (binary, phone, conn_id) in &mut pairs {
+        phone.send_text(&json(LARGE));
+        binary.read_messages(1);
+        binary.send_text(&envelope(conn_id, &json(LARGE)));
+        phone.read_messages(1);
+        binary.sync();
+        phone.sync();
+    }
+    site.watched.check("TLS, after 64 KiB both ways", connections, AtLeast(connections * 1000));
+    for (_, phone, _) in &mut pairs {
+        phone.send_raw(&encode(true, TEXT, json(250_000).as_bytes())[..HALF]);
+    }
+    site.watched.check("TLS, a message half received", connections, AtLeast(PAIRS * HALF));
+    drop(pairs);
+    site.watched.finish();
+}
+
+#[test]
+fn a_record_that_is_half_received_is_charged_as_it_is_allocated() {
+    const CONNECTIONS: usize = 8;
+    const RECORD: usize = 16 * 1024;
+    let mut site = Site::start();
+    let phones: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut secured = site.secure(site.connect());
+            // One record, without its last byte.
+            secured.conn.complete_io(&mut secured.sock).unwrap();
+            secured.conn.writer().write_all(&[b'x'; RECORD]).unwrap();
+            let mut bytes = Vec::new();
+            while secured.conn.wants_write() {
+                secured.conn.write_tls(&mut bytes).unwrap();
+            }
+            secured.sock.write_all(&bytes[..bytes.len() - 1]).unwrap();
+            secured
+        })
+        .collect();
+    site.watched.check("TLS, a record half received", CONNECTIONS, AtLeast(CONNECTIONS * RECORD));
+    drop(phones);
+    site.watched.finish();
+}
+
+#[test]
+fn a_queue_towards_a_phone_that_does_not_read_is_charged_as_it_is_allocated_over_tls() {
+    const SIZE: usize = 16 * 1024;
+    const COUNT: usize = 64;
+    let mut site = Site::start();
+    let mut binary = Ws::binary(site.secure(site.connect()), "stalled");
+    let narrow = connect_narrow(site.watched.relay.tls.unwrap());
+    let mut phone = Ws::phone(site.secure(narrow), "stalled");
+    let conn_id = introduce(&mut phone, &mut binary);
+    let message = encode(true, TEXT, envelope(&conn_id, &json(SIZE)).as_bytes());
+    binary.send_raw(&message.repeat(COUNT));
+    binary.sync();
+    let taken = 256 * 1024;
+    site.watched.check("TLS, a queue for a phone", 2, AtLeast(SIZE * COUNT - taken));
+    phone.widen(1024 * 1024);
+    phone.read_messages(COUNT);
+    phone.sync();
+    site.watched.check("TLS, a queue that was read", 2, AtLeast(2000));
+    drop((binary, phone));
+    site.watched.finish();
+}
+
+const NAME: &str = "relay.test";
