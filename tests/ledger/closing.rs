@@ -59,6 +59,7 @@ fn phones_that_say_a_word_and_go_are_charged_as_what_is_left_of_them_is_allocate
     binary.widen(LARGEST);
     binary.read_messages(1 + 2 * PHONES);
     binary.sync();
+    watched.check("256 phones that were read", 2, AtMost(0));
     drop((binary, phone));
     watched.finish();
 }
@@ -81,6 +82,7 @@ fn answers_for_phones_that_are_not_known_are_charged_as_they_are_allocated() {
     binary.widen(LARGEST);
     binary.read_messages(1 + UNKNOWN);
     binary.sync();
+    watched.check("1024 answers that were read", 2, AtMost(0));
     drop((binary, phone));
     watched.finish();
 }

@@ -8,8 +8,14 @@ use crate::measure::Watched;
 
 /// Sizes of messages, and how many of each are queued. One more message is queued with them, so that a
 /// table that doubles when it is full has just doubled.
-const SIZES: [(usize, usize); 4] =
-    [(700, 4 * 1024), (16 * 1024, 128), (80 * 1024, 32), (LARGEST, 16)];
+const SIZES: [(usize, usize); 6] = [
+    (1, 32 * 1024),
+    (100, 8 * 1024),
+    (700, 4 * 1024),
+    (16 * 1024, 128),
+    (80 * 1024, 32),
+    (LARGEST, 16),
+];
 const LARGEST: usize = 256 * 1024;
 
 #[test]
@@ -26,8 +32,12 @@ fn a_queue_towards_a_phone_that_does_not_read_is_charged_as_it_is_allocated() {
         binary.sync();
         let what = format!("{count} x {size} B for a phone");
         watched.check(&what, 2, AtLeast(LARGEST + size * count));
+        send_to(&mut binary, &conn_id, LARGEST, 4);
+        binary.sync();
         phone.widen(KERNEL);
-        phone.read_messages(1 + count);
+        phone.read_messages(1 + count + 2);
+        watched.check(&format!("{what}, read but for the last"), 2, AtMost(2 * LARGEST + KERNEL));
+        phone.read_messages(2);
         phone.sync();
         watched.check(&format!("{what}, read"), 2, AtMost(0));
         drop((binary, phone));
@@ -48,8 +58,12 @@ fn a_queue_towards_a_binary_that_does_not_read_is_charged_as_it_is_allocated() {
         phone.sync();
         let what = format!("{count} x {size} B for a binary");
         watched.check(&what, 2, AtLeast(LARGEST + size * count));
+        send(&mut phone, LARGEST, 4);
+        phone.sync();
         binary.widen(KERNEL);
-        binary.read_messages(1 + count);
+        binary.read_messages(1 + count + 2);
+        watched.check(&format!("{what}, read but for the last"), 2, AtMost(2 * LARGEST + KERNEL));
+        binary.read_messages(2);
         binary.sync();
         watched.check(&format!("{what}, read"), 2, AtMost(0));
         drop((binary, phone));
