@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::bench::Bench;
 use super::crew::{Crew, Notice, Reads};
-use super::fleet::binary_head;
+use super::fleet::{binary_head, phone_head};
 use super::frames::{Header, TEXT};
 use super::page::StatusPage;
 
@@ -26,6 +26,9 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
         "10min",
         "--memory-budget",
         budget,
+        // The budget must hold one; nobody here has any.
+        "--max-queue-bytes",
+        "4MiB",
         "--metrics-listen",
         &page.address(),
     ])?;
@@ -50,7 +53,7 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Binaries of many addresses that have sent a part of a message each.
+/// Binaries and phones of many addresses that have sent a part of a message each.
 fn hold(crew: &mut Crew, holders: usize) -> io::Result<()> {
     let mut begun = Header { first: FINAL | TEXT, length: ANNOUNCED, mask: Some(MASK) }.encode();
     begun.resize(begun.len() + HELD_EACH, b'x');
@@ -59,8 +62,7 @@ fn hold(crew: &mut Crew, holders: usize) -> io::Result<()> {
     let mut sent = vec![false; holders];
     for place in 0..holders {
         let source = Ipv4Addr::new(127, 0, 4, u8::try_from(1 + place / HOLDERS_EACH).unwrap());
-        let head = binary_head(&format!("holder-{place}")).into_bytes();
-        crew.add(source, head, Reads::All, Duration::ZERO);
+        crew.add(source, head("holder", place), Reads::All, Duration::ZERO);
         // A relay keeps few request heads.
         while place + 1 > opened.get() + IN_PROGRESS || place + 1 == holders {
             for (place, sent) in sent.iter_mut().enumerate().take(crew.size()) {
@@ -75,30 +77,33 @@ fn hold(crew: &mut Crew, holders: usize) -> io::Result<()> {
             if Instant::now() > deadline {
                 return Err(io::Error::other("the holders are not let in"));
             }
-            crew.turn(IDLE, &mut |_, _, notice| {
-                opened.set(opened.get() + usize::from(matches!(notice, Notice::Open)));
+            crew.turn(IDLE, &mut |_, place, notice| match notice {
+                Notice::Open => opened.set(opened.get() + 1),
+                // A phone that was faster than its binary dials again.
+                Notice::Lost => sent[place] = false,
+                Notice::Text(_) => {}
             })?;
         }
     }
     Ok(())
 }
 
-/// Another address sends large parts of messages until this many connections, its own or others',
+/// Phones of another address send large parts of messages until this many connections, its own or others',
 /// have been closed for the budget.
 fn force(crew: &mut Crew, evictions: u32) -> io::Result<u32> {
     let mut begun = Header { first: FINAL | TEXT, length: ANNOUNCED, mask: Some(MASK) }.encode();
     begun.resize(begun.len() + FORCED_EACH, b'x');
     let first = crew.size();
     for number in 0..FORCING {
-        let head = binary_head(&format!("forcing-{number}")).into_bytes();
-        crew.add(FORCING_SOURCE, head, Reads::All, Duration::ZERO);
+        let delay = if number % GROUP == 0 { Duration::ZERO } else { PHONES_AFTER };
+        crew.add(FORCING_SOURCE, head("forcing", number), Reads::All, delay);
     }
     let mut sent = [false; FORCING];
     let closed_before = crew.done.closed;
     let deadline = Instant::now() + PATIENCE;
     while crew.done.closed - closed_before < evictions && Instant::now() < deadline {
         for (number, sent) in sent.iter_mut().enumerate() {
-            if !*sent && crew.is_free(first + number) {
+            if !*sent && number % GROUP != 0 && crew.is_free(first + number) {
                 crew.send(first + number, &begun);
                 *sent = true;
             }
@@ -111,6 +116,13 @@ fn force(crew: &mut Crew, evictions: u32) -> io::Result<u32> {
         })?;
     }
     Ok(crew.done.closed - closed_before)
+}
+
+/// One binary, then its phones, and so on.
+fn head(name: &str, place: usize) -> Vec<u8> {
+    let server = format!("{name}-{}", place / GROUP);
+    let head = if place % GROUP == 0 { binary_head(&server) } else { phone_head(&server) };
+    head.into_bytes()
 }
 
 fn held(page: StatusPage) -> f64 {
@@ -128,9 +140,12 @@ const ANNOUNCED: u64 = 255 * 1024;
 const HOLDERS_EACH: usize = 64;
 /// Times 4,000 this is nearly the budget.
 const HELD_EACH: usize = 15 * 1024;
-const FORCING: usize = 60;
+/// A binary with as many phones as it may have, less one.
+const GROUP: usize = 16;
+const FORCING: usize = 64;
 const FORCING_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 1);
 const FORCED_EACH: usize = 200_000;
 const IN_PROGRESS: usize = 50;
+const PHONES_AFTER: Duration = Duration::from_millis(200);
 const IDLE: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(30);

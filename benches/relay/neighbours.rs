@@ -75,7 +75,7 @@ impl Neighbours {
         Ok(Self { driver, pair, newcomers, transfer, outcome: Outcome::default() })
     }
 
-    /// Goes on for this time, and at most as long again until what has begun is done.
+    /// Goes on for this time, and for at most [`AFTERWARDS`] until what has begun is done.
     pub fn live(mut self, time: Duration) -> io::Result<Outcome> {
         let began = Instant::now();
         let (mut message_due, mut newcomer_due) = (Duration::ZERO, Duration::ZERO);
@@ -103,7 +103,7 @@ impl Neighbours {
             self.transfer.advance(&mut self.driver);
             let all = answered == sequence || self.outcome.pair_closed > 0;
             let is_over = all && self.newcomers.are_done() && self.transfer.is_over();
-            if now >= time && (is_over || now >= time * 2) {
+            if now >= time && (is_over || now >= time + AFTERWARDS) {
                 break;
             }
             let Self { driver, pair, newcomers, transfer, outcome } = &mut self;
@@ -220,6 +220,8 @@ pub fn newcomers_address(number: u32) -> Ipv4Addr {
 /// the receiver would be the largest source while a few attackers share the budget.
 pub const FILE_WINDOW: usize = 12 * 1024 * 1024;
 
+/// More than a newcomer waits.
+const AFTERWARDS: Duration = Duration::from_secs(6);
 const MESSAGE_BYTES: usize = 700;
 const MESSAGE_EACH: Duration = Duration::from_millis(100);
 const NEWCOMER_EACH: Duration = Duration::from_millis(500);

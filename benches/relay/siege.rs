@@ -104,7 +104,7 @@ fn record_memory(
         ("resident afterwards", site.running.resident()),
         ("resident bound", bound),
         ("ledger at its highest", most(|look| look.held)),
-        ("ledger when resident was", held_then.map_or(f64::NAN, |look| look.held)),
+        ("ledger when resident was highest", held_then.map_or(f64::NAN, |look| look.held)),
     ] {
         bench.record(&format!("{name}: {figure}"), "MiB", value / MIB);
     }
