@@ -3,6 +3,7 @@
 //!
 //!     cargo bench                          # all profiles
 //!     cargo bench -- frame steady          # some of them
+//!     cargo bench -- siege                 # attacks, and what they do to others
 //!     cargo bench -- soak --minutes 30     # what grows in half an hour
 //!     cargo bench -- --relay '/usr/bin/other-relay --listen 127.0.0.1:{port}'
 
@@ -14,11 +15,15 @@
 
 mod relay {
     pub mod arguments;
+    pub mod attacks;
     pub mod bench;
     pub mod brake;
     pub mod bystander;
+    pub mod crew;
     pub mod crowded;
     pub mod driver;
+    pub mod evict;
+    pub mod feeders;
     pub mod file;
     pub mod fleet;
     pub mod floor;
@@ -27,12 +32,16 @@ mod relay {
     pub mod goals;
     pub mod hostile;
     pub mod idle;
+    pub mod neighbours;
+    pub mod newcomers;
     pub mod noise;
     pub mod opening;
+    pub mod page;
     pub mod plot;
     pub mod process;
     pub mod profiles;
     pub mod sheet;
+    pub mod siege;
     pub mod soak;
     pub mod steady;
     pub mod storm;

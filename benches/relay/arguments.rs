@@ -32,14 +32,16 @@ impl Arguments {
             let message = format!("no profile {unknown:?}; there are {names}, and {SOAK} alone");
             return Err(io::Error::other(message));
         }
-        let is_meant = |profile: &&Profile| {
-            line.profiles.is_empty() || line.profiles.iter().any(|name| name == profile.name)
+        // Cargo passes --bench from `cargo bench` and nothing from `cargo test --benches`.
+        let quick = line.quick || !line.bench;
+        let is_meant = |profile: &&Profile| match line.profiles.as_slice() {
+            [] => !(quick && profile.is_long),
+            named => named.iter().any(|name| name == profile.name),
         };
         Ok(Self {
             soak: is_soak.then(|| Duration::from_secs_f64(line.minutes * 60.0)),
             profiles: PROFILES.iter().filter(is_meant).collect(),
-            // Cargo passes --bench from `cargo bench` and nothing from `cargo test --benches`.
-            quick: line.quick || !line.bench,
+            quick,
             relays: line.relays,
             pin: line.pin,
             rounds: line.rounds,
@@ -59,7 +61,8 @@ struct Line {
     /// {options} for what the profile needs if it takes this relay's options; repeatable
     #[arg(long = "relay", value_name = "COMMAND")]
     relays: Vec<String>,
-    /// A few seconds a profile, to see that everything works; the figures mean nothing
+    /// A few seconds a profile, to see that everything works; the figures mean nothing. Leaves
+    /// `siege` out unless it is named
     #[arg(long)]
     quick: bool,
     /// Keeps the client to the first core and what is measured to the last: steadier figures, as

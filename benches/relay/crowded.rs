@@ -3,8 +3,7 @@
 //! relay without that load: what these wait, the machine takes. At the full speed of the machine, and
 //! with both relays slowed down to that of small boards.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::bench::{Bench, Cost, StopOnDrop, percentile};
 use super::brake::Brake;
 use super::bystander::{Bystanders, Waits};
 use super::noise::{Done, Load, Noise};
+use super::page::StatusPage;
 use super::sheet::apart;
 use super::target::Running;
 
@@ -64,7 +64,7 @@ fn one(bench: &mut Bench<'_>, what: &str, load: Load, speed: &Speed) -> io::Resu
     for (site, waits, name) in [(&busy, &waits[0], name.clone()), (&calm, &waits[1], apart(&name))]
     {
         record_waits(bench, what, waits, &name);
-        if let Some(turn) = site.longest_turn(time) {
+        if let Some(turn) = site.page.longest_turn(time) {
             let (figure, milliseconds) =
                 (format!("{what}: longest turn"), turn.as_secs_f64() * 1e3);
             bench.sheet.record(bench.profile, &name, &figure, "ms", milliseconds);
@@ -110,36 +110,15 @@ fn record_load(bench: &mut Bench<'_>, what: &str, done: &Done, seconds: f64) {
 /// A relay with its status page.
 struct Site {
     running: Running,
-    status: u16,
+    page: StatusPage,
 }
 
 impl Site {
     fn start(bench: &Bench<'_>) -> io::Result<Self> {
-        let status = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let address = format!("127.0.0.1:{status}");
+        let page = StatusPage::at_a_free_port()?;
+        let address = page.address();
         let options = ["--max-connections-per-ip", "64", "--metrics-listen", &address];
-        Ok(Self { running: bench.target.start(&options)?, status })
-    }
-
-    /// The longest turn of the event loop since the start; `None` of a program that has no such
-    /// page. A page that does not come within `patience` counts as a turn of that length.
-    fn longest_turn(&self, patience: Duration) -> Option<Duration> {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.status)).ok()?;
-        // The first answer may be written in the longest turn, which counts only once it is over.
-        let pages = [self.ask(patience), self.ask(patience)];
-        pages.into_iter().map(|seconds| seconds.map_or(patience, Duration::from_secs_f64)).max()
-    }
-
-    /// What the status page tells.
-    fn ask(&self, patience: Duration) -> Option<f64> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.status)).ok()?;
-        stream.set_read_timeout(Some(patience)).ok()?;
-        stream.write_all(b"GET /status.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").ok()?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).ok()?;
-        let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
-        let page: serde_json::Value = serde_json::from_slice(&answer[body..]).ok()?;
-        page["longest_turn_seconds"].as_f64()
+        Ok(Self { running: bench.target.start(&options)?, page })
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -88,7 +88,24 @@ impl Driver {
         hello: &[u8],
         upgrade: bool,
     ) -> io::Result<usize> {
+        self.dial_with(source, port, hello, upgrade, None)
+    }
+
+    /// The same with a kernel buffer for input of about this many bytes: if this end does not read,
+    /// the relay must keep the rest.
+    pub fn dial_with(
+        &mut self,
+        source: Ipv4Addr,
+        port: u16,
+        hello: &[u8],
+        upgrade: bool,
+        input_buffer: Option<usize>,
+    ) -> io::Result<usize> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(bytes) = input_buffer {
+            // Before the connection: its window cannot shrink later.
+            socket.set_recv_buffer_size(bytes)?;
+        }
         socket.bind(&SocketAddr::from((source, 0)).into())?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
@@ -159,11 +176,26 @@ impl Driver {
         }
     }
 
-    /// Reads and throws away up to `limit` bytes of a stalled connection.
-    pub fn sip(&mut self, number: usize, limit: usize) {
-        if let Some(connection) = &mut self.connections[number] {
-            let _ = connection.stream.read(&mut vec![0; limit]);
+    /// Reads and throws away up to `limit` bytes of a stalled connection. Returns how many; `None` if
+    /// it has ended.
+    pub fn sip(&mut self, number: usize, limit: usize) -> Option<usize> {
+        let connection = self.connections[number].as_mut()?;
+        match connection.stream.read(&mut vec![0; limit]) {
+            Ok(0) if limit > 0 => None,
+            Ok(read) => Some(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Some(0),
+            Err(_) => None,
         }
+    }
+
+    /// Whether the other end of a stalled connection has ended it; what arrived before stays unread.
+    pub fn is_ended(&self, number: usize) -> bool {
+        let Some(connection) = &self.connections[number] else { return true };
+        let mut watched = [PollFd::new(&connection.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().intersects(ended)
     }
 
     /// Waits at most `timeout` and handles what happened.

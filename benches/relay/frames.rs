@@ -1,6 +1,8 @@
 //! WebSocket frames as the clients write and read them, and the stamp that each message carries.
 
-pub use relay_test_kit::frame::{CLOSE, Frame, PING, PONG, TEXT, push_frame};
+pub use relay_test_kit::frame::{
+    CLOSE, CONTINUATION, Frame, Header, PING, PONG, TEXT, encode, push_frame,
+};
 
 /// What a message says about itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

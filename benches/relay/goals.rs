@@ -2,8 +2,11 @@
 
 use serde_json::{Value, json};
 
+use super::attacks::ATTACKS;
 use super::crowded::{EIGHTH, EMPTY_FRAGMENTS, FULL_SPEED, ORDINARY};
+use super::evict;
 use super::sheet::{Sheet, median, number, pairwise};
+use super::siege::{BY_BOUND, OTHERS_CLOSED};
 use super::target::FLOOR;
 
 /// One figure that must hold.
@@ -85,6 +88,14 @@ fn crowded(sheet: &Sheet, loads: &[&[&str]], speed: &str, figures: &[&str]) -> f
     loads
         .flat_map(|load| figures.iter().map(move |figure| format!("{load}{speed}: {figure}")))
         .map(|figure| relay(sheet, "crowded", &figure))
+        .fold(f64::NAN, f64::max)
+}
+
+/// The highest of the medians over the attacks of `siege`.
+fn siege(sheet: &Sheet, figure: &str) -> f64 {
+    ATTACKS
+        .iter()
+        .map(|attack| relay(sheet, "siege", &format!("{}: {figure}", attack.name)))
         .fold(f64::NAN, f64::max)
 }
 
@@ -241,6 +252,24 @@ const GOALS: &[Goal] = &[
         unit: "ms",
         bound: Bound::AtMost(100.0),
         figure: |sheet| crowded(sheet, &[ORDINARY, EMPTY_FRAGMENTS], EIGHTH, &["longest turn"]),
+    },
+    Goal {
+        about: "`siege`: people of other addresses closed or refused, worst attack",
+        unit: "",
+        bound: Bound::AtMost(0.0),
+        figure: |sheet| siege(sheet, OTHERS_CLOSED),
+    },
+    Goal {
+        about: "`siege`: resident by its bound, worst attack",
+        unit: "",
+        bound: Bound::AtMost(1.0),
+        figure: |sheet| siege(sheet, BY_BOUND),
+    },
+    Goal {
+        about: "`evict`: longest turn of the event loop",
+        unit: "ms",
+        bound: Bound::AtMost(20.0),
+        figure: |sheet| relay(sheet, "evict", evict::LONGEST_TURN),
     },
     Goal {
         about: "stripped program",

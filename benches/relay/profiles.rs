@@ -3,7 +3,7 @@
 use std::io;
 
 use super::bench::Bench;
-use super::{crowded, file, frame, hostile, idle, steady, storm, surge};
+use super::{crowded, evict, file, frame, hostile, idle, siege, steady, storm, surge};
 
 /// A kind of load.
 pub struct Profile {
@@ -11,6 +11,8 @@ pub struct Profile {
     pub about: &'static str,
     /// Whether the floor can carry it.
     pub has_floor: bool,
+    /// Whether it is too long for a quick run of everything. It runs quickly if it is named.
+    pub is_long: bool,
     pub rounds: usize,
     pub run: fn(&mut Bench<'_>) -> io::Result<()>,
 }
@@ -20,6 +22,7 @@ pub const PROFILES: &[Profile] = &[
         name: "frame",
         about: "messages of 700 bytes to and fro, one at a time and in a stream",
         has_floor: true,
+        is_long: false,
         rounds: 5,
         run: frame::run,
     },
@@ -27,6 +30,7 @@ pub const PROFILES: &[Profile] = &[
         name: "steady",
         about: "500 servers with two phones each: deltas and tool frames",
         has_floor: true,
+        is_long: false,
         rounds: 5,
         run: steady::run,
     },
@@ -34,6 +38,7 @@ pub const PROFILES: &[Profile] = &[
         name: "file",
         about: "373 messages of 80.5 KB both ways, with a sibling that reads slowly",
         has_floor: true,
+        is_long: false,
         rounds: 5,
         run: file::run,
     },
@@ -41,6 +46,7 @@ pub const PROFILES: &[Profile] = &[
         name: "idle",
         about: "9,000 connections that only ping",
         has_floor: false,
+        is_long: false,
         rounds: 1,
         run: idle::run,
     },
@@ -48,6 +54,7 @@ pub const PROFILES: &[Profile] = &[
         name: "burst",
         about: "20 messages of 4 KB to each of 200 phones within 100 ms",
         has_floor: true,
+        is_long: false,
         rounds: 3,
         run: surge::burst,
     },
@@ -55,6 +62,7 @@ pub const PROFILES: &[Profile] = &[
         name: "replay",
         about: "1024 messages of 600 bytes to each of 200 phones at once",
         has_floor: true,
+        is_long: false,
         rounds: 3,
         run: surge::replay,
     },
@@ -62,6 +70,7 @@ pub const PROFILES: &[Profile] = &[
         name: "storm",
         about: "2,000 servers and 4,000 phones come back after a restart",
         has_floor: false,
+        is_long: false,
         rounds: 3,
         run: storm::run,
     },
@@ -69,6 +78,7 @@ pub const PROFILES: &[Profile] = &[
         name: "hostile",
         about: "a healthy pair beside stalled readers, unknown ids, oversize messages, pings",
         has_floor: false,
+        is_long: false,
         rounds: 3,
         run: hostile::run,
     },
@@ -76,14 +86,32 @@ pub const PROFILES: &[Profile] = &[
         name: "crowded",
         about: "what bystanders wait beside streams, pings, empty fragments; also slowed down",
         has_floor: false,
+        is_long: false,
         rounds: 3,
         run: crowded::run,
+    },
+    Profile {
+        name: "siege",
+        about: "attacks from few addresses, beside people at others; memory and its bound",
+        has_floor: false,
+        is_long: true,
+        rounds: 1,
+        run: siege::run,
+    },
+    Profile {
+        name: "evict",
+        about: "4,000 connections at the memory budget, of which 1,000 are closed for it",
+        has_floor: false,
+        is_long: false,
+        rounds: 3,
+        run: evict::run,
     },
     #[cfg(feature = "tls")]
     Profile {
         name: "tls",
         about: "1,000 idle connections, handshakes, large messages, over TLS and without",
         has_floor: false,
+        is_long: false,
         rounds: 3,
         run: super::tls::run,
     },

@@ -50,28 +50,39 @@ impl Target {
 
     /// Starts it with these options on a free port and waits until it listens.
     pub fn start(&self, options: &[&str]) -> io::Result<Running> {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        self.start_at(free, options)
+        self.start_at(free_port()?, options)
     }
 
     /// The same on a given port.
     pub fn start_at(&self, port: u16, options: &[&str]) -> io::Result<Running> {
+        let options = [&["--rate-limit", "off"], options].concat();
+        // By its variable, which an earlier version does not mind.
+        self.launch(port, &options, &[(PER_IP, "off")])
+    }
+
+    /// The same on a free port, with the limits per address that a relay has by default.
+    pub fn start_guarded(&self, options: &[&str]) -> io::Result<Running> {
+        self.launch(free_port()?, options, &[])
+    }
+
+    fn launch(
+        &self,
+        port: u16,
+        options: &[&str],
+        environment: &[(&str, &str)],
+    ) -> io::Result<Running> {
         let mut command = match &self.kind {
             Kind::Relay => {
                 let mut command = Command::new(RELAY);
                 command.args(["--listen", &format!("127.0.0.1:{port}"), "--log-level", "error"]);
-                command.args(["--rate-limit", "off"]).args(options);
-                command.env(PER_IP, "off");
+                command.args(options).envs(environment.iter().copied());
                 command
             }
             Kind::Command(text) => {
                 let text = text.replace("{port}", &port.to_string());
-                let text =
-                    text.replace("{options}", &format!("--rate-limit off {}", options.join(" ")));
+                let text = text.replace("{options}", &options.join(" "));
                 let mut command = Command::new("sh");
-                command.args(["-c", &format!("exec {text}")]);
-                // By its variable, which an earlier version does not mind.
-                command.env(PER_IP, "off");
+                command.args(["-c", &format!("exec {text}")]).envs(environment.iter().copied());
                 command
             }
             Kind::Floor => {
@@ -140,6 +151,11 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A port that nobody listens at.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// The name of the floor in reports.

@@ -7,7 +7,7 @@
 //! relay's.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use super::bench::{Bench, Cost};
 use super::fleet::{binary_head, envelope_head, phone_head};
 use super::frames::{CLOSE, Frame, PING, PONG, Stamp, TEXT, push_frame};
 use super::opening::{NO_SERVER, REFUSED_PATIENCE};
-use super::target::Running;
+use super::target::{Running, free_port};
 
 pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     let certificate = Certificate::new()?;
@@ -153,6 +153,11 @@ fn kind(way: Option<&Way>) -> &'static str {
     if way.is_some() { "TLS" } else { "plain" }
 }
 
+fn session(way: &Way) -> io::Result<ClientConnection> {
+    let name = ServerName::try_from(NAME).expect("a name");
+    ClientConnection::new(Arc::clone(way), name).map_err(io::Error::other)
+}
+
 /// How a client speaks TLS.
 type Way = Arc<ClientConfig>;
 
@@ -164,21 +169,11 @@ struct Site {
 
 impl Site {
     fn start(bench: &mut Bench<'_>, certificate: &Certificate) -> io::Result<Self> {
-        let tls_port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let address = format!("127.0.0.1:{tls_port}");
-        let (chain, key) = (certificate.path("cert.pem"), certificate.path("key.pem"));
-        let running = bench.start(&[
-            "--max-connections",
-            "1100",
-            "--max-phones",
-            "100",
-            "--tls-listen",
-            &address,
-            "--tls-cert",
-            &chain,
-            "--tls-key",
-            &key,
-        ])?;
+        let tls_port = free_port()?;
+        let options = certificate.options(tls_port);
+        let mut all = vec!["--max-connections", "1100", "--max-phones", "100"];
+        all.extend(options.iter().map(String::as_str));
+        let running = bench.start(&all)?;
         Ok(Self { running, tls_port })
     }
 
@@ -190,9 +185,7 @@ impl Site {
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;
         let Some(way) = way else { return Ok(Wire::Plain(tcp)) };
-        let name = ServerName::try_from(NAME).expect("a name");
-        let session = ClientConnection::new(Arc::clone(way), name).map_err(io::Error::other)?;
-        Ok(Wire::Tls(Box::new(StreamOwned::new(session, tcp))))
+        Ok(Wire::Tls(Box::new(StreamOwned::new(session(way)?, tcp))))
     }
 
     /// A connection that is upgraded.
@@ -348,14 +341,14 @@ impl Write for Wire {
 }
 
 /// A certificate that signs itself, in files that are removed with it.
-struct Certificate {
+pub struct Certificate {
     place: PathBuf,
     certified: rcgen::CertifiedKey,
 }
 
 impl Certificate {
     /// ECDSA on P-256.
-    fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
         let certified =
             rcgen::generate_simple_self_signed([NAME.to_owned()]).map_err(io::Error::other)?;
@@ -379,6 +372,21 @@ impl Certificate {
 
     fn path(&self, name: &str) -> String {
         self.place.join(name).display().to_string()
+    }
+
+    /// The options of a relay that listens for TLS with it.
+    pub fn options(&self, port: u16) -> Vec<String> {
+        let address = format!("127.0.0.1:{port}");
+        let (chain, key) = (self.path("cert.pem"), self.path("key.pem"));
+        let named = [("--tls-listen", address), ("--tls-cert", chain), ("--tls-key", key)];
+        named.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
+    /// A `ClientHello` that a relay with it answers.
+    pub fn hello(&self) -> io::Result<Vec<u8>> {
+        let mut hello = Vec::new();
+        session(&self.trusted(Resumption::disabled())?)?.write_tls(&mut hello)?;
+        Ok(hello)
     }
 
     /// TLS 1.3 that trusts this one alone.
