@@ -70,7 +70,7 @@ pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// Most header fields in a request head.
 pub const MAX_HEADERS: usize = 100;
 /// Request heads in progress at one time, including refusals that still linger. A newcomer replaces
-/// the oldest. 256 heads cost at most 2 MiB.
+/// the oldest head of the source that has the most. 256 heads cost at most 2 MiB.
 pub const MAX_HEADS: usize = 256;
 /// Longest server-id in bytes.
 pub const MAX_SERVER_ID_BYTES: usize = 128;

@@ -34,6 +34,7 @@ use crate::limits::{ACCEPT_BACKOFF_MAX, MAX_MONITOR_CONNECTIONS};
 use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
 use crate::net::turns;
+use crate::origin::Origin;
 use crate::relay::Relay;
 
 /// Serves the pages at `listeners`. Never returns.
@@ -62,9 +63,9 @@ async fn serve(
             ready.map_or(Poll::Pending, Poll::Ready)
         });
         match accepted.await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let Ok(io) = Tcp::prepare(stream) else { continue };
-                let entry = connections.enter(None, usize::MAX);
+                let entry = connections.enter(Origin::of(address.ip()), Some(usize::MAX));
                 let serial = entry.serial();
                 let task = executor.spawn(answer(Rc::clone(relay), Rc::clone(&pace), io, entry));
                 connections.adopt(serial, task);

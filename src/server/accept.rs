@@ -46,10 +46,10 @@ pub(super) fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
+    let source = Origin::of(remote);
     // Whose a connection by a trusted proxy is turns out later.
-    let source = (!relay.config.proxies.trusts(remote)).then(|| Origin::of(remote));
-    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
-    let entry = heads.enter(source, room);
+    let is_own = !relay.config.proxies.trusts(remote);
+    let entry = heads.enter(source, is_own.then(|| relay.permits.room(source)));
     let serial = entry.serial();
     let relay = Rc::clone(relay);
     let task = if is_tls && relay.secure.is_some() {
