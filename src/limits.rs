@@ -176,7 +176,7 @@ pub const STATUS_DELAY: Duration = Duration::from_secs(2);
 /// How soon a word for which the service manager had no room is sent again.
 pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
-/// Source addresses in each half of the rate limiter's table; about 50 bytes each.
+/// Source addresses in each half of the rate limiter's table; about 100 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;
 
 /// `Retry-After` of a `503`. A probe takes up to 10 s; room under a cap may appear at any time.

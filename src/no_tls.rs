@@ -82,6 +82,7 @@ impl Secure {
         _: Instant,
         _: IpAddr,
         _: &Metrics,
+        _: impl FnOnce() -> bool,
     ) -> Result<Tls, Option<Tcp>> {
         match *self {}
     }

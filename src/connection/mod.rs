@@ -75,9 +75,12 @@ async fn begin_tls(
     let deadline = Instant::now() + relay.config.header_timeout;
     let secure = relay.secure.as_ref()?;
     let visitor = Visitor::over_tls(&relay, entry, remote);
-    let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
+    let Begun { io, mut visitor, opening, deadline } = announce(visitor, io, deadline).await?;
     let remote = visitor.address();
-    match secure.shake(io, opening.into_bytes(), deadline, remote, &relay.metrics).await {
+    let may_sign =
+        || visitor.shake().inspect_err(|refusal| note(&relay, None, *refusal, remote)).is_ok();
+    let opening = opening.into_bytes();
+    match secure.shake(io, opening, deadline, remote, &relay.metrics, may_sign).await {
         Ok(io) => Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline })),
         Err(Some(io)) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
         Err(None) => None,
@@ -196,6 +199,14 @@ async fn refuse<S: Transport, T>(
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<T> {
+    note(relay, attempted, refusal, remote);
+    let response = refusal.response();
+    head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
+    None
+}
+
+/// Logs and counts a refusal.
+fn note(relay: &Relay, attempted: Option<Leg>, refusal: Refusal, remote: IpAddr) {
     debug!(remote:% = remote, reason:% = refusal; "{}", Throttled::Refused);
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
@@ -205,9 +216,6 @@ async fn refuse<S: Transport, T>(
     if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
         relay.note_limited(remote);
     }
-    let response = refusal.response();
-    head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
-    None
 }
 
 #[cfg(test)]
