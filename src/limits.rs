@@ -144,6 +144,15 @@ pub const SPARE_CODECS: usize = 2;
 /// Unsent bytes above which the kernel reports a socket as not writable (`TCP_NOTSENT_LOWAT`). This
 /// keeps the backlog in our queues, where it is counted, and not up to 2 MB of it in the kernel.
 pub const NOTSENT_LOWAT: u32 = 64 * 1024;
+/// What the kernel may receive ahead for one connection, in bytes (`SO_RCVBUF`; the kernel allocates
+/// up to twice as much).
+///
+/// The relay does not read a peer that is held back. Without a bound the kernel lets such a peer's
+/// buffer grow to megabytes (45 phones took 79 MiB), which no budget of ours counts. 128 KiB are a
+/// window for 20 Mbit/s over a round trip of 50 ms: a stream measured 23 Mbit/s there (12 with half
+/// the buffer), and the largest message took as long as without a bound (280 ms). The bound is below
+/// what an unprivileged process may ask for (`net.core.rmem_max`, 208 KiB by default).
+pub const RECEIVE_BUFFER: usize = 128 * 1024;
 /// Length of the listening socket's backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`].
