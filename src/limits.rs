@@ -81,7 +81,7 @@ pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// Most header fields in a request head.
 pub const MAX_HEADERS: usize = 100;
 /// Request heads in progress at one time, including refusals that still linger. A newcomer replaces
-/// the oldest. 256 heads cost at most 2 MiB.
+/// the oldest head of the source that has the most. 256 heads cost at most 2 MiB.
 pub const MAX_HEADS: usize = 256;
 /// Longest server-id in bytes.
 pub const MAX_SERVER_ID_BYTES: usize = 128;
@@ -153,6 +153,15 @@ pub const SPARE_CODECS: usize = 2;
 pub const NOTSENT_LOWAT: u32 = 64 * 1024;
 /// Most sockets that systemd may hand over: a unit has one for each address, port and family.
 pub const MAX_INHERITED: usize = 64;
+/// What the kernel may receive ahead for one connection, in bytes (`SO_RCVBUF`; the kernel allocates
+/// up to twice as much).
+///
+/// The relay does not read a peer that is held back. Without a bound the kernel lets such a peer's
+/// buffer grow to megabytes (45 phones took 79 MiB), which no budget of ours counts. 128 KiB are a
+/// window for 20 Mbit/s over a round trip of 50 ms: a stream measured 23 Mbit/s there (12 with half
+/// the buffer), and the largest message took as long as without a bound (280 ms). The bound is below
+/// what an unprivileged process may ask for (`net.core.rmem_max`, 208 KiB by default).
+pub const RECEIVE_BUFFER: usize = 128 * 1024;
 /// Length of the listening socket's backlog.
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// First pause after a failed accept; it doubles up to [`ACCEPT_BACKOFF_MAX`].
@@ -197,7 +206,7 @@ pub const STATUS_DELAY: Duration = Duration::from_secs(2);
 /// How soon a word for which the service manager had no room is sent again.
 pub const NOTIFY_RETRY: Duration = Duration::from_secs(1);
 
-/// Source addresses in each half of the rate limiter's table; about 50 bytes each.
+/// Source addresses in each half of the rate limiter's table; about 100 bytes each.
 pub const RATE_TABLE_HALF: usize = 8 * 1024;
 
 /// `Retry-After` of a `503`. A probe takes up to 10 s; room under a cap may appear at any time.

@@ -77,6 +77,7 @@ impl Secure {
         match *self {}
     }
 
+    #[allow(clippy::too_many_arguments, reason = "each is asked for once and by nobody else")]
     pub(crate) async fn shake(
         &self,
         _: Tcp,
@@ -85,6 +86,7 @@ impl Secure {
         _: IpAddr,
         _: &Rc<Account>,
         _: &Metrics,
+        _: impl FnOnce() -> bool,
     ) -> Result<Tls, Option<Tcp>> {
         match *self {}
     }

@@ -199,9 +199,9 @@ impl World {
         }
         let (near, far) = pipe();
         // As the accept loop has it: behind a proxy nobody knows yet whose connection it is.
-        let known = !self.relay.config.proxies.trusts(REMOTE);
-        let source = known.then(|| Origin::of(REMOTE));
-        let room = source.map_or(usize::MAX, |source| self.relay.permits.room(source));
+        let is_own = !self.relay.config.proxies.trusts(REMOTE);
+        let source = Origin::of(REMOTE);
+        let room = is_own.then(|| self.relay.permits.room(source));
         let entry = self.heads.enter(source, room);
         let task = Box::pin(connection::serve(Rc::clone(&self.relay), near, REMOTE, entry));
         let wakes = Arc::new(Wakes(AtomicBool::new(true)));

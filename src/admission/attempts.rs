@@ -1,4 +1,5 @@
-//! The table of upgrade attempts by source address: a rate with a burst, in bounded memory.
+//! The table of upgrade attempts and TLS handshakes by source address: a rate with a burst, in bounded
+//! memory.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -35,8 +36,16 @@ impl Rate {
     }
 }
 
-/// A virtual-scheduling rate limiter (GCRA): one instant a source, at which its past attempts are
-/// paid off.
+/// A virtual-scheduling rate limiter (GCRA): two instants per source, at which its past upgrade
+/// attempts and its past TLS handshakes are paid off.
+///
+/// A handshake must be paid for before the request is known, and a health check is never
+/// rate-limited. So handshakes have an allowance of their own, as large as that of the attempts. An
+/// upgrade that is admitted gives its handshake back and costs one attempt, over TLS as without it.
+/// What remains is used up by handshakes without an upgrade: a monitor that polls the health page
+/// every 10 s makes 6 per minute, and phones that reconnect beside it take nothing away from it. With
+/// all of it, an address gets twice the burst and twice the rate of signatures, and not hundreds per
+/// second.
 ///
 /// The table has two halves. A source that makes an attempt moves to the young half; when that is
 /// full, or old enough that everything in the other half has been paid off, the old half is
@@ -50,9 +59,16 @@ pub(crate) struct Attempts {
 
 #[derive(Debug, Default)]
 struct Table {
-    young: HashMap<Origin, Instant>,
-    old: HashMap<Origin, Instant>,
+    young: HashMap<Origin, Debts>,
+    old: HashMap<Origin, Debts>,
     turned: Option<Instant>,
+}
+
+/// When a source's debts are paid off.
+#[derive(Clone, Copy, Debug)]
+struct Debts {
+    upgrades: Instant,
+    handshakes: Instant,
 }
 
 impl Attempts {
@@ -61,20 +77,45 @@ impl Attempts {
         Self { rate, table: RefCell::default() }
     }
 
-    /// Counts an attempt from `address`; the error is how long to wait for the next one. A refused
-    /// attempt costs nothing, so that a client that waits as told always gets through.
+    /// Counts an upgrade attempt from `address`; the error is how long to wait for the next one. A
+    /// refused attempt costs nothing, so that a client that waits as told always gets through.
     pub(crate) fn admit(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        self.take(address, now, |debts| &mut debts.upgrades)
+    }
+
+    /// Counts a TLS handshake from `address`, in the same way.
+    pub(crate) fn admit_handshake(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
+        self.take(address, now, |debts| &mut debts.handshakes)
+    }
+
+    /// Takes a handshake of `address` off its account: an upgrade attempt has paid for it.
+    pub(crate) fn refund_handshake(&self, address: IpAddr) {
+        // An attempt has just been made: the source is in the young half.
+        if let Some(debts) = self.table.borrow_mut().young.get_mut(&Origin::of(address)) {
+            let less = debts.handshakes.checked_sub(self.rate.interval());
+            debts.handshakes = less.unwrap_or(debts.handshakes);
+        }
+    }
+
+    fn take(
+        &self,
+        address: IpAddr,
+        now: Instant,
+        account: impl Fn(&mut Debts) -> &mut Instant,
+    ) -> Result<(), Duration> {
         let source = Origin::of(address);
         let tolerance = self.rate.tolerance();
         let mut table = self.table.borrow_mut();
         table.turn(now, tolerance);
         let known = table.young.get(&source).or_else(|| table.old.get(&source));
-        let paid_off = known.map_or(now, |at| (*at).max(now)) + self.rate.interval();
+        let mut debts = known.copied().unwrap_or(Debts { upgrades: now, handshakes: now });
+        let paid_off = account(&mut debts);
+        *paid_off = (*paid_off).max(now) + self.rate.interval();
         let ahead = paid_off.saturating_duration_since(now);
         if ahead > tolerance {
             return Err(ahead - tolerance);
         }
-        table.young.insert(source, paid_off);
+        table.young.insert(source, debts);
         Ok(())
     }
 
@@ -119,6 +160,47 @@ mod tests {
         attempts.admit(source, start + Duration::from_secs(6)).unwrap();
         assert!(attempts.admit(source, start + Duration::from_secs(6)).is_err());
         attempts.admit(address("192.0.2.2"), start).unwrap();
+    }
+
+    #[test]
+    fn handshakes_have_an_allowance_of_their_own_of_the_same_size() {
+        let (attempts, now) = (Attempts::new(RATE), Instant::now());
+        let source = address("192.0.2.1");
+        for _ in 0..20 {
+            attempts.admit(source, now).unwrap();
+            attempts.admit_handshake(source, now).unwrap();
+        }
+        let wait = Duration::from_secs(6);
+        assert_eq!(attempts.admit(source, now), Err(wait));
+        assert_eq!(attempts.admit_handshake(source, now), Err(wait));
+        attempts.admit_handshake(source, now + wait).unwrap();
+        assert!(attempts.admit_handshake(source, now + wait).is_err());
+        attempts.admit_handshake(address("192.0.2.2"), now).unwrap();
+    }
+
+    #[test]
+    fn an_upgrade_gives_its_handshake_back_and_no_more_than_that() {
+        let (attempts, now) = (Attempts::new(RATE), Instant::now());
+        let source = address("192.0.2.1");
+        for _ in 0..20 {
+            attempts.admit_handshake(source, now).unwrap();
+            attempts.admit(source, now).unwrap();
+            attempts.refund_handshake(source);
+        }
+        assert!(attempts.admit(source, now).is_err());
+        for _ in 0..20 {
+            attempts.admit_handshake(source, now).unwrap();
+        }
+        assert!(attempts.admit_handshake(source, now).is_err());
+        // Not more than a full allowance is ever left, whatever comes back.
+        let later = now + RATE.tolerance();
+        attempts.admit(source, later).unwrap();
+        attempts.refund_handshake(source);
+        for _ in 0..20 {
+            attempts.admit_handshake(source, later).unwrap();
+        }
+        assert!(attempts.admit_handshake(source, later).is_err());
+        attempts.refund_handshake(address("192.0.2.2"));
     }
 
     #[test]

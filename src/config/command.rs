@@ -221,7 +221,8 @@ pub struct Options {
     /// Upgrade attempts a source address, as N/min, or "off"
     ///
     /// An IPv6 network of 64 bits counts as one source. Behind a proxy all clients share its
-    /// address unless --trusted-proxy names it.
+    /// address unless --trusted-proxy names it. TLS handshakes that no upgrade follows have an
+    /// allowance of the same size.
     #[arg(
         long, env = "PYRYCODE_RELAY_RATE_LIMIT", value_name = "RATE",
         default_value = limits::DEFAULT_RATE_LIMIT, value_parser = parse_rate,

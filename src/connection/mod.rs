@@ -78,13 +78,15 @@ async fn begin_tls(
     let deadline = Instant::now() + relay.config.header_timeout;
     let secure = relay.secure.as_ref()?;
     let visitor = Visitor::over_tls(&relay, entry, remote);
-    let Begun { io, visitor, opening, deadline } = announce(visitor, io, deadline).await?;
+    let Begun { io, mut visitor, opening, deadline } = announce(visitor, io, deadline).await?;
     let remote = visitor.address();
     let account = Account::open(&relay.ledger, Origin::of(remote));
     let mut charge = Charge::new(Rc::clone(&account));
     charge.set(TLS_HELD);
+    let may_sign =
+        || visitor.shake().inspect_err(|refusal| note(&relay, None, *refusal, remote)).is_ok();
     let (opening, metrics) = (opening.into_bytes(), &relay.metrics);
-    let shaking = secure.shake(io, opening, deadline, remote, &account, metrics);
+    let shaking = secure.shake(io, opening, deadline, remote, &account, metrics, may_sign);
     match shaking.or(head::evicted(&account, Err(None))).await {
         Ok(io) => Some(Box::new(Begun { io, visitor, opening: Opening::default(), deadline })),
         Err(Some(io)) => refuse(&relay, io, None, Refusal::NotTls, remote).await,
@@ -207,6 +209,14 @@ async fn refuse<S: Transport, T>(
     refusal: Refusal,
     remote: IpAddr,
 ) -> Option<T> {
+    note(relay, attempted, refusal, remote);
+    let response = refusal.response();
+    head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
+    None
+}
+
+/// Logs and counts a refusal.
+fn note(relay: &Relay, attempted: Option<Leg>, refusal: Refusal, remote: IpAddr) {
     debug!(remote:% = remote, reason:% = refusal; "{}", Throttled::Refused);
     let (refused, outcome) = refusal.kind();
     relay.metrics.refused.bump(refused);
@@ -216,9 +226,6 @@ async fn refuse<S: Transport, T>(
     if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
         relay.note_limited(remote);
     }
-    let response = refusal.response();
-    head::answer(&mut io, &response, relay.config.write_timeout, &relay.scratch).await;
-    None
 }
 
 #[cfg(test)]

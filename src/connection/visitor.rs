@@ -22,6 +22,8 @@ pub(crate) struct Visitor {
     is_proxy: bool,
     is_malformed: bool,
     is_tls: bool,
+    /// A TLS handshake was charged to `address`.
+    has_paid: bool,
     attempted: Option<Leg>,
 }
 
@@ -36,6 +38,7 @@ impl Visitor {
             is_proxy,
             is_malformed: false,
             is_tls: false,
+            has_paid: false,
             attempted: None,
         }
     }
@@ -70,6 +73,19 @@ impl Visitor {
         }
     }
 
+    /// Makes a TLS handshake, if the address may.
+    ///
+    /// A trusted proxy that speaks TLS to the relay and names its client in the request makes the
+    /// handshakes of all its clients: they are not limited. The attempts that follow are.
+    pub(crate) fn shake(&mut self) -> Result<(), Refusal> {
+        let Some(attempts) = self.relay.attempts.as_ref().filter(|_| !self.is_proxy) else {
+            return Ok(());
+        };
+        attempts.admit_handshake(self.address, Instant::now()).map_err(Refusal::RateLimited)?;
+        self.has_paid = true;
+        Ok(())
+    }
+
     /// Tells the table of heads whose this one is, which may cost the oldest of the same source.
     fn identify(&self) {
         let source = Origin::of(self.address);
@@ -94,12 +110,12 @@ impl Caller for Visitor {
         if self.is_malformed {
             return Err(Refusal::BadForwarding);
         }
-        match &self.relay.attempts {
-            Some(attempts) => {
-                attempts.admit(self.address, Instant::now()).map_err(Refusal::RateLimited)
-            }
-            None => Ok(()),
+        let Some(attempts) = &self.relay.attempts else { return Ok(()) };
+        attempts.admit(self.address, Instant::now()).map_err(Refusal::RateLimited)?;
+        if std::mem::take(&mut self.has_paid) {
+            attempts.refund_handshake(self.address);
         }
+        Ok(())
     }
 
     fn serves(&self, host: Option<&[u8]>) -> bool {

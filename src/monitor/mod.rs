@@ -66,7 +66,7 @@ async fn serve(
         match accepted.await {
             Ok((stream, address)) => {
                 let Ok(io) = Tcp::prepare(stream) else { continue };
-                let entry = connections.enter(None, usize::MAX);
+                let entry = connections.enter(Origin::of(address.ip()), Some(usize::MAX));
                 let serial = entry.serial();
                 let task = executor.spawn(answer(
                     Rc::clone(relay),

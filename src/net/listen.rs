@@ -5,9 +5,9 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use log::info;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::limits::LISTEN_BACKLOG;
+use crate::limits::{LISTEN_BACKLOG, RECEIVE_BUFFER};
 
 /// An address to listen on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +57,18 @@ pub(crate) fn parse_listen(text: &str) -> Result<Listen, String> {
 /// (free bind); `:port` falls back to IPv4 alone where the kernel has no IPv6.
 pub fn open(listen: Listen) -> io::Result<TcpListener> {
     let socket = bound(listen)?;
+    bound_receiving(&socket)?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Bounds what the kernel receives for a connection, or for all connections that are made to a
+/// listening socket from now on: the window that they announce is chosen by the listening socket.
+pub(crate) fn bound_receiving<'s, S>(socket: &'s S) -> io::Result<()>
+where
+    SockRef<'s>: From<&'s S>,
+{
+    SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER)
 }
 
 /// Whether [`open`] would succeed now. Nobody can connect to what is bound for that moment, and

@@ -10,6 +10,7 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use socket2::SockRef;
 
 use crate::limits::NOTSENT_LOWAT;
+use crate::net::listen;
 use crate::net::readiness::Readiness;
 
 /// A socket as a link drives it.
@@ -50,11 +51,13 @@ pub struct Tcp {
 
 impl Tcp {
     /// Prepares an accepted socket: no delay for small frames, and no deep backlog in the kernel,
-    /// where a pong would wait behind it and nobody would count it.
+    /// where a pong would wait behind it and nobody would count it. What comes in is bounded here
+    /// too: whoever waited in an inherited queue was received by the rules of another.
     pub(crate) fn prepare(stream: std::net::TcpStream) -> io::Result<Self> {
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
+        listen::bound_receiving(&stream)?;
         let stream = TcpStream::try_from(stream)?;
         let readiness = Readiness::of(stream.clone().into());
         Ok(Self { stream, readiness })

@@ -13,6 +13,7 @@ use smol::LocalExecutor;
 use crate::admission::heads::Heads;
 use crate::connection;
 use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
+use crate::net::listen;
 use crate::net::readiness::Readiness;
 use crate::net::transport::Tcp;
 use crate::origin::Origin;
@@ -27,6 +28,8 @@ pub(super) struct Listener {
 
 impl Listener {
     pub(super) fn new(socket: std::net::TcpListener, is_tls: bool) -> io::Result<Self> {
+        // Again, for one that systemd has opened.
+        listen::bound_receiving(&socket)?;
         Ok(Self { readiness: Readiness::of(Arc::new(Async::new(socket)?)), is_tls })
     }
 }
@@ -46,10 +49,10 @@ pub(super) fn admit(
 ) {
     // A socket that cannot be set up is one that has ended already.
     let Ok(io) = Tcp::prepare(stream) else { return };
+    let source = Origin::of(remote);
     // Whose a connection by a trusted proxy is turns out later.
-    let source = (!relay.config.proxies.trusts(remote)).then(|| Origin::of(remote));
-    let room = source.map_or(usize::MAX, |source| relay.permits.room(source));
-    let entry = heads.enter(source, room);
+    let is_own = !relay.config.proxies.trusts(remote);
+    let entry = heads.enter(source, is_own.then(|| relay.permits.room(source)));
     let serial = entry.serial();
     let relay = Rc::clone(relay);
     let task = if is_tls && relay.secure.is_some() {
@@ -148,8 +151,10 @@ mod tests {
     use std::future::poll_fn;
     use std::net::TcpStream;
 
+    use socket2::SockRef;
+
     use super::*;
-    use crate::net::listen;
+    use crate::limits::RECEIVE_BUFFER;
     use crate::net::listen::Listen;
 
     #[test]
@@ -178,5 +183,31 @@ mod tests {
             }
         }
         panic!("they always came in the same order");
+    }
+
+    #[test]
+    fn what_is_received_is_bounded_on_a_socket_that_somebody_else_opened() {
+        let bound = |socket: &TcpStream| {
+            SockRef::from(socket).recv_buffer_size().unwrap() <= 2 * RECEIVE_BUFFER
+        };
+        let inherited = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        SockRef::from(&inherited).set_recv_buffer_size(4 * RECEIVE_BUFFER).unwrap();
+        let address = inherited.local_addr().unwrap();
+        let _early = TcpStream::connect(address).unwrap();
+        let mut listeners = [Listener::new(inherited, false).unwrap()];
+        let _later = TcpStream::connect(address).unwrap();
+        let mut accepted = Vec::new();
+        let mut turn = 0;
+        while accepted.len() < 2 {
+            let batch = poll_fn(|cx| poll_accept(cx, &mut listeners, &mut turn));
+            accepted.extend(smol::block_on(batch).unwrap());
+        }
+        let streams: Vec<_> = accepted.into_iter().map(|accepted| accepted.stream).collect();
+        assert!(bound(&streams[1]), "whoever connects from now on");
+        for stream in streams {
+            let same = stream.try_clone().unwrap();
+            let _tcp = Tcp::prepare(stream).unwrap();
+            assert!(bound(&same), "whoever waited is bound too");
+        }
     }
 }

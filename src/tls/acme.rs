@@ -28,7 +28,7 @@ use crate::tls::events;
 pub(crate) struct Challenges(RefCell<Option<Arc<ServerConfig>>>);
 
 /// Takes the answers away when it is dropped.
-struct Shown<'a>(&'a Challenges);
+pub(super) struct Shown<'a>(&'a Challenges);
 
 impl Challenges {
     /// With what to finish the handshake of such a connection, which is to be closed then; `None`
@@ -37,7 +37,8 @@ impl Challenges {
         self.0.borrow().clone()
     }
 
-    fn show(&self, config: Arc<ServerConfig>) -> Shown<'_> {
+    /// Gives these answers until what is returned is dropped.
+    pub(super) fn show(&self, config: Arc<ServerConfig>) -> Shown<'_> {
         self.0.replace(Some(config));
         Shown(self)
     }

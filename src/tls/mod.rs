@@ -58,6 +58,8 @@ enum Handshake {
     NotTls(Tcp),
     /// It was a check of an ACME directory, which has its answer.
     Challenge,
+    /// It was not allowed, which is counted where that was decided.
+    Forbidden,
     /// It failed: how that is counted, and why. What was to be said to the peer has been said.
     Unwanted(Refused, io::Error),
 }
@@ -189,7 +191,13 @@ impl Secure {
     /// Without one it is over: a check of an ACME directory has its answer, and a failure was
     /// logged, with `remote`, and counted in `metrics`. `account` pays for what TLS holds.
     ///
+    /// `may_sign` is asked once the peer has said what it wants, before anything is computed for it.
+    /// If the answer is no, the peer gets the fatal alert `access_denied` (RFC 8446, section 6.2):
+    /// TLS has none for a rate, and with a plain end the peer could take the relay for broken. A
+    /// check of an ACME directory is not asked about: without it there would be no certificate.
+    ///
     /// Not cancel safe: a cancelled handshake is a closed connection.
+    #[allow(clippy::too_many_arguments, reason = "each is asked for once and by nobody else")]
     pub(crate) async fn shake(
         &self,
         tcp: Tcp,
@@ -198,15 +206,17 @@ impl Secure {
         remote: IpAddr,
         account: &Rc<Account>,
         metrics: &Metrics,
+        may_sign: impl FnOnce() -> bool,
     ) -> Result<Tls, Option<Tcp>> {
         let timeout = async {
             Timer::at(deadline).await;
             Handshake::Unwanted(Refused::HeadTimeout, io::ErrorKind::TimedOut.into())
         };
-        match self.try_to_shake(tcp, opening, account).or(timeout).await {
+        match self.try_to_shake(tcp, opening, account, may_sign).or(timeout).await {
             Handshake::Done(tls) => return Ok(tls),
             Handshake::NotTls(tcp) => return Err(Some(tcp)),
             Handshake::Challenge => events::challenge_answered(remote),
+            Handshake::Forbidden => {}
             Handshake::Unwanted(refused, error) => {
                 events::handshake_failed(remote, &error);
                 metrics.refused.bump(refused);
@@ -220,6 +230,7 @@ impl Secure {
         mut tcp: Tcp,
         mut opening: Vec<u8>,
         account: &Rc<Account>,
+        may_sign: impl FnOnce() -> bool,
     ) -> Handshake {
         if opening.is_empty() {
             let mut first = [0];
@@ -249,13 +260,15 @@ impl Secure {
                 Err(error) => failed(error),
             };
         }
+        let is_allowed = may_sign();
         let is_served = self.serves(begun.client_hello().server_name().unwrap_or_default());
-        let config = if is_served { &self.config } else { &self.refusing };
+        let config = if is_allowed && is_served { &self.config } else { &self.refusing };
         let completed = begun.into_stream_with(Arc::clone(config), |session| {
             session.set_buffer_limit(Some(TLS_WRITE_BUFFER));
         });
         match completed.await {
             Ok(stream) => Handshake::Done(Tls::new(stream)),
+            Err(_) if !is_allowed => Handshake::Forbidden,
             Err(error) if !is_served => Handshake::Unwanted(Refused::TlsName, error),
             Err(error) => failed(error),
         }
@@ -279,3 +292,6 @@ const ACME_TLS_ALPN: &[u8] = b"acme-tls/1";
 /// The content type of a record with a handshake message (RFC 8446, section 5.1), which is the first
 /// byte of every TLS connection.
 const HANDSHAKE: u8 = 0x16;
+
+#[cfg(test)]
+mod tests;

@@ -126,6 +126,27 @@ fn a_flood_of_idle_connections_from_one_address_costs_nobody_else_a_request() {
 }
 
 #[test]
+fn a_few_addresses_that_fill_the_table_of_requests_cost_nobody_else_a_request() {
+    rlimit::increase_nofile_limit(u64::MAX).expect("the limit may be raised to the hard one");
+    let relay = Relay::start(&["--max-connections-per-ip", "64", "--header-timeout", "60s"]);
+    let dial =
+        |network: u8, host: u8| connect_from(Ipv4Addr::new(127, 10, network, host), relay.address);
+    // Half of the newcomers are older than the flood.
+    let mut newcomers: Vec<_> = (0..20).map(|host| dial(1, host)).collect();
+    let mut flood: Vec<Vec<_>> =
+        (0..8).map(|host| (0..64).map(|_| dial(0, host)).collect()).collect();
+    newcomers.extend((20..40).map(|host| dial(1, host)));
+    // The flood goes on before any of them has said a word.
+    for (host, stalled) in (0..8).zip(&mut flood) {
+        stalled.extend((0..64).map(|_| dial(0, host)));
+    }
+    for (number, stream) in newcomers.into_iter().enumerate() {
+        let response = finish(stream, HEALTH);
+        assert!(response.starts_with("HTTP/1.1 200 "), "newcomer {number}: {response}");
+    }
+}
+
+#[test]
 fn addresses_behind_a_trusted_proxy_have_a_share_each() {
     let options = ["--trusted-proxy", "127.0.0.1", "--max-connections-per-ip", "2"];
     let relay = Relay::start(&options);

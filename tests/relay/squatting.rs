@@ -1,7 +1,11 @@
 //! What somebody who knows an id, or guesses at them, can make the relay and the others do.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pyrycode_relay::limits::RECEIVE_BUFFER;
 
 use crate::rig::ws::{self, Ws, is_timeout};
 use crate::rig::{
@@ -161,6 +165,56 @@ fn an_idler_that_is_cut_off_does_not_take_a_lingering_answer_of_somebody_else_wi
     assert!(rest.ends_with("\r\n\r\n"), "{rest}");
     let mut own = connect_from(Ipv4Addr::LOCALHOST, relay.address);
     assert_eq!(status(&mut own, "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n"), 200);
+}
+
+/// Bytes that the kernel has received for each connection at `address` and that nobody has read.
+fn received_ahead(address: SocketAddr) -> Vec<usize> {
+    const ESTABLISHED: &str = "01";
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == ESTABLISHED)
+        .map(|row| usize::from_str_radix(row[4].split_once(':').unwrap().1, 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_kernel_receives_little_ahead_for_phones_that_are_held_back() {
+    const PHONES: usize = 16;
+    let relay = Relay::start(&["--write-timeout", "1000s", "--max-phones", "16"]);
+    let id = fresh_id("held-back");
+    let mut binary = relay.binary(&id);
+    let phones: Vec<_> = (0..PHONES).map(|_| relay.registered_phone(&id).0).collect();
+    // While the binary reads, the kernel learns how fast they are.
+    let known = Arc::new(AtomicUsize::new(0));
+    let so_far = Arc::clone(&known);
+    let reader = std::thread::spawn(move || {
+        while so_far.load(Ordering::Relaxed) < PHONES {
+            binary.read_text();
+        }
+        binary
+    });
+    let message = format!("\"{}\"", "x".repeat(80_000));
+    let senders: Vec<_> = phones
+        .into_iter()
+        .map(|mut phone| {
+            let (message, known) = (message.clone(), Arc::clone(&known));
+            std::thread::spawn(move || {
+                for _ in 0..25 {
+                    phone.send_text(&message);
+                }
+                known.fetch_add(1, Ordering::Relaxed);
+                phone.send_until_blocked(1_000, |_| message.clone());
+                phone
+            })
+        })
+        .collect();
+    let _binary = reader.join().unwrap();
+    let _phones: Vec<_> = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+    let received = received_ahead(relay.address);
+    let held_back = received.iter().filter(|bytes| **bytes > 0).count();
+    assert!(held_back >= PHONES / 2, "{received:?}");
+    assert!(received.iter().all(|bytes| *bytes <= 2 * RECEIVE_BUFFER), "{received:?}");
 }
 
 /// Expects that these connections end without an answer.

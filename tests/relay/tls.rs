@@ -1,5 +1,6 @@
 //! TLS of its own: real handshakes with certificates made for the test.
 
+mod allowance;
 pub mod client;
 mod display;
 mod handshake;

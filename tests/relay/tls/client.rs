@@ -169,8 +169,17 @@ impl Client {
 
     /// Asks for the health page of `host`, and reads the answer to an orderly end.
     pub fn ask(&self, address: SocketAddr, name: &str, host: &str) -> io::Result<(String, Met)> {
+        self.ask_over(connect(address), name, host)
+    }
+
+    /// The same over a connection that is there already.
+    pub fn ask_over(
+        &self,
+        mut tcp: TcpStream,
+        name: &str,
+        host: &str,
+    ) -> io::Result<(String, Met)> {
         let mut session = self.session(name);
-        let mut tcp = connect(address);
         session.complete_io(&mut tcp)?;
         let mut stream = futures_rustls::rustls::Stream::new(&mut session, &mut tcp);
         stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
@@ -196,7 +205,8 @@ impl Client {
         self.tunnel(connect_narrow(address))
     }
 
-    fn tunnel(&self, far: TcpStream) -> TcpStream {
+    /// The same over a connection that is there already.
+    pub fn tunnel(&self, far: TcpStream) -> TcpStream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let narrow = socket2::SockRef::from(&far).recv_buffer_size().unwrap() < 16 * 1024;
         let at = listener.local_addr().unwrap();
