@@ -3,7 +3,8 @@
 //!
 //! So a codec never holds anything of a connection from one turn to the next, a few of them serve all
 //! connections, and what is held of a message is exactly what has arrived of it. Control frames between
-//! the fragments of a message pass at once. What the codec would write by itself (pongs, close replies)
+//! the fragments of a message pass at once. A message that came in pieces needs no codec at all: its headers
+//! were judged as they came, and it is unmasked where it lies. What the codec would write by itself (pongs, close replies)
 //! is discarded: ours go through the outbox, in their order and with their bounds.
 
 mod assembly;
@@ -19,10 +20,10 @@ use std::time::Instant;
 
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use async_tungstenite::tungstenite::{Error, Message};
+use async_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
-use self::assembly::{Assembly, Whole};
+use self::assembly::{Assembly, Payload, Whole};
 use crate::close::Close;
 use crate::limits::{CODEC_BUFFER, SPARE_CODECS};
 use crate::net::scratch::{Lent, Scratch};
@@ -156,11 +157,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         match whole {
             None => Decoded::NeedInput,
             Some(Err(close)) => Decoded::Violation(close),
-            Some(Ok(Whole::Pieces(pieces))) => self.decode_span(cx, Span::own(pieces)).1,
-            Some(Ok(Whole::Joined(pieces, at))) => {
-                let joined = Span { at, ..Span::own(pieces) };
-                self.decode_span(cx, joined).1
-            }
+            Some(Ok(Whole::Control(frame))) => self.decode_span(cx, Span::own(frame)).1,
+            Some(Ok(Whole::Message(payload))) => message_of(payload),
             Some(Ok(Whole::Input(range))) => {
                 // The codec reads where the bytes are, and gives them back.
                 let Span { source, at, end } = mem::take(&mut self.input);
@@ -227,6 +225,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Memory held for input between turns, in bytes.
     pub(crate) fn held(&self) -> usize {
         self.assembly.held() + self.input.held()
+    }
+}
+
+/// The message with this payload; text must be UTF-8 (RFC 6455 section 5.6).
+fn message_of(Payload { is_text, bytes, at }: Payload) -> Decoded {
+    let payload = Bytes::from(bytes).slice(at..);
+    if !is_text {
+        return Decoded::Message(Message::Binary(payload));
+    }
+    match Utf8Bytes::try_from(payload) {
+        Ok(text) => Decoded::Message(Message::Text(text)),
+        Err(_) => Decoded::Violation(Close::BadUtf8),
     }
 }
 

@@ -1,24 +1,26 @@
 //! A message that is on its way: its bytes as they came, until the last of them is there.
 //!
 //! Fragments are joined as they end. A message of the smallest fragments would hold seven times its size in
-//! headers, and cost the codec a hundred thousand frames in the turn in which it is whole.
+//! headers, and cost the codec a hundred thousand frames in the turn in which it is whole. What came in
+//! pieces is unmasked where it lies: the codec would copy it once more.
 
 use std::mem;
 use std::ops::Range;
 use std::time::Instant;
 
-use super::follower::{Follower, Step};
+use super::follower::{Follower, Header, Step};
 use crate::close::Close;
 
 /// The bytes of the message in progress. What is held of a message is these bytes and nothing else.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     pub(super) follower: Follower,
-    /// The payloads of the fragments that have ended, unmasked, behind room for the header of a frame;
-    /// empty before there are any.
+    /// The payloads of the fragments that have ended, unmasked.
     joined: Vec<u8>,
-    /// The opcode of the first of them.
-    opcode: u8,
+    /// Whether there are any; they may be empty.
+    has_joined: bool,
+    /// Whether the first of them announced text.
+    is_text: bool,
     /// The frame in progress, as it came.
     frame: Vec<u8>,
 }
@@ -28,10 +30,21 @@ pub(super) struct Assembly {
 pub(super) enum Whole {
     /// It is these bytes of the input.
     Input(Range<usize>),
-    /// It came in pieces.
-    Pieces(Vec<u8>),
-    /// It came in fragments and begins at this place.
-    Joined(Vec<u8>, usize),
+    /// A control frame that came in pieces.
+    Control(Vec<u8>),
+    /// A message that came in pieces.
+    Message(Payload),
+}
+
+/// The payload of a message, unmasked.
+#[derive(PartialEq, Eq, Debug)]
+pub(super) struct Payload {
+    /// Whether it was announced as text.
+    pub(super) is_text: bool,
+    /// It, behind a header.
+    pub(super) bytes: Vec<u8>,
+    /// Where it begins.
+    pub(super) at: usize,
 }
 
 impl Assembly {
@@ -52,14 +65,10 @@ impl Assembly {
                 Step::Within => break,
                 Step::Refused(close) => return (at, Some(Err(close))),
                 Step::Fragment => self.join(&input[begun..at]),
-                Step::Message if !self.joined.is_empty() => {
-                    self.join(&input[begun..at]);
-                    *frames -= 1;
-                    return (at, Some(Ok(self.whole_message())));
-                }
                 Step::Control | Step::Message => {
                     *frames -= 1;
-                    return (at, Some(Ok(self.whole_frame(input, begun..at))));
+                    let is_message = step == Step::Message;
+                    return (at, Some(Ok(self.complete(is_message, input, begun..at))));
                 }
             }
             *frames -= 1;
@@ -75,61 +84,60 @@ impl Assembly {
         self.frame.capacity() + self.joined.capacity()
     }
 
-    /// A frame that stands for itself and whose last bytes are `range` of the input.
-    fn whole_frame(&mut self, input: &[u8], range: Range<usize>) -> Whole {
+    /// The frame whose last bytes are `range` of the input completes a message, or is a control frame.
+    fn complete(&mut self, is_message: bool, input: &[u8], range: Range<usize>) -> Whole {
+        if is_message && self.has_joined {
+            self.join(&input[range]);
+            self.has_joined = false;
+            let bytes = mem::take(&mut self.joined);
+            return Whole::Message(Payload { is_text: self.is_text, bytes, at: 0 });
+        }
         if self.frame.is_empty() {
             return Whole::Input(range);
         }
-        let mut pieces = mem::take(&mut self.frame);
-        pieces.reserve_exact(range.len());
-        pieces.extend_from_slice(&input[range]);
-        Whole::Pieces(pieces)
+        let mut bytes = mem::take(&mut self.frame);
+        bytes.reserve_exact(range.len());
+        bytes.extend_from_slice(&input[range]);
+        if !is_message {
+            return Whole::Control(bytes);
+        }
+        let Header { first, length: at, mask } = self.follower.last_header();
+        unmask(&mut bytes[at..], mask);
+        Whole::Message(Payload { is_text: is_text(first), bytes, at })
     }
 
     /// Joins a fragment, whose last bytes are `rest`, to those before it.
     fn join(&mut self, rest: &[u8]) {
-        let (first, header, mask) = self.follower.last_header();
-        if self.joined.is_empty() {
-            self.opcode = first & 0x0f;
-            self.joined.reserve_exact(HEADER_ROOM + LEAST_GROWTH);
-            self.joined.resize(HEADER_ROOM, 0);
+        let Header { first, length: header, mask } = self.follower.last_header();
+        if !self.has_joined {
+            (self.has_joined, self.is_text) = (true, is_text(first));
         }
         let begun = mem::take(&mut self.frame);
-        let payload = begun.len().saturating_sub(header);
         // Of the rest, what is left of the header comes first.
-        let (early, late) =
-            (&begun[begun.len() - payload..], &rest[header.saturating_sub(begun.len())..]);
+        let (early, late) = (begun.get(header..), &rest[header.saturating_sub(begun.len())..]);
         let start = self.joined.len();
-        keep(&mut self.joined, early, late.len());
+        keep(&mut self.joined, early.unwrap_or_default(), late.len());
         keep(&mut self.joined, late, 0);
-        for four in self.joined[start..].chunks_mut(4) {
-            for (byte, mask) in four.iter_mut().zip(mask) {
-                *byte ^= mask;
-            }
-        }
+        unmask(&mut self.joined[start..], mask);
     }
+}
 
-    /// The joined fragments as one frame (RFC 6455 section 5.2), with a mask that changes nothing.
-    fn whole_message(&mut self) -> Whole {
-        const MASKED: u8 = 0x80;
-        let mut pieces = mem::take(&mut self.joined);
-        let length = pieces.len() - HEADER_ROOM;
-        let mut header = vec![0x80 | self.opcode];
-        match (u8::try_from(length), u16::try_from(length)) {
-            (Ok(short @ ..126), _) => header.push(MASKED | short),
-            (_, Ok(medium)) => {
-                header.push(MASKED | 126);
-                header.extend(medium.to_be_bytes());
-            }
-            _ => {
-                header.push(MASKED | 127);
-                header.extend((length as u64).to_be_bytes());
-            }
-        }
-        header.extend([0; 4]);
-        let start = HEADER_ROOM - header.len();
-        pieces[start..HEADER_ROOM].copy_from_slice(&header);
-        Whole::Joined(pieces, start)
+/// Whether a frame that begins with this byte announces text (RFC 6455 section 5.2).
+fn is_text(first: u8) -> bool {
+    first & 0x0f == 0x1
+}
+
+/// RFC 6455 section 5.3, eight bytes at a time.
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let [a, b, c, d] = mask;
+    let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let mut words = payload.chunks_exact_mut(8);
+    for chunk in &mut words {
+        let masked = u64::from_ne_bytes((&*chunk).try_into().expect("bug: chunks of eight"));
+        chunk.copy_from_slice(&(masked ^ word).to_ne_bytes());
+    }
+    for (byte, mask) in words.into_remainder().iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= mask;
     }
 }
 
@@ -138,12 +146,10 @@ impl Assembly {
 fn keep(buffer: &mut Vec<u8>, bytes: &[u8], following: usize) {
     let room = buffer.capacity() - buffer.len();
     if room < bytes.len() {
-        let ahead = (buffer.len() / 4).max(LEAST_GROWTH);
+        let ahead = ((buffer.len() + bytes.len()) / 4).max(LEAST_GROWTH);
         buffer.reserve_exact(bytes.len() + ahead.min(following.max(buffer.len() / 8).max(64)));
     }
     buffer.extend_from_slice(bytes);
 }
 
-/// Longest header of a frame, in bytes.
-const HEADER_ROOM: usize = 14;
 const LEAST_GROWTH: usize = 512;

@@ -24,6 +24,15 @@ pub(super) struct Follower {
     control: [u8; 2],
 }
 
+/// The header of a frame that the peer has masked.
+pub(super) struct Header {
+    /// The first byte: flags and opcode.
+    pub(super) first: u8,
+    /// Its length in bytes.
+    pub(super) length: usize,
+    pub(super) mask: [u8; 4],
+}
+
 /// How far the bytes came that were followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
@@ -51,11 +60,11 @@ impl Follower {
     }
 
     /// The header of the last frame that ended, which the peer has masked.
-    pub(super) fn last_header(&self) -> (u8, usize, [u8; 4]) {
+    pub(super) fn last_header(&self) -> Header {
         let length = header_length(self.header);
         let mut mask = [0; 4];
         mask.copy_from_slice(&self.header[length - 4..length]);
-        (self.header[0], length, mask)
+        Header { first: self.header[0], length, mask }
     }
 
     /// The first two payload bytes of the last control frame: a close code, if it was a close frame.

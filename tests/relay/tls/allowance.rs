@@ -56,8 +56,11 @@ fn handshakes_beyond_the_burst_are_ended_before_anything_is_signed_and_are_count
     let (remote, reason) = (greedy.to_string(), "too many attempts");
     let fields = [("remote", remote.as_str()), ("reason", reason)];
     events::wait_nth(seen, "refused", &fields, 3);
-    let page =
-        crate::rig::request(relay.metrics.unwrap(), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").1;
+    let page = crate::rig::request(
+        relay.metrics.unwrap(),
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    )
+    .1;
     for line in ["{reason=\"rate_limit\"} 3", "{reason=\"tls_handshake\"} 0"] {
         let line = format!("\npyrycode_relay_refused_requests_total{line}\n");
         assert!(page.contains(&line), "{line}: {page}");
