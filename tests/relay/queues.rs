@@ -165,7 +165,7 @@ fn flood(number: usize) -> String {
 
 const FLOOD_LENGTH: usize = 4000;
 /// Messages that a flooder still has to send when it is no longer pushed back.
-const REST: usize = 200;
+const REST: usize = 500;
 /// What the relay's queue and the kernel's buffers on the way to it may take, generously.
 const MOST_TAKEN: usize = 32 * 1024 * 1024;
 const IDLE_ROUND_TRIPS: usize = 40;
