@@ -19,6 +19,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
         self.incoming.begin_turn(TURN_FRAMES);
         let before = self.tally.bytes_in;
+        let mut has_read = false;
         let more = loop {
             self.handle_input(cx, now);
             self.charge_input();
@@ -26,12 +27,15 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 break false;
             }
             let is_much = self.tally.bytes_in - before >= BATCH_BYTES as u64;
-            if self.incoming.has_input() || is_much || now.elapsed() >= TURN_TIME {
+            // However slow the machine, each turn reads once: else none would ever.
+            let is_late = has_read && now.elapsed() >= TURN_TIME;
+            if self.incoming.has_input() || is_much || is_late {
                 break true;
             }
             if !self.fill(cx, now) {
                 break false;
             }
+            has_read = true;
         };
         self.incoming.end_turn();
         self.charge_input();

@@ -8,7 +8,7 @@ use relay_test_kit::socket::MockSocket;
 
 use super::*;
 use crate::config::{Config, Options};
-use crate::limits::BATCH_BYTES;
+use crate::limits::{BATCH_BYTES, TURN_TIME};
 use crate::origin::{NOBODY, Origin};
 use crate::queue::probe::{Outcome, Probe};
 use crate::signals::Stop;
@@ -129,4 +129,12 @@ fn a_message_that_never_ends_is_late_whatever_keeps_coming() {
             break;
         }
     }
+}
+
+#[test]
+fn a_turn_that_begins_late_reads_all_the_same() {
+    let mut scene = Scene::new();
+    std::thread::sleep(2 * TURN_TIME);
+    scene.arrives(encode(true, PING, b"late"));
+    assert_eq!(scene.turn_after(0), [PONG]);
 }
