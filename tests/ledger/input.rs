@@ -111,7 +111,7 @@ fn a_message_that_finds_no_room_is_charged_as_it_is_allocated() {
     // More than half of the queue's bound, with what each of them counts.
     let count = 8000;
     phone.send_raw(&encode(true, TEXT, b"1").repeat(count));
-    watched.check("small messages without room", 2, AtLeast(500 * 1024));
+    watched.check("small messages without room", 2, AtLeast(400 * 1024));
     binary.widen(1024 * 1024);
     binary.read_messages(1 + count);
     phone.sync();

@@ -156,7 +156,7 @@ fn a_bad_value_gets_a_message_that_says_what_to_write() {
         (["--max-frame-bytes", "lots"], "256KiB"),
         (["--max-frame-bytes", "99999999999999999999"], "256KiB"),
         (["--max-frame-bytes", "64GiB"], "16.0 MiB is the most"),
-        (["--memory-budget", "18446744073709551615"], "GiB is the most"),
+        (["--memory-budget", "18446744073709551615"], "iB is the most"),
         (["--max-connections", "4294967295"], "1048576 is the most"),
         (["--grace", "100000000h"], "year"),
         (["--heartbeat-interval", "1ns"], "millisecond"),

@@ -160,6 +160,7 @@ fn reason(output: &Output) -> String {
 }
 
 #[test]
+#[cfg_attr(relay_emulated, ignore = "the emulator needs descriptors of its own")]
 fn without_descriptors_for_the_event_loop_it_says_so_and_exits_with_1() {
     for most in 5..=10 {
         let line = format!(r#"ulimit -n {most} && exec "$0" "$@""#);
@@ -171,6 +172,7 @@ fn without_descriptors_for_the_event_loop_it_says_so_and_exits_with_1() {
 }
 
 #[test]
+#[cfg_attr(relay_emulated, ignore = "the emulator does not fit into the address space")]
 fn without_a_helper_thread_it_says_so_and_exits_with_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
