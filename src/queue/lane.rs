@@ -3,11 +3,15 @@
 //! Towards a binary several phones share it. None of them may fill more than half, and when the
 //! whole is full they are let in again in the order in which they were held back.
 
+mod table;
+
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
+use std::iter::Flatten;
 use std::rc::Rc;
 use std::task::Waker;
 
+use self::table::Table;
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
 use crate::queue::budget::Account;
@@ -24,7 +28,7 @@ pub struct Lane {
 
 #[derive(Debug, Default)]
 struct Contents {
-    entries: VecDeque<Entry>,
+    entries: Table<Entry>,
     held: usize,
     /// Bytes of the front entry that the attached connection's socket has accepted.
     begun: usize,
@@ -186,7 +190,6 @@ impl Lane {
             }
             !dropped
         });
-        state.shrink();
         state.wake_first(self.limit);
     }
 
@@ -272,7 +275,7 @@ impl Lane {
     /// Shows what is to be written to `look`, which must not touch the lane.
     pub fn with_pending<T>(&self, look: impl FnOnce(Pending<'_>) -> T) -> T {
         let state = self.state.borrow();
-        look(Pending { entries: &state.entries, begun: state.begun, at: 0 })
+        look(Pending::new(&state.entries, state.begun))
     }
 
     /// The socket accepted `bytes` more of what is queued; returns what was completed.
@@ -307,7 +310,6 @@ impl Lane {
                 }
             }
         }
-        state.shrink();
         state.wake_first(self.limit);
         completed
     }
@@ -328,31 +330,18 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         let Contents { entries, held, .. } = &mut *self.state.borrow_mut();
-        for entry in entries.drain(..) {
+        for entry in std::mem::take(entries) {
             self.refund(held, &entry);
         }
     }
 }
 
 impl Contents {
-    /// The table grows by a quarter, not by doubling: what is unused of it is on no account.
     fn push(&mut self, entry: Entry) {
         self.held += cost(entry.bytes.len());
-        let count = self.entries.len();
-        if count == self.entries.capacity() {
-            self.entries.reserve_exact((count / 4).max(LEAST_PLACES));
-        }
         self.entries.push_back(entry);
         if let Some(waker) = self.writer.take() {
             waker.wake();
-        }
-    }
-
-    /// Gives back what the table does not need any more.
-    fn shrink(&mut self) {
-        let (count, places) = (self.entries.len(), self.entries.capacity());
-        if places > 2 * LEAST_PLACES && count < places / 4 * 3 {
-            self.entries.shrink_to(count + count / 8);
         }
     }
 
@@ -373,12 +362,19 @@ impl Contents {
 /// What is to be written, frame by frame.
 #[derive(Debug)]
 pub struct Pending<'a> {
-    entries: &'a VecDeque<Entry>,
+    next: Option<&'a Entry>,
+    behind: Flatten<vec_deque::Iter<'a, VecDeque<Entry>>>,
     begun: usize,
-    at: usize,
+    /// Bytes of the next frame that have been written already.
+    written: usize,
 }
 
 impl<'a> Pending<'a> {
+    fn new(entries: &'a Table<Entry>, begun: usize) -> Self {
+        let mut behind = entries.iter();
+        Self { next: behind.next(), behind, begun, written: begun }
+    }
+
     /// Bytes of the first frame that have been written already.
     pub fn begun(&self) -> usize {
         self.begun
@@ -386,13 +382,13 @@ impl<'a> Pending<'a> {
 
     /// The unsent bytes of the frame that is next; empty if there is none.
     pub fn front(&self) -> &'a [u8] {
-        let written = if self.at == 0 { self.begun } else { 0 };
-        self.entries.get(self.at).map_or(&[], |entry| &entry.bytes[written..])
+        self.next.map_or(&[], |entry| &entry.bytes[self.written..])
     }
 
     /// Goes on to the frame behind it.
     pub fn skip(&mut self) {
-        self.at += 1;
+        self.next = self.behind.next();
+        self.written = 0;
     }
 }
 
@@ -400,9 +396,6 @@ impl<'a> Pending<'a> {
 fn cost(length: usize) -> usize {
     length + MESSAGE_OVERHEAD
 }
-
-/// Places that the table of a queue grows by at least; 48 bytes each.
-const LEAST_PLACES: usize = 8;
 
 #[cfg(test)]
 mod tests {
