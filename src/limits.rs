@@ -143,6 +143,10 @@ pub const TURN_WRITES: usize = 4;
 /// Empty fragments that one message may have. No client comes near it, and a message without an end
 /// would cost work for ever and never a byte of what is bounded.
 pub const MAX_EMPTY_FRAGMENTS: usize = 1024;
+/// The smallest and the largest piece of a half-received message, in bytes: powers of two. With 4 KiB the
+/// holes between them cost twice as much, with 1 KiB the table of the pieces.
+pub(crate) const SMALLEST_PIECE: usize = 256;
+pub(crate) const LARGEST_PIECE: usize = 2 * 1024;
 /// The codec's read buffer in bytes. A codec is held only within a turn, or as a spare.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// Codecs kept for connections with something to decode: one per leg.

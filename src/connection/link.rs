@@ -10,7 +10,7 @@ mod tests;
 
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -25,12 +25,12 @@ use crate::leg::Leg;
 use crate::limits::LINGER_TIME;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
-use crate::queue::budget::{Account, Charge};
+use crate::queue::budget::{Account, Charge, Pledge};
 use crate::queue::outbox::{FlushEnd, Manner, Outbox};
 use crate::relay::Relay;
 use crate::telemetry::metrics::Direction;
 use crate::websocket::heartbeat::{Beat, Heartbeat};
-use crate::websocket::wire::Incoming;
+use crate::websocket::wire::{Incoming, Kept};
 
 /// The rest of a connection's life once it is upgraded. Boxed, so that a task weighs no more than
 /// the stage that it is in.
@@ -97,6 +97,12 @@ pub(crate) struct Upgraded<S> {
     pub permit: Permit,
 }
 
+impl Pledge for Kept {
+    fn forfeit(&self) {
+        self.clear();
+    }
+}
+
 impl<S: Transport, P: Peer + Unpin> Future for Link<S, P> {
     type Output = ();
 
@@ -145,8 +151,11 @@ impl<S: Transport, P: Peer> Link<S, P> {
         io.is_paid_for();
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
         let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
+        let incoming = Incoming::new(io, leftover, peer.largest_message(), &relay.codecs);
+        let kept: Weak<Kept> = Rc::downgrade(incoming.kept());
+        peer.account().pledge(kept);
         Self {
-            incoming: Incoming::new(io, leftover, peer.largest_message(), &relay.codecs),
+            incoming,
             outbox,
             charge: Charge::new(peer.account()),
             peer,

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -97,6 +98,15 @@ pub struct Account {
     condemned: Cell<bool>,
     /// Who is told when the account is condemned.
     owner: RefCell<Option<Waker>>,
+    /// What is freed when the account is condemned.
+    pledge: RefCell<Option<Weak<dyn Pledge>>>,
+}
+
+/// Memory that is freed where it is needed: its owner may not have a turn for long, with hundreds of
+/// others who all take more before that.
+pub(crate) trait Pledge: Debug {
+    /// Frees it.
+    fn forfeit(&self);
 }
 
 impl Account {
@@ -110,6 +120,7 @@ impl Account {
             held: Cell::new(0),
             condemned: Cell::new(false),
             owner: RefCell::default(),
+            pledge: RefCell::default(),
         });
         accounts.push(Rc::downgrade(&account));
         account
@@ -147,15 +158,28 @@ impl Account {
         }
     }
 
-    /// Takes the account out of the sum: its peer is being closed, and its memory will be free as
-    /// soon as the peer's task runs, so that nobody else is closed for the same bytes.
+    /// Names what is freed at once when the account is condemned.
+    pub(crate) fn pledge(&self, memory: Weak<dyn Pledge>) {
+        self.pledge.replace(Some(memory));
+    }
+
+    /// Takes the account out of the sum, so that nobody else is closed for the same bytes: its peer is being
+    /// closed. What was pledged is free with that, the rest as soon as the peer's task runs.
     pub(crate) fn condemn(&self) {
         if !self.condemned.replace(true) {
             self.ledger.lower(self.held.get());
+            if let Some(memory) = self.pledge.take().and_then(|memory| memory.upgrade()) {
+                memory.forfeit();
+            }
             if let Some(owner) = self.owner.take() {
                 owner.wake();
             }
         }
+    }
+
+    /// Whether its peer has to go.
+    pub(crate) fn is_condemned(&self) -> bool {
+        self.condemned.get()
     }
 
     /// Waits until the account is condemned; for one waiter. Cancel safe.
@@ -170,9 +194,10 @@ impl Account {
         Poll::Pending
     }
 
-    /// Nobody waits any more.
+    /// Nobody waits any more, and nothing is pledged.
     pub(crate) fn disown(&self) {
         self.owner.take();
+        self.pledge.take();
     }
 
     /// The ledger that this account belongs to.
@@ -316,6 +341,29 @@ mod tests {
         account.sub(35);
         account.condemn();
         assert_eq!((ledger.total(), account.held()), (0, 0));
+    }
+
+    #[test]
+    fn what_an_account_pledged_is_forfeit_once_and_at_once() {
+        #[derive(Default, Debug)]
+        struct Memory(Cell<u32>);
+        impl Pledge for Memory {
+            fn forfeit(&self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        let ledger = Ledger::new(10);
+        let account = Account::open(&ledger, NOBODY);
+        let memory = Rc::new(Memory::default());
+        let pledged: Weak<Memory> = Rc::downgrade(&memory);
+        account.pledge(pledged);
+        account.add(20);
+        assert_eq!((memory.0.get(), account.is_condemned()), (0, false));
+        account.condemn();
+        account.condemn();
+        assert_eq!((memory.0.get(), account.is_condemned()), (1, true));
+        drop(account);
+        assert_eq!(memory.0.get(), 1);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! Between the socket and the codec: messages are kept as the bytes that they came in until they are
-//! whole, and then decoded at once.
+//! Between the socket and the codec: messages are kept as bytes until they are whole.
 //!
 //! So a codec never holds anything of a connection from one turn to the next, a few of them serve all
 //! connections, and what is held of a message is exactly what has arrived of it. Control frames between
 //! the fragments of a message pass at once. A message that came in pieces needs no codec at all: its headers
-//! were judged as they came, and it is unmasked where it lies. What the codec would write by itself (pongs, close replies)
+//! were judged and its payload unmasked as they came. What the codec would write by itself (pongs, close replies)
 //! is discarded: ours go through the outbox, in their order and with their bounds.
 
 mod assembly;
 mod follower;
+mod pieces;
 
 use std::cell::RefCell;
 use std::io;
@@ -24,6 +24,7 @@ use async_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
 use self::assembly::{Assembly, Payload, Whole};
+use self::pieces::Pieces;
 use crate::close::Close;
 use crate::limits::{CODEC_BUFFER, SPARE_CODECS};
 use crate::net::scratch::{Lent, Scratch};
@@ -35,6 +36,7 @@ pub(crate) struct Incoming<S> {
     /// What was read and not looked at.
     input: Span,
     assembly: Assembly,
+    kept: Rc<Kept>,
     /// The codec of this turn.
     codec: Option<Box<Codec>>,
     codecs: Rc<Codecs>,
@@ -43,6 +45,29 @@ pub(crate) struct Incoming<S> {
     frames_left: usize,
     /// Input is thrown away instead of decoded.
     deaf: bool,
+}
+
+/// What is kept of a peer's input from one turn to the next. It is shared with whoever frees it when the
+/// memory is needed.
+#[derive(Default, Debug)]
+pub(crate) struct Kept {
+    /// The payload of a message as far as it has arrived, unmasked.
+    message: Pieces,
+    /// What was not looked at.
+    input: RefCell<Vec<u8>>,
+}
+
+impl Kept {
+    /// Frees all of it. Whoever sent it can only be closed: what comes next has no beginning.
+    pub(crate) fn clear(&self) {
+        self.message.clear();
+        drop(self.input.take());
+    }
+
+    /// Memory held, in bytes.
+    fn held(&self) -> usize {
+        self.message.held() + self.input.borrow().capacity()
+    }
 }
 
 type Codec = WebSocketStream<Span>;
@@ -101,6 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
             io,
             input: Span::own(leftover),
             assembly: Assembly::default(),
+            kept: Rc::default(),
             codec: None,
             codecs: Rc::clone(codecs),
             largest_message,
@@ -116,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// Whether there is input that has not been looked at.
     pub(crate) fn has_input(&self) -> bool {
-        !self.input.bytes().is_empty()
+        !self.input.bytes().is_empty() || !self.kept.input.borrow().is_empty()
     }
 
     /// Reads from the socket into the lent buffer; there must be no input that has not been looked at.
@@ -147,11 +173,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
 
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.
     pub(crate) fn decode(&mut self, cx: &mut Context<'_>, now: Instant) -> Decoded {
+        let kept = self.kept.input.take();
+        if !kept.is_empty() {
+            self.input = Span::own(kept);
+        }
         if self.deaf {
             self.input.at = self.input.end;
         }
-        let (input, frames) = (self.input.bytes(), &mut self.frames_left);
-        let (taken, whole) = self.assembly.take(input, now, self.largest_message, frames);
+        let (input, payload) = (self.input.bytes(), &self.kept.message);
+        let (largest, frames) = (self.largest_message, &mut self.frames_left);
+        let (taken, whole) = self.assembly.take(input, payload, now, largest, frames);
         let start = self.input.at;
         self.input.at += taken;
         match whole {
@@ -205,13 +236,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub(crate) fn discard(&mut self) {
         self.deaf = true;
+        self.kept.clear();
         self.assembly = Assembly::default();
     }
 
     /// Ends a turn of reading: the shared buffer and the codec go back, and what was not looked at is
     /// kept.
     pub(crate) fn end_turn(&mut self) {
-        self.input.settle();
+        let rest = mem::take(&mut self.input).into_bytes();
+        if !rest.is_empty() {
+            self.kept.input.replace(rest);
+        }
         if let Some(codec) = self.codec.take() {
             self.codecs.keep(self.largest_message, codec);
         }
@@ -222,15 +257,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         self.assembly.follower.begun()
     }
 
+    /// What is kept between turns. Once it was cleared from outside, all further input must be discarded.
+    pub(crate) fn kept(&self) -> &Rc<Kept> {
+        &self.kept
+    }
+
     /// Memory held for input between turns, in bytes.
     pub(crate) fn held(&self) -> usize {
-        self.assembly.held() + self.input.held()
+        self.assembly.held() + self.kept.held() + self.input.held()
     }
 }
 
 /// The message with this payload; text must be UTF-8 (RFC 6455 section 5.6).
-fn message_of(Payload { is_text, bytes, at }: Payload) -> Decoded {
-    let payload = Bytes::from(bytes).slice(at..);
+fn message_of(Payload { is_text, bytes }: Payload) -> Decoded {
+    let payload = Bytes::from(bytes);
     if !is_text {
         return Decoded::Message(Message::Binary(payload));
     }
@@ -292,12 +332,11 @@ impl Span {
         }
     }
 
-    /// Gives a lent buffer back and keeps the bytes that wait, in as much memory as they need.
-    fn settle(&mut self) {
-        let is_settled =
-            matches!(&self.source, Source::Own(bytes) if bytes.len() == self.end) && self.at == 0;
-        if !is_settled {
-            *self = Self::own(self.bytes().to_vec());
+    /// The bytes that wait, in as much memory as they need; a lent buffer goes back.
+    fn into_bytes(self) -> Vec<u8> {
+        match self.source {
+            Source::Own(bytes) if self.at == 0 && bytes.len() == self.end => bytes,
+            _ => self.bytes().to_vec(),
         }
     }
 

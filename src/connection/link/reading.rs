@@ -51,6 +51,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let held = self.incoming.held() + self.incoming.io().held();
         if self.charge.set(held) {
             self.relay.registry.relieve();
+            if self.charge.account().is_condemned() {
+                // It was this one that paid: the rest of the message would be taken for all of it.
+                self.incoming.discard();
+            }
         }
     }
 

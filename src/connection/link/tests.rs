@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::task::Waker;
 use std::time::Duration;
 
-use relay_test_kit::frame::{CLOSE, PING, PONG, TEXT, encode};
+use relay_test_kit::frame::{CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 use relay_test_kit::socket::MockSocket;
 
 use super::*;
@@ -137,4 +137,30 @@ fn a_turn_that_begins_late_reads_all_the_same() {
     std::thread::sleep(2 * TURN_TIME);
     scene.arrives(encode(true, PING, b"late"));
     assert_eq!(scene.turn_after(0), [PONG]);
+}
+
+#[test]
+fn a_message_that_was_given_up_for_the_budget_is_free_at_once_and_its_rest_is_no_message() {
+    for is_by_itself in [true, false] {
+        let mut scene = Scene::new();
+        let account = Rc::clone(scene.link.charge.account());
+        let ledger = Rc::clone(&scene.link.relay.ledger);
+        // None of them holds as much as the message, and all of them hold nearly everything.
+        let others: Vec<_> =
+            (0..ledger.limit() / 10_000).map(|_| Account::open(&ledger, NOBODY)).collect();
+        others.iter().for_each(|other| other.add(10_000));
+        scene.arrives(encode(false, TEXT, &[b' '; 20_000]));
+        scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
+        assert!(account.is_condemned());
+        assert_eq!(scene.link.incoming.held(), 0);
+        // JSON by itself.
+        let rest = encode(true, CONTINUATION, b"1");
+        let next = if is_by_itself { rest } else { [rest, encode(true, TEXT, b"2")].concat() };
+        scene.arrives(next);
+        scene.link.look_again();
+        scene.link.read(&mut Context::from_waker(Waker::noop()), scene.began);
+        assert_eq!(scene.link.tally.messages_in, 0);
+        assert_eq!(scene.turn_after(0), [CLOSE]);
+        assert!(!others.iter().any(|other| other.is_condemned()));
+    }
 }

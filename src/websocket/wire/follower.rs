@@ -24,13 +24,15 @@ pub(super) struct Follower {
     control: [u8; 2],
 }
 
-/// The header of a frame that the peer has masked.
-pub(super) struct Header {
-    /// The first byte: flags and opcode.
-    pub(super) first: u8,
-    /// Its length in bytes.
-    pub(super) length: usize,
-    pub(super) mask: [u8; 4],
+/// Bytes that were followed.
+pub(super) struct Followed {
+    /// How many.
+    pub(super) taken: usize,
+    /// Where the payload begins among them.
+    pub(super) payload: usize,
+    /// How many bytes of the payload came before them.
+    pub(super) offset: u64,
+    pub(super) step: Step,
 }
 
 /// How far the bytes came that were followed.
@@ -54,17 +56,16 @@ impl Follower {
         self.begun
     }
 
-    /// Payload bytes of the frame in progress that are still to come, as far as its header tells.
-    pub(super) fn remaining(&self) -> usize {
-        usize::try_from(self.remaining).unwrap_or(usize::MAX)
+    /// The first byte of the last frame that began: flags and opcode.
+    pub(super) fn first_byte(&self) -> u8 {
+        self.header[0]
     }
 
-    /// The header of the last frame that ended, which the peer has masked.
-    pub(super) fn last_header(&self) -> Header {
-        let length = header_length(self.header);
-        let mut mask = [0; 4];
-        mask.copy_from_slice(&self.header[length - 4..length]);
-        Header { first: self.header[0], length, mask }
+    /// The masking key of the last frame whose header is whole.
+    pub(super) fn masking_key(&self) -> [u8; 4] {
+        let end = header_length(self.header);
+        let key = self.header[..end].last_chunk();
+        *key.expect("bug: a masked header is longer than its key")
     }
 
     /// The first two payload bytes of the last control frame: a close code, if it was a close frame.
@@ -73,12 +74,13 @@ impl Follower {
     }
 
     /// Follows `bytes`, which is not empty, to the end of the frame in progress, or of the one that
-    /// begins with them. Returns how many of them that takes. `now` is when a message that begins here
-    /// begins; messages may have `largest` bytes.
-    pub(super) fn follow(&mut self, bytes: &[u8], now: Instant, largest: usize) -> (usize, Step) {
+    /// begins with them. `now` is when a message that begins here begins; messages may have `largest`
+    /// bytes.
+    pub(super) fn follow(&mut self, bytes: &[u8], now: Instant, largest: usize) -> Followed {
         let mut taken = 0;
         while !self.in_payload {
-            let Some(byte) = bytes.get(taken) else { return (taken, Step::Within) };
+            let header = |taken, step| Followed { taken, payload: taken, offset: 0, step };
+            let Some(byte) = bytes.get(taken) else { return header(taken, Step::Within) };
             if self.header_length == 0 && !self.fragmented {
                 self.begun = Some(now);
             }
@@ -89,16 +91,19 @@ impl Follower {
                 self.remaining = payload_length(self.header);
                 self.in_payload = true;
                 if let Err(close) = self.judge(largest) {
-                    return (taken, Step::Refused(close));
+                    return header(taken, Step::Refused(close));
                 }
             }
         }
-        let payload = self.remaining().min(bytes.len() - taken);
-        self.note_control(&bytes[taken..taken + payload]);
-        self.remaining -= payload as u64;
-        taken += payload;
+        let payload = taken;
+        let offset = payload_length(self.header) - self.remaining;
+        let remaining = usize::try_from(self.remaining).unwrap_or(usize::MAX);
+        let length = remaining.min(bytes.len() - taken);
+        self.note_control(&bytes[taken..taken + length]);
+        self.remaining -= length as u64;
+        taken += length;
         let step = if self.remaining == 0 { self.finish_frame() } else { Step::Within };
-        (taken, step)
+        Followed { taken, payload, offset, step }
     }
 
     /// Whether the peer may send a frame with this header now. The codec judges it once more when the

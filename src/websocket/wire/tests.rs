@@ -269,6 +269,24 @@ fn discarded_input_is_neither_decoded_nor_kept() {
 }
 
 #[test]
+fn what_is_kept_between_turns_is_free_as_soon_as_somebody_needs_it() {
+    let large = text(&"x".repeat(100_000));
+    let mut peer = Peer::new();
+    let turn = [text("whole"), large[..BATCH - 100].to_vec()].concat();
+    peer.turn(&turn);
+    assert!(peer.incoming.held() >= BATCH - 200);
+    peer.incoming.kept().clear();
+    assert_eq!(peer.incoming.held(), 0);
+    let mut peer = Peer::new();
+    peer.fill(&[text("first"), text("second")].concat());
+    assert_eq!(peer.decode(), Some(Got::Text("first".to_owned())));
+    peer.incoming.end_turn();
+    assert!(peer.incoming.held() > 0 && peer.incoming.has_input());
+    peer.incoming.kept().clear();
+    assert!(peer.incoming.held() == 0 && !peer.incoming.has_input());
+}
+
+#[test]
 fn the_end_and_the_errors_of_the_socket_are_handed_on() {
     let mut cx = Context::from_waker(Waker::noop());
     let mut peer = Peer::new();

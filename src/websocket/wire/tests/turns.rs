@@ -32,7 +32,7 @@ fn a_turn_ends_after_its_frames_however_empty_they_are() {
         assert!(decode(&mut peer, FRAMES).is_empty());
         peer.incoming.end_turn();
         let left = (1000 - turn * FRAMES) * 6 + 7;
-        assert_eq!(peer.incoming.input.bytes().len(), left, "turn {turn}");
+        assert_eq!(peer.incoming.kept.input.borrow().len(), left, "turn {turn}");
     }
     assert!(matches!(&decode(&mut peer, FRAMES)[..], [Decoded::Message(Message::Text(_))]));
     assert!(!peer.incoming.has_input());

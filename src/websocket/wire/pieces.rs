@@ -1,0 +1,103 @@
+//! The payload of a message on its way, in pieces that do not grow.
+//!
+//! One buffer that grows would leave a hole of every size that it had, and the holes of many connections
+//! cost half as much memory again as what they hold.
+
+use std::cell::RefCell;
+
+use crate::limits::{LARGEST_PIECE, SMALLEST_PIECE};
+
+/// Bytes in pieces.
+#[derive(Default, Debug)]
+pub(super) struct Pieces(RefCell<Table>);
+
+/// All pieces but the last are full.
+#[derive(Default, Debug)]
+struct Table {
+    pieces: Vec<Vec<u8>>,
+    length: usize,
+}
+
+impl Pieces {
+    /// In bytes.
+    pub(super) fn len(&self) -> usize {
+        self.0.borrow().length
+    }
+
+    /// Memory held, in bytes.
+    pub(super) fn held(&self) -> usize {
+        let Table { pieces, .. } = &*self.0.borrow();
+        let table = pieces.capacity() * size_of::<Vec<u8>>();
+        table + pieces.iter().map(Vec::capacity).sum::<usize>()
+    }
+
+    /// Appends bytes of a payload, unmasked with `mask`.
+    pub(super) fn append(&self, mut bytes: &[u8], mask: &mut Mask) {
+        let mut table = self.0.borrow_mut();
+        while !bytes.is_empty() {
+            let arrived = bytes.len();
+            let last = table.open_piece(arrived);
+            let room = last.capacity() - last.len();
+            let (next, rest) = bytes.split_at(room.min(arrived));
+            mask.append(last, next);
+            table.length += next.len();
+            bytes = rest;
+        }
+    }
+
+    /// Takes the bytes out, piece by piece; each is freed once it has been looked at.
+    pub(super) fn drain(&self) -> impl Iterator<Item = Vec<u8>> {
+        self.0.take().pieces.into_iter()
+    }
+
+    /// Frees everything.
+    pub(super) fn clear(&self) {
+        drop(self.0.take());
+    }
+}
+
+impl Table {
+    /// A piece with room for the first of `arrived` bytes. All that is held is at most a quarter more
+    /// than what has arrived, or [`SMALLEST_PIECE`] and the table.
+    fn open_piece(&mut self, arrived: usize) -> &mut Vec<u8> {
+        if self.pieces.last().is_none_or(|last| last.len() == last.capacity()) {
+            let eighth = (self.length + arrived) / 8;
+            let size = eighth.clamp(SMALLEST_PIECE, LARGEST_PIECE);
+            if self.pieces.len() == self.pieces.capacity() {
+                self.pieces.reserve_exact((self.pieces.len() / 4).max(2));
+            }
+            // A few sizes, so that the hole of one fits another.
+            self.pieces.push(Vec::with_capacity(1 << size.ilog2()));
+        }
+        self.pieces.last_mut().expect("bug: there is a piece")
+    }
+}
+
+/// The mask of a frame (RFC 6455 section 5.3), from a byte of its payload on.
+#[derive(Debug)]
+pub(super) struct Mask([u8; 4]);
+
+impl Mask {
+    /// The mask from the byte `offset` of the payload on.
+    pub(super) fn new(mut key: [u8; 4], offset: u64) -> Self {
+        key.rotate_left((offset % 4) as usize);
+        Self(key)
+    }
+
+    /// Appends the next bytes of the payload to a buffer, unmasked.
+    pub(super) fn append(&mut self, buffer: &mut Vec<u8>, bytes: &[u8]) {
+        let start = buffer.len();
+        buffer.extend_from_slice(bytes);
+        let [a, b, c, d] = self.0;
+        let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+        let mut words = buffer[start..].chunks_exact_mut(8);
+        for chunk in &mut words {
+            let masked = u64::from_ne_bytes((&*chunk).try_into().expect("bug: chunks of eight"));
+            chunk.copy_from_slice(&(masked ^ word).to_ne_bytes());
+        }
+        for (byte, mask) in words.into_remainder().iter_mut().zip(self.0.iter().cycle()) {
+            *byte ^= mask;
+        }
+        self.0.rotate_left(bytes.len() % 4);
+    }
+}
