@@ -139,7 +139,7 @@ const ANNOUNCED: u64 = 255 * 1024;
 /// What an address may have by default.
 const HOLDERS_EACH: usize = 64;
 /// Times 4,000 this is nearly the budget.
-const HELD_EACH: usize = 12 * 1024;
+const HELD_EACH: usize = 15 * 1024;
 /// A binary with as many phones as it may have, less one.
 const GROUP: usize = 16;
 const FORCING: usize = 64;

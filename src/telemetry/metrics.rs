@@ -132,7 +132,7 @@ impl<L, const N: usize> Default for Counters<L, N> {
 
 /// A histogram of how long turns of the event loop took.
 ///
-/// In one turn the executor runs the tasks that are ready, up to 200 of them; meanwhile nobody looks
+/// In one turn the executor runs the tasks that are ready, for about 1 ms; meanwhile nobody looks
 /// at the sockets and the timers. So a turn's length is how long whatever became ready during it
 /// had to wait: the lag that one connection can cause another. It is measured around the turns that
 /// happen anyway, so an idle relay is not woken for it.

@@ -101,6 +101,21 @@ fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
 }
 
 #[test]
+fn the_table_of_descriptors_never_grows_while_the_relay_serves() {
+    for (connections, limit) in [("1000", "4000"), ("1000", "600")] {
+        let script = format!(r#"ulimit -n {limit} && exec "$0" "$@""#);
+        let options = ["--listen", "127.0.0.1:0", "--max-connections", connections];
+        let relay = Running::spawn(program_in_shell(&script, &options));
+        relay.wait("listening");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        let size: u32 = size.trim().parse().unwrap();
+        let most = limit.parse().unwrap_or(u32::MAX).min(1000);
+        assert!((most..=4 * most).contains(&size), "{size} of {most}");
+    }
+}
+
+#[test]
 fn closed_standard_streams_do_not_matter() {
     // Nobody can read the port from a closed log, so this one is chosen: an address of its own.
     let probe = TcpListener::bind("127.83.1.7:0").unwrap();
