@@ -47,7 +47,6 @@ pub(crate) fn open<S: Transport + 'static>(
     let outbox = Rc::clone(seat.outbox());
     let peer = Phone {
         prefix: Prefix::new(&conn_id),
-        parked: None,
         parked_charge: Charge::new(Rc::clone(seat.sender().account())),
         seat,
         relay: Rc::clone(relay),
@@ -59,8 +58,7 @@ pub(crate) fn open<S: Transport + 'static>(
 struct Phone {
     seat: PhoneSeat,
     prefix: Prefix,
-    /// The message that found no room; the phone is not read until it has.
-    parked: Option<Frame>,
+    /// Pays for the message that found no room; the phone is not read until it has.
     parked_charge: Charge,
     relay: Rc<Relay>,
 }
@@ -73,7 +71,7 @@ impl Phone {
             Passed::Queued | Passed::Gone => Verdict::Continue,
             Passed::Held(frame) => {
                 let held = frame.len() + MESSAGE_OVERHEAD;
-                self.parked = Some(frame);
+                self.seat.sender().park(frame);
                 if self.parked_charge.set(held) {
                     self.relay.registry.relieve();
                 }
@@ -109,7 +107,7 @@ impl Peer for Phone {
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(frame) = self.parked.take() else { return Poll::Ready(()) };
+        let Some(frame) = self.seat.sender().unpark() else { return Poll::Ready(()) };
         match self.forward(frame) {
             Verdict::Hold => {
                 self.seat.sender().wake_when_free(cx.waker());
@@ -120,7 +118,7 @@ impl Peer for Phone {
     }
 
     fn ended(&mut self, ended: Ended, _now: Instant) {
-        self.parked = None;
+        drop(self.seat.sender().unpark());
         self.parked_charge.set(0);
         self.seat.leave(ended);
     }

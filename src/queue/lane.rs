@@ -50,7 +50,15 @@ pub struct Sender {
     share: Cell<usize>,
     delivered: Cell<bool>,
     wanted: Cell<usize>,
-    blocked: RefCell<Option<Waker>>,
+    blocked: RefCell<Blocked>,
+}
+
+/// What waits for room.
+#[derive(Default, Debug)]
+struct Blocked {
+    waker: Option<Waker>,
+    /// The message that found none.
+    message: Option<Frame>,
 }
 
 /// What left a lane with its last byte.
@@ -80,7 +88,7 @@ impl Sender {
             share: Cell::new(0),
             delivered: Cell::new(false),
             wanted: Cell::new(0),
-            blocked: RefCell::new(None),
+            blocked: RefCell::default(),
         })
     }
 
@@ -101,13 +109,24 @@ impl Sender {
 
     /// Has `waker` called when it is worth trying again to get the message in that was held back.
     pub fn wake_when_free(&self, waker: &Waker) {
-        *self.blocked.borrow_mut() = Some(waker.clone());
+        self.blocked.borrow_mut().waker = Some(waker.clone());
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.blocked.take() {
+        let waker = self.blocked.borrow_mut().waker.take();
+        if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Keeps the message that found no room, for as long as the sender is there; whoever parks it pays.
+    pub(crate) fn park(&self, frame: Frame) {
+        self.blocked.borrow_mut().message = Some(frame);
+    }
+
+    /// Takes it back.
+    pub(crate) fn unpark(&self) -> Option<Frame> {
+        self.blocked.borrow_mut().message.take()
     }
 }
 
@@ -162,15 +181,18 @@ impl Lane {
         Ok(())
     }
 
-    /// The sender leaves: it waits no more, but what it has queued stays.
+    /// The sender leaves: it waits no more, and the message that it has parked is dropped. What it has
+    /// queued stays.
     pub fn leave(&self, sender: &Rc<Sender>) {
+        drop(sender.unpark());
         let mut state = self.state.borrow_mut();
         state.stop_waiting(sender);
         state.wake_first(self.limit);
     }
 
-    /// Drops the queued messages of `sender`, except one in progress.
+    /// Drops the messages of `sender`, queued or parked, except one in progress.
     pub fn drop_messages_of(&self, sender: &Rc<Sender>) {
+        drop(sender.unpark());
         self.state.borrow_mut().stop_waiting(sender);
         self.drop_entries(|entry| {
             entry.sender.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, sender))

@@ -236,6 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub(crate) fn discard(&mut self) {
         self.deaf = true;
+        self.input.at = self.input.end;
         self.kept.clear();
         self.assembly = Assembly::default();
     }

@@ -37,6 +37,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             has_read = true;
         };
+        self.give_up_input();
         self.incoming.end_turn();
         self.charge_input();
         match self.phase {
@@ -51,10 +52,13 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let held = self.incoming.held() + self.incoming.io().held();
         if self.charge.set(held) {
             self.relay.registry.relieve();
-            if self.charge.account().is_condemned() {
-                // It was this one that paid: the rest of the message would be taken for all of it.
-                self.incoming.discard();
-            }
+        }
+    }
+
+    /// Once it was this one that paid for the budget, what comes next would be taken for a beginning.
+    fn give_up_input(&mut self) {
+        if self.charge.account().is_condemned() {
+            self.incoming.discard();
         }
     }
 
@@ -134,6 +138,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// it began at `now`.
     fn handle_input(&mut self, cx: &mut Context<'_>, now: Instant) {
         while self.phase.reads() {
+            self.give_up_input();
             match self.incoming.decode(cx, now) {
                 Decoded::NeedInput => return,
                 Decoded::Message(message) => {

@@ -8,7 +8,7 @@ use relay_test_kit::socket::MockSocket;
 
 use super::*;
 use crate::config::{Config, Options};
-use crate::limits::{BATCH_BYTES, TURN_TIME};
+use crate::limits::{BATCH_BYTES, TURN_FRAMES, TURN_TIME};
 use crate::origin::{NOBODY, Origin};
 use crate::queue::probe::{Outcome, Probe};
 use crate::signals::Stop;
@@ -149,13 +149,16 @@ fn a_message_that_was_given_up_for_the_budget_is_free_at_once_and_its_rest_is_no
         let others: Vec<_> =
             (0..ledger.limit() / 10_000).map(|_| Account::open(&ledger, NOBODY)).collect();
         others.iter().for_each(|other| other.add(10_000));
-        scene.arrives(encode(false, TEXT, &[b' '; 20_000]));
+        // More frames than a turn takes: some input is left.
+        let empty = encode(false, CONTINUATION, b"").repeat(TURN_FRAMES);
+        let rest = encode(false, CONTINUATION, &[b' '; 20_000]);
+        scene.arrives([encode(false, TEXT, &[b' '; 20_000]), empty, rest].concat());
         scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
         assert!(account.is_condemned());
         assert_eq!(scene.link.incoming.held(), 0);
         // JSON by itself.
-        let rest = encode(true, CONTINUATION, b"1");
-        let next = if is_by_itself { rest } else { [rest, encode(true, TEXT, b"2")].concat() };
+        let end = encode(true, CONTINUATION, b"1");
+        let next = if is_by_itself { end } else { [end, encode(true, TEXT, b"2")].concat() };
         scene.arrives(next);
         scene.link.look_again();
         scene.link.read(&mut Context::from_waker(Waker::noop()), scene.began);

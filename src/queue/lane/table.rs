@@ -15,7 +15,7 @@ pub(super) struct Table<T> {
     count: usize,
 }
 
-/// Entries of a chunk: with those of a lane it is just below 4 KiB.
+/// Entries of a chunk: with those of a lane it is just below 2 KiB.
 const CHUNK: usize = 42;
 
 /// Entries that the first chunk has room for at least.

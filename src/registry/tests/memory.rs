@@ -28,6 +28,21 @@ fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too
 }
 
 #[test]
+fn a_message_that_found_no_room_is_free_as_soon_as_its_phone_pays() {
+    let registry = registry(&SMALL);
+    let _holder = seated(&registry, "box", Instant::now());
+    let phone = joined(&registry, "box");
+    let frame = message(&phone, 3_000).1;
+    let outsider = Crowd::new(&registry);
+    phone.sender().account().add(frame.len());
+    phone.sender().park(frame);
+    outsider.add(128 * 1024 - registry.ledger.total() + 1);
+    registry.relieve();
+    assert_eq!(said_to(&phone), ["close 1013 memory budget exhausted"]);
+    assert!(phone.sender().unpark().is_none());
+}
+
+#[test]
 fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
     let registry = registry(&SMALL);
     let holder = seated(&registry, "box", Instant::now());

@@ -16,6 +16,8 @@ pub(super) struct Pieces(RefCell<Table>);
 struct Table {
     pieces: Vec<Vec<u8>>,
     length: usize,
+    /// What the pieces have room for, in bytes.
+    room: usize,
 }
 
 impl Pieces {
@@ -26,9 +28,8 @@ impl Pieces {
 
     /// Memory held, in bytes.
     pub(super) fn held(&self) -> usize {
-        let Table { pieces, .. } = &*self.0.borrow();
-        let table = pieces.capacity() * size_of::<Vec<u8>>();
-        table + pieces.iter().map(Vec::capacity).sum::<usize>()
+        let table = self.0.borrow();
+        table.room + table.pieces.capacity() * size_of::<Vec<u8>>()
     }
 
     /// Appends bytes of a payload, unmasked with `mask`.
@@ -67,7 +68,9 @@ impl Table {
                 self.pieces.reserve_exact((self.pieces.len() / 4).max(2));
             }
             // A few sizes, so that the hole of one fits another.
-            self.pieces.push(Vec::with_capacity(1 << size.ilog2()));
+            let piece = Vec::with_capacity(1 << size.ilog2());
+            self.room += piece.capacity();
+            self.pieces.push(piece);
         }
         self.pieces.last_mut().expect("bug: there is a piece")
     }
