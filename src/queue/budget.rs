@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -104,7 +103,7 @@ pub struct Account {
 
 /// Memory that is freed where it is needed: its owner may not have a turn for long, with hundreds of
 /// others who all take more before that.
-pub(crate) trait Pledge: Debug {
+pub(crate) trait Pledge {
     /// Frees it.
     fn forfeit(&self);
 }
@@ -345,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_an_account_pledged_is_forfeit_once_and_at_once() {
-        #[derive(Default, Debug)]
+        #[derive(Default)]
         struct Memory(Cell<u32>);
         impl Pledge for Memory {
             fn forfeit(&self) {

@@ -6,8 +6,7 @@
 mod table;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{VecDeque, vec_deque};
-use std::iter::Flatten;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -385,7 +384,7 @@ impl Contents {
 #[derive(Debug)]
 pub struct Pending<'a> {
     next: Option<&'a Entry>,
-    behind: Flatten<vec_deque::Iter<'a, VecDeque<Entry>>>,
+    behind: table::Iter<'a, Entry>,
     begun: usize,
     /// Bytes of the next frame that have been written already.
     written: usize,

@@ -141,25 +141,33 @@ fn a_turn_that_begins_late_reads_all_the_same() {
 
 #[test]
 fn a_message_that_was_given_up_for_the_budget_is_free_at_once_and_its_rest_is_no_message() {
-    for is_by_itself in [true, false] {
+    for in_its_own_turn in [true, false] {
         let mut scene = Scene::new();
         let account = Rc::clone(scene.link.charge.account());
-        let ledger = Rc::clone(&scene.link.relay.ledger);
+        let relay = Rc::clone(&scene.link.relay);
+        let ledger = &relay.ledger;
         // None of them holds as much as the message, and all of them hold nearly everything.
         let others: Vec<_> =
-            (0..ledger.limit() / 10_000).map(|_| Account::open(&ledger, NOBODY)).collect();
-        others.iter().for_each(|other| other.add(10_000));
+            (0..ledger.limit() / 10_000).map(|_| Account::open(ledger, NOBODY)).collect();
+        let fill = || others.iter().for_each(|other| other.add(10_000));
         // More frames than a turn takes: some input is left.
         let empty = encode(false, CONTINUATION, b"").repeat(TURN_FRAMES);
-        let rest = encode(false, CONTINUATION, &[b' '; 20_000]);
-        scene.arrives([encode(false, TEXT, &[b' '; 20_000]), empty, rest].concat());
-        scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
+        let more = encode(false, CONTINUATION, &[b' '; 20_000]);
+        scene.arrives([encode(false, TEXT, &[b' '; 20_000]), empty, more].concat());
+        if in_its_own_turn {
+            fill();
+            scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
+        } else {
+            scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
+            assert!(scene.link.incoming.held() >= 40_000);
+            scene.link.turn(&mut Context::from_waker(Waker::noop()), scene.began);
+            fill();
+            relay.registry.relieve();
+        }
         assert!(account.is_condemned());
         assert_eq!(scene.link.incoming.held(), 0);
-        // JSON by itself.
-        let end = encode(true, CONTINUATION, b"1");
-        let next = if is_by_itself { end } else { [end, encode(true, TEXT, b"2")].concat() };
-        scene.arrives(next);
+        // JSON by itself, and one more message.
+        scene.arrives([encode(true, CONTINUATION, b"1"), encode(true, TEXT, b"2")].concat());
         scene.link.look_again();
         scene.link.read(&mut Context::from_waker(Waker::noop()), scene.began);
         assert_eq!(scene.link.tally.messages_in, 0);

@@ -4,7 +4,7 @@
 //! into: those of many queues cost half as much memory again as what they hold.
 
 use std::collections::VecDeque;
-use std::collections::vec_deque::Iter;
+use std::collections::vec_deque;
 use std::iter::Flatten;
 
 /// A queue whose memory comes and goes in small portions.
@@ -14,6 +14,9 @@ pub(super) struct Table<T> {
     chunks: VecDeque<VecDeque<T>>,
     count: usize,
 }
+
+/// The entries of a table, from the front to the back.
+pub(super) type Iter<'a, T> = Flatten<vec_deque::Iter<'a, VecDeque<T>>>;
 
 /// Entries of a chunk: with those of a lane it is just below 2 KiB.
 const CHUNK: usize = 42;
@@ -36,8 +39,7 @@ impl<T> Table<T> {
         self.chunks.front()?.front()
     }
 
-    /// From the front to the back.
-    pub(super) fn iter(&self) -> Flatten<Iter<'_, VecDeque<T>>> {
+    pub(super) fn iter(&self) -> Iter<'_, T> {
         self.chunks.iter().flatten()
     }
 
