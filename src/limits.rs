@@ -143,10 +143,12 @@ pub const TURN_WRITES: usize = 4;
 /// Empty fragments that one message may have. No client comes near it, and a message without an end
 /// would cost work for ever and never a byte of what is bounded.
 pub const MAX_EMPTY_FRAGMENTS: usize = 1024;
-/// The smallest and the largest piece of a half-received message, in bytes: powers of two. With 4 KiB the
-/// holes between them cost twice as much, with 1 KiB the table of the pieces.
+/// The small pieces of a half-received message, in bytes: powers of two.
 pub(crate) const SMALLEST_PIECE: usize = 256;
-pub(crate) const LARGEST_PIECE: usize = 2 * 1024;
+pub(crate) const LARGEST_SMALL_PIECE: usize = 2 * 1024;
+/// What arrives of a message at once is one piece from here on, in bytes, and small pieces are joined: the
+/// allocator, as the systemd unit sets it, gives that back to the system at once.
+pub(crate) const LARGE_PIECE: usize = 32 * 1024;
 /// The codec's read buffer in bytes. A codec is held only within a turn, or as a spare.
 pub const CODEC_BUFFER: usize = 4 * 1024;
 /// Codecs kept for connections with something to decode: one per leg.

@@ -1,20 +1,26 @@
 //! The payload of a message on its way, in pieces that do not grow.
 //!
 //! One buffer that grows would leave a hole of every size that it had, and the holes of many connections
-//! cost half as much memory again as what they hold.
+//! cost half as much memory again as what they hold. Small pieces alone would do with the least, but as they
+//! come and go at the end of the heap, the large buffers of queues come to lie there and do not go back to the
+//! system: so much that arrives at once is one piece.
 
 use std::cell::RefCell;
 
-use crate::limits::{LARGEST_PIECE, SMALLEST_PIECE};
+use crate::limits::{LARGE_PIECE, LARGEST_SMALL_PIECE, SMALLEST_PIECE};
 
 /// Bytes in pieces.
 #[derive(Default, Debug)]
 pub(super) struct Pieces(RefCell<Table>);
 
-/// All pieces but the last are full.
+/// Large pieces, and behind them small ones, which are joined once they make a large one. All but the last are
+/// full.
 #[derive(Default, Debug)]
 struct Table {
     pieces: Vec<Vec<u8>>,
+    /// How many of them are large, and what these hold in bytes.
+    large: usize,
+    settled: usize,
     length: usize,
     /// What the pieces have room for, in bytes.
     room: usize,
@@ -58,21 +64,41 @@ impl Pieces {
 }
 
 impl Table {
-    /// A piece with room for the first of `arrived` bytes. All that is held is at most a quarter more
-    /// than what has arrived, or [`SMALLEST_PIECE`] and the table.
+    /// A piece with room for the first of `arrived` bytes. All that is held is at most a quarter more than what
+    /// has arrived, or [`SMALLEST_PIECE`] and the table.
     fn open_piece(&mut self, arrived: usize) -> &mut Vec<u8> {
-        if self.pieces.last().is_none_or(|last| last.len() == last.capacity()) {
-            let eighth = (self.length + arrived) / 8;
-            let size = eighth.clamp(SMALLEST_PIECE, LARGEST_PIECE);
-            if self.pieces.len() == self.pieces.capacity() {
-                self.pieces.reserve_exact((self.pieces.len() / 4).max(2));
+        if self.length == self.room {
+            if self.length - self.settled >= LARGE_PIECE {
+                self.join_small_ones();
             }
-            // A few sizes, so that the hole of one fits another.
-            let piece = Vec::with_capacity(1 << size.ilog2());
-            self.room += piece.capacity();
-            self.pieces.push(piece);
+            if arrived >= LARGE_PIECE {
+                self.add_piece(arrived);
+                (self.large, self.settled) = (self.pieces.len(), self.room);
+            } else {
+                let share = (self.length + arrived) / 8;
+                // A few sizes, so that the hole of one fits another.
+                self.add_piece(1 << share.clamp(SMALLEST_PIECE, LARGEST_SMALL_PIECE).ilog2());
+            }
         }
         self.pieces.last_mut().expect("bug: there is a piece")
+    }
+
+    fn add_piece(&mut self, size: usize) {
+        if self.pieces.len() == self.pieces.capacity() {
+            self.pieces.reserve_exact((self.pieces.len() / 4).max(2));
+        }
+        self.room += size;
+        self.pieces.push(Vec::with_capacity(size));
+    }
+
+    /// Many small pieces would leave so much free in the heap that the large buffers of others come to lie in
+    /// it, and keep it as large as that.
+    fn join_small_ones(&mut self) {
+        let mut joined = Vec::with_capacity(self.length - self.settled);
+        self.pieces.drain(self.large..).for_each(|piece| joined.extend_from_slice(&piece));
+        self.pieces.push(joined);
+        (self.large, self.settled) = (self.pieces.len(), self.length);
+        self.pieces.shrink_to(self.large + self.large / 4 + 2);
     }
 }
 

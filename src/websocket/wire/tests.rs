@@ -211,6 +211,26 @@ fn large_messages_decode_wherever_their_headers_are_split() {
 }
 
 #[test]
+fn a_large_message_decodes_whatever_arrives_at_once_and_holds_little_more_than_that() {
+    let long: String = (0..100_000_u32).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
+    let bytes = [text(&long), text("next")].concat();
+    for sizes in [&[1][..], &[1000], &[20_000], &[40_000, 1000, 1, 33_000]] {
+        let (mut peer, mut got, mut arrived) = (Peer::new(), Vec::new(), 0);
+        for size in sizes.iter().cycle() {
+            let end = (arrived + size).min(bytes.len());
+            got.extend(peer.turn(&bytes[arrived..end]));
+            arrived = end;
+            assert!(peer.incoming.held() <= arrived + (arrived / 4).max(512), "{arrived}");
+            if arrived == bytes.len() {
+                break;
+            }
+        }
+        assert!(got == [Got::Text(long.clone()), Got::Text("next".to_owned())], "{sizes:?}");
+        assert_eq!(peer.incoming.held(), 0);
+    }
+}
+
+#[test]
 fn undecoded_input_is_kept_and_counted_over_a_rest() {
     let mut peer = Peer::new();
     let messages: Vec<_> = (0..50).map(|number| text(&format!("message {number}"))).collect();
