@@ -206,7 +206,11 @@ fn expected(bytes: &[u8], limited: bool) -> Option<(Summary, bool)> {
     let path = match schemes.iter().find(|scheme| lower.starts_with(**scheme)) {
         Some(scheme) => {
             let rest = &target[scheme.len()..];
-            rest.find('/').map_or("/", |at| &rest[at..])
+            // A question mark ends the authority as well: what is behind it is no path.
+            match rest.find(['/', '?']) {
+                Some(at) if rest[at..].starts_with('/') => &rest[at..],
+                _ => "/",
+            }
         }
         None => target,
     };
