@@ -278,19 +278,11 @@ impl Slot {
         } else {
             self.lane.leave(&sender);
         }
-        let is_of_interest = sender.is_delivered() || sender.share() > 0;
-        if remains != Remains::Asked && is_of_interest && !self.is_told_of_the_stop() {
+        if remains != Remains::Asked && (sender.is_delivered() || sender.share() > 0) {
             self.lane.push_notice(close_notice(&conn_id, ended.notice_code()), key);
             self.remember(key);
         }
         Some(Retired { server: self.server.clone(), conn_id, ended })
-    }
-
-    /// Whether the binary is being closed because the relay stops. It takes that for the end of its phones
-    /// too, and nobody comes after it who would have to be told.
-    fn is_told_of_the_stop(&self) -> bool {
-        let Holder::Live { outbox, .. } = &self.holder else { return false };
-        matches!(outbox.sealed(), Some((Close::ShuttingDown, _)))
     }
 
     /// Tells the binary, once, that it speaks to a phone that the relay does not know.

@@ -111,21 +111,6 @@ fn a_stop_reaches_holders_attached_phones_and_those_on_their_way_out() {
     assert_eq!(said_to(&leaving), ["close 4401 "], "the first close stands, without the queue");
 }
 
-#[test]
-fn at_a_stop_a_binary_is_not_told_that_its_phones_are_gone_as_well() {
-    let registry = registry(&[]);
-    let holder = seated(&registry, "box", Instant::now());
-    let [mut before, mut after] = [(); 2].map(|()| joined(&registry, "box"));
-    forward(&before, "1");
-    forward(&after, "1");
-    before.leave(Ended::Dropped);
-    registry.close_all();
-    after.leave(Ended::ByRelay(Close::ShuttingDown));
-    let said = said(&holder);
-    assert_eq!(said.len(), 4, "two messages, one notice, the close: {said:?}");
-    assert_eq!(said[3], "close 1001 shutting down");
-}
-
 fn registry(arguments: &[&str]) -> Rc<Registry> {
     let all = ["pyrycode-relay"].into_iter().chain(arguments.iter().copied());
     let config = Config::from_options(Options::parse_arguments(all).unwrap()).unwrap();

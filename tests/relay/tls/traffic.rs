@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 
 use super::client::{Client, Files, NAME};
+use crate::rig::ws::TEXT;
 use crate::rig::{
     Ws, binary_head, connect, connect_narrow, envelope, events, fresh_id, millis, notice,
     phone_head,
@@ -128,8 +129,17 @@ fn a_stop_closes_connections_over_tls_too() {
     phone.send_text("\"last\"");
     phone.sync();
     relay.raise_stop();
-    assert!(binary.read_text().ends_with(r#""frame":"last"}"#));
-    binary.expect_close(1001, "shutting down");
+    let last = binary.read_text();
+    assert!(last.ends_with(r#""frame":"last"}"#));
+    // The phone may be closed first.
+    let conn_id = last.split('"').nth(3).unwrap();
+    let mut frame = binary.read();
+    if frame.opcode == TEXT {
+        assert_eq!(frame.payload, notice(conn_id, 1001).into_bytes());
+        frame = binary.read();
+    }
+    assert_eq!(frame.close(), (1001, "shutting down".to_owned()));
+    binary.expect_end();
     phone.expect_close(1001, "shutting down");
     relay.join();
 }
