@@ -20,7 +20,7 @@ use crate::telemetry::certificate::Condition;
 use crate::telemetry::events;
 use crate::telemetry::history::{History, Sample};
 use crate::telemetry::metrics::{Direction, Failure, Label as _, Metrics, Refused};
-use crate::telemetry::process::wall_clock;
+use crate::telemetry::process::{resident, wall_clock};
 use crate::tls::Secure;
 use crate::websocket::heartbeat::Ticks;
 use crate::websocket::wire::Codecs;
@@ -74,7 +74,7 @@ impl Relay {
     }
 
     fn build(mut config: Config, stop: Stop) -> Self {
-        let ledger = Ledger::new(config.memory_budget);
+        let ledger = Ledger::watching(config.memory_budget, resident);
         let metrics = Rc::default();
         let started = Instant::now();
         Self {

@@ -14,6 +14,7 @@ use crate::origin::Origin;
 #[derive(Debug)]
 pub struct Ledger {
     limit: usize,
+    watch: Option<Watch>,
     total: Cell<usize>,
     /// Every account that is open; each knows its place here.
     accounts: RefCell<Vec<Weak<Account>>>,
@@ -21,11 +22,40 @@ pub struct Ledger {
     keeper: RefCell<Option<Waker>>,
 }
 
+/// What the process has of memory, beside what the ledger counts. Messages of all sizes that come and go leave
+/// holes in the heap that nothing fits into; no sum of what is held can tell.
+#[derive(Debug)]
+struct Watch {
+    /// Memory in use, in bytes; `None` where the system does not tell.
+    resident: fn() -> Option<u64>,
+    at_start: u64,
+    /// What came on the ledger since it was looked at last, in bytes.
+    grown: Cell<usize>,
+    /// Whether it was too much then.
+    tight: Cell<bool>,
+}
+
 impl Ledger {
     /// An empty ledger.
     pub fn new(limit: usize) -> Rc<Self> {
+        Self::build(limit, None)
+    }
+
+    /// The same, for a process that tells its memory in use with `resident`.
+    pub(crate) fn watching(limit: usize, resident: fn() -> Option<u64>) -> Rc<Self> {
+        let watch = resident().map(|at_start| Watch {
+            resident,
+            at_start,
+            grown: Cell::default(),
+            tight: Cell::default(),
+        });
+        Self::build(limit, watch)
+    }
+
+    fn build(limit: usize, watch: Option<Watch>) -> Rc<Self> {
         Rc::new(Self {
             limit,
+            watch,
             total: Cell::new(0),
             accounts: RefCell::default(),
             keeper: RefCell::default(),
@@ -65,6 +95,14 @@ impl Ledger {
 
     fn raise(&self, bytes: usize) {
         self.total.set(self.total.get() + bytes);
+        if let Some(watch) = &self.watch {
+            watch.grown.set(watch.grown.get() + bytes);
+            // To look takes 20 microseconds or so.
+            if watch.grown.get() > self.limit / LOOKS && self.total.get() > self.limit / 2 {
+                watch.grown.set(0);
+                self.look(watch);
+            }
+        }
         if self.is_over() {
             if let Some(keeper) = self.keeper.take() {
                 keeper.wake();
@@ -72,8 +110,28 @@ impl Ledger {
         }
     }
 
+    /// Looks whether the process has more than the ledger says.
+    fn look(&self, watch: &Watch) {
+        let Some(resident) = (watch.resident)() else { return };
+        let connections = self.accounts.borrow().len() * CONNECTION_BYTES;
+        // A thirty-second, and not the contract's 0.15: what is packed from here on needs some more.
+        let allowed = self.limit + self.limit / 32 + connections;
+        watch.tight.set(resident > watch.at_start + allowed as u64);
+    }
+
+    /// Whether the heap has grown so much beyond what is held that new buffers should be small, to fit
+    /// into its holes.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.tight.get())
+    }
+
     fn lower(&self, bytes: usize) {
         self.total.set(self.total.get().saturating_sub(bytes));
+        if let Some(watch) = &self.watch {
+            if self.total.get() < self.limit / 2 {
+                watch.tight.set(false);
+            }
+        }
     }
 
     /// The limit in bytes.
@@ -86,6 +144,12 @@ impl Ledger {
         self.total.get()
     }
 }
+
+/// How often it is looked while as much as the limit comes on the ledger.
+const LOOKS: usize = 64;
+
+/// What a connection may have of memory that is on no account, in bytes (contract, Queues, slow peers, memory).
+const CONNECTION_BYTES: usize = 4 * 1024;
 
 /// What is held for one peer. Whatever is left on it when it is dropped is taken off the ledger.
 #[derive(Debug)]
@@ -300,6 +364,34 @@ mod tests {
         account.add(1);
         assert_eq!(wakes.count(), 1);
         assert!(ledger.poll_over(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn memory_is_tight_while_the_process_has_a_thirty_second_more_than_the_limit() {
+        thread_local!(static RESIDENT: Cell<u64> = const { Cell::new(50_000) });
+        let ledger = Ledger::watching(64_000, || Some(RESIDENT.get()));
+        let account = Account::open(&ledger, NOBODY);
+        let allowed = 50_000 + 66_000 + CONNECTION_BYTES as u64;
+        let tight_with = |resident, bytes| {
+            RESIDENT.set(resident);
+            account.add(bytes);
+            ledger.is_tight()
+        };
+        assert!(!tight_with(allowed + 1, 32_000), "it is not looked at before half of the limit");
+        assert!(!tight_with(allowed, 1_001));
+        assert!(!tight_with(allowed + 1, 1_000), "nor at every message");
+        assert!(tight_with(allowed + 1, 1));
+        assert!(!tight_with(allowed, 1_001));
+        assert!(tight_with(allowed + 1, 1_001));
+        account.sub(account.held() - 31_999);
+        assert!(!ledger.is_tight(), "there is room again");
+    }
+
+    #[test]
+    fn where_the_system_does_not_tell_its_memory_nothing_is_tight() {
+        let ledger = Ledger::watching(64_000, || None);
+        Account::open(&ledger, NOBODY).add(64_000);
+        assert!(!ledger.is_tight());
     }
 
     #[test]

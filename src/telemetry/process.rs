@@ -29,7 +29,8 @@ pub(crate) fn wall_clock() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-fn resident() -> Option<u64> {
+/// Memory in use, in bytes.
+pub(crate) fn resident() -> Option<u64> {
     // Not statm: that counts pages, which are 4 or 16 KiB, depending on the board.
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -166,9 +166,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
         read
     }
 
-    /// Begins a turn in which up to `frames` frames of any kind are decoded.
-    pub(crate) fn begin_turn(&mut self, frames: usize) {
+    /// Begins a turn in which up to `frames` frames of any kind are decoded; with `packed` what is kept of them
+    /// is kept in small pieces.
+    pub(crate) fn begin_turn(&mut self, frames: usize, packed: bool) {
         self.frames_left = frames;
+        self.kept.message.pack(packed);
     }
 
     /// Decodes up to one message of the input; `now` is when a message that begins here begins.

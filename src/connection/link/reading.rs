@@ -17,7 +17,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         if self.phase.is_undecided() && !self.resume(cx, now) {
             return false;
         }
-        self.incoming.begin_turn(TURN_FRAMES);
+        self.incoming.begin_turn(TURN_FRAMES, self.charge.account().ledger().is_tight());
         let before = self.tally.bytes_in;
         let mut has_read = false;
         let more = loop {

@@ -10,7 +10,8 @@ use std::iter::Flatten;
 /// A queue whose memory comes and goes in small portions.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    /// All but the first and the last are full, unless something was dropped from the middle.
+    /// All but the first and the last are full, or were before something was dropped from the middle: three
+    /// quarters of each are left.
     chunks: VecDeque<VecDeque<T>>,
     count: usize,
 }
@@ -86,8 +87,16 @@ impl<T> Table<T> {
             chunk.retain(&mut is_kept);
         }
         self.count = self.chunks.iter().map(VecDeque::len).sum();
-        let room: usize = self.chunks.iter().map(VecDeque::capacity).sum();
-        if room > 2 * LEAST && self.count < room / 4 * 3 {
+        // Each of them, and not all together: the full ones in front are the first to go.
+        let is_sparse = |chunk: &VecDeque<T>| {
+            chunk.capacity() > 2 * LEAST && chunk.len() < chunk.capacity() / 4 * 3
+        };
+        // The first and the last are so anyway; of many they do not matter.
+        let inner = match self.chunks.len() {
+            count @ 4.. => 1..count - 1,
+            count => 0..count,
+        };
+        if self.chunks.range(inner).any(is_sparse) {
             for entry in std::mem::take(self) {
                 self.push_back(entry);
             }

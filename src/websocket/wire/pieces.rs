@@ -3,47 +3,58 @@
 //! One buffer that grows would leave a hole of every size that it had, and the holes of many connections
 //! cost half as much memory again as what they hold. Small pieces alone would do with the least, but as they
 //! come and go at the end of the heap, the large buffers of queues come to lie there and do not go back to the
-//! system: so much that arrives at once is one piece.
+//! system: so much that arrives at once is one piece, unless memory is tight.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use crate::limits::{LARGE_PIECE, LARGEST_SMALL_PIECE, SMALLEST_PIECE};
 
 /// Bytes in pieces.
 #[derive(Default, Debug)]
-pub(super) struct Pieces(RefCell<Table>);
+pub(super) struct Pieces {
+    table: RefCell<Table>,
+    /// Whether memory is so tight that all of them are small.
+    packed: Cell<bool>,
+}
 
-/// Large pieces, and behind them small ones, which are joined once they make a large one. All but the last are
-/// full.
+/// Large pieces, and behind them small ones, which are joined once they make a large one unless memory is tight.
+/// All but the last are full.
 #[derive(Default, Debug)]
 struct Table {
     pieces: Vec<Vec<u8>>,
-    /// How many of them are large, and what these hold in bytes.
-    large: usize,
+    /// How many of them stay as they are, up to the last large one, and what these hold in bytes.
+    settled_pieces: usize,
     settled: usize,
     length: usize,
     /// What the pieces have room for, in bytes.
     room: usize,
+    /// What the allocator adds to large ones, in bytes: it gives them whole pages of their own.
+    margins: usize,
 }
 
 impl Pieces {
     /// In bytes.
     pub(super) fn len(&self) -> usize {
-        self.0.borrow().length
+        self.table.borrow().length
     }
 
     /// Memory held, in bytes.
     pub(super) fn held(&self) -> usize {
-        let table = self.0.borrow();
-        table.room + table.pieces.capacity() * size_of::<Vec<u8>>()
+        let table = self.table.borrow();
+        table.room + table.margins + table.pieces.capacity() * size_of::<Vec<u8>>()
+    }
+
+    /// Whether all pieces are small from now on.
+    pub(super) fn pack(&self, packed: bool) {
+        self.packed.set(packed);
     }
 
     /// Appends bytes of a payload, unmasked with `mask`.
     pub(super) fn append(&self, mut bytes: &[u8], mask: &mut Mask) {
-        let mut table = self.0.borrow_mut();
+        let mut table = self.table.borrow_mut();
         while !bytes.is_empty() {
             let arrived = bytes.len();
-            let last = table.open_piece(arrived);
+            let last = table.open_piece(arrived, self.packed.get());
             let room = last.capacity() - last.len();
             let (next, rest) = bytes.split_at(room.min(arrived));
             mask.append(last, next);
@@ -54,26 +65,30 @@ impl Pieces {
 
     /// Takes the bytes out, piece by piece; each is freed once it has been looked at.
     pub(super) fn drain(&self) -> impl Iterator<Item = Vec<u8>> {
-        self.0.take().pieces.into_iter()
+        self.table.take().pieces.into_iter()
     }
 
     /// Frees everything.
     pub(super) fn clear(&self) {
-        drop(self.0.take());
+        drop(self.table.take());
     }
 }
+
+/// The usual page of memory, in bytes.
+const PAGE: usize = 4096;
 
 impl Table {
     /// A piece with room for the first of `arrived` bytes. All that is held is at most a quarter more than what
     /// has arrived, or [`SMALLEST_PIECE`] and the table.
-    fn open_piece(&mut self, arrived: usize) -> &mut Vec<u8> {
+    fn open_piece(&mut self, arrived: usize, packed: bool) -> &mut Vec<u8> {
         if self.length == self.room {
-            if self.length - self.settled >= LARGE_PIECE {
+            if !packed && self.length - self.settled >= LARGE_PIECE {
                 self.join_small_ones();
             }
-            if arrived >= LARGE_PIECE {
+            if !packed && arrived >= LARGE_PIECE {
                 self.add_piece(arrived);
-                (self.large, self.settled) = (self.pieces.len(), self.room);
+                self.margins += PAGE;
+                (self.settled_pieces, self.settled) = (self.pieces.len(), self.room);
             } else {
                 let share = (self.length + arrived) / 8;
                 // A few sizes, so that the hole of one fits another.
@@ -95,10 +110,11 @@ impl Table {
     /// it, and keep it as large as that.
     fn join_small_ones(&mut self) {
         let mut joined = Vec::with_capacity(self.length - self.settled);
-        self.pieces.drain(self.large..).for_each(|piece| joined.extend_from_slice(&piece));
+        self.pieces.drain(self.settled_pieces..).for_each(|piece| joined.extend_from_slice(&piece));
         self.pieces.push(joined);
-        (self.large, self.settled) = (self.pieces.len(), self.length);
-        self.pieces.shrink_to(self.large + self.large / 4 + 2);
+        self.margins += PAGE;
+        (self.settled_pieces, self.settled) = (self.pieces.len(), self.length);
+        self.pieces.shrink_to(self.settled_pieces + self.settled_pieces / 4 + 2);
     }
 }
 

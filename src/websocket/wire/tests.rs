@@ -20,6 +20,8 @@ struct Peer {
     incoming: Incoming<MockSocket>,
     scratch: Rc<Scratch>,
     start: Instant,
+    /// Whether memory is tight.
+    packed: bool,
 }
 
 /// A message, or why there are no more.
@@ -48,6 +50,7 @@ impl Peer {
             incoming: Incoming::new(MockSocket::read_only(), leftover.to_vec(), LARGEST, codecs),
             scratch: Rc::default(),
             start: Instant::now(),
+            packed: false,
         }
     }
 
@@ -69,7 +72,7 @@ impl Peer {
     /// Decodes one thing, which begins at `now` if it begins here.
     fn decode_at(&mut self, now: Instant) -> Option<Got> {
         let mut cx = Context::from_waker(Waker::noop());
-        self.incoming.begin_turn(usize::MAX);
+        self.incoming.begin_turn(usize::MAX, self.packed);
         Some(match self.incoming.decode(&mut cx, now) {
             Decoded::NeedInput => return None,
             Decoded::Violation(close) => Got::Violation(close),
@@ -214,9 +217,14 @@ fn large_messages_decode_wherever_their_headers_are_split() {
 fn a_large_message_decodes_whatever_arrives_at_once_and_holds_little_more_than_that() {
     let long: String = (0..100_000_u32).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
     let bytes = [text(&long), text("next")].concat();
-    for sizes in [&[1][..], &[1000], &[20_000], &[40_000, 1000, 1, 33_000]] {
+    let sizes = [&[1][..], &[1000], &[20_000], &[40_000, 1000, 1, 33_000]];
+    // Memory is tight from some part on, or never.
+    for (sizes, tight) in
+        sizes.into_iter().flat_map(|sizes| [0, 3, usize::MAX].map(|tight| (sizes, tight)))
+    {
         let (mut peer, mut got, mut arrived) = (Peer::new(), Vec::new(), 0);
-        for size in sizes.iter().cycle() {
+        for (number, size) in sizes.iter().cycle().enumerate() {
+            peer.packed = number >= tight;
             let end = (arrived + size).min(bytes.len());
             got.extend(peer.turn(&bytes[arrived..end]));
             arrived = end;
@@ -225,7 +233,10 @@ fn a_large_message_decodes_whatever_arrives_at_once_and_holds_little_more_than_t
                 break;
             }
         }
-        assert!(got == [Got::Text(long.clone()), Got::Text("next".to_owned())], "{sizes:?}");
+        assert!(
+            got == [Got::Text(long.clone()), Got::Text("next".to_owned())],
+            "{sizes:?}, {tight}"
+        );
         assert_eq!(peer.incoming.held(), 0);
     }
 }
@@ -367,6 +378,7 @@ proptest! {
         for turn in 0..=chunks.len() {
             for (lag, (peer, got)) in peers.iter_mut().enumerate() {
                 if let Some(chunk) = turn.checked_sub(lag).and_then(|turn| chunks.get(turn)) {
+                    peer.packed = turn % 3 == 2;
                     got.extend(peer.turn(chunk));
                 }
             }

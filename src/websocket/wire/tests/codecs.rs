@@ -152,7 +152,7 @@ fn the_smallest_fragments_hold_no_more_than_their_message_and_cost_the_codec_one
     assert!(held <= bound(LENGTH), "{held}");
     peer.fill(&encode(true, CONTINUATION, b""));
     let mut cx = Context::from_waker(Waker::noop());
-    peer.incoming.begin_turn(1);
+    peer.incoming.begin_turn(1, false);
     match peer.incoming.decode(&mut cx, peer.start) {
         Decoded::Message(Message::Text(text)) => assert_eq!(text.as_str(), "x".repeat(LENGTH)),
         other => panic!("{other:?}"),

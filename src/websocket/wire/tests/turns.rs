@@ -12,7 +12,7 @@ fn empty_fragments(count: usize) -> Vec<u8> {
 /// Decodes as a turn of `frames` frames does; what came of it.
 fn decode(peer: &mut Peer, frames: usize) -> Vec<Decoded> {
     let mut cx = Context::from_waker(Waker::noop());
-    peer.incoming.begin_turn(frames);
+    peer.incoming.begin_turn(frames, false);
     let mut decoded = Vec::new();
     loop {
         match peer.incoming.decode(&mut cx, peer.start) {
