@@ -89,7 +89,7 @@ impl<T> Table<T> {
         self.count = self.chunks.iter().map(VecDeque::len).sum();
         // Each of them, and not all together: the full ones in front are the first to go.
         let is_sparse = |chunk: &VecDeque<T>| {
-            chunk.capacity() > 2 * LEAST && chunk.len() < chunk.capacity() / 4 * 3
+            chunk.capacity() > 2 * LEAST && chunk.len() < (chunk.capacity() * 3).div_ceil(4)
         };
         // The first and the last are so anyway; of many they do not matter.
         let inner = match self.chunks.len() {
