@@ -37,6 +37,8 @@ pub struct Driver {
     connections: Vec<Option<Connection>>,
     scratch: Vec<u8>,
     began: Instant,
+    /// Answers pings, as every client does.
+    pub answers_pings: bool,
 }
 
 struct Connection {
@@ -64,6 +66,7 @@ impl Driver {
             connections: Vec::new(),
             scratch: vec![0; READ_BYTES],
             began: Instant::now(),
+            answers_pings: true,
         })
     }
 
@@ -336,6 +339,7 @@ impl Driver {
             rest = &rest[length..];
             match frame.opcode {
                 TEXT => handler(self, number, Event::Text(frame)),
+                PING if !self.answers_pings => {}
                 PING => {
                     let mut pong = Vec::with_capacity(160);
                     push_frame(&mut pong, PONG, &[frame.plain()]);

@@ -29,7 +29,14 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     let running = bench.start(&[])?;
     let mut driver = Driver::new()?;
     let mut fleet = Fleet::connect(&mut driver, &running, 1, 1)?;
-    for (way, heading) in [(Way::ToBinary, "to binary"), (Way::ToPhone, "to phone")] {
+    // A binary that answers no ping is asked for no further proof of what it has read.
+    let ways = [
+        (Way::ToBinary, "to binary", true),
+        (Way::ToPhone, "to phone", true),
+        (Way::ToBinary, "to binary without proofs", false),
+    ];
+    for (way, heading, answers) in ways {
+        driver.answers_pings = answers;
         for (pace, frames) in [(SINGLE, 20_000), (STREAM, 200_000)] {
             let frames = if bench.quick { frames / 20 } else { frames };
             let what = format!("{heading}, {}", pace.name);

@@ -82,6 +82,13 @@ fn frame_cost(sheet: &Sheet, way: &str, pace: &str) -> f64 {
     ratio(sheet, "frame", &figure, &format!("{way}, one at a time: CPU a frame"))
 }
 
+/// CPU a frame to a binary that proves what it has read, by the same without.
+fn proof_cost(sheet: &Sheet, pace: &str) -> f64 {
+    let with = sheet.values("frame", &format!("to binary, {pace}: CPU a frame"), RELAY);
+    let without = format!("to binary without proofs, {pace}: CPU a frame");
+    median(&pairwise(with, sheet.values("frame", &without, RELAY)))
+}
+
 /// The highest of the medians over loads and figures of `crowded`.
 fn crowded(sheet: &Sheet, loads: &[&[&str]], speed: &str, figures: &[&str]) -> f64 {
     let loads = loads.iter().copied().flatten();
@@ -177,6 +184,18 @@ const GOALS: &[Goal] = &[
         unit: "",
         bound: Bound::AtMost(1.0),
         figure: |sheet| frame_cost(sheet, "to binary", "stream"),
+    },
+    Goal {
+        about: "CPU a frame to a binary, one at a time, by the same without proofs",
+        unit: "",
+        bound: Bound::AtMost(1.15),
+        figure: |sheet| proof_cost(sheet, "one at a time"),
+    },
+    Goal {
+        about: "CPU a frame to a binary in a stream, by the same without proofs",
+        unit: "",
+        bound: Bound::AtMost(1.05),
+        figure: |sheet| proof_cost(sheet, "stream"),
     },
     Goal {
         about: "CPU a 700 B frame to a phone in a stream, by the floor's one at a time",
