@@ -123,8 +123,8 @@ pub const STOP_AGAIN: Duration = Duration::from_millis(500);
 /// After a close frame or a refusal: how long input is read and discarded, so that no reset
 /// destroys the bytes just written.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);
-/// After a close frame or a refusal: how much input is discarded, in bytes.
-pub const LINGER_BYTES: usize = 1024 * 1024;
+/// How often it is looked whether a peer has hung up that is held back, and so not read.
+pub const HANGUP_CHECK: Duration = Duration::from_secs(1);
 
 /// One batch of a write, and the buffer that all reads share, in bytes. A pong waits for at most one
 /// batch.

@@ -16,7 +16,7 @@ use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::server;
 use pyrycode_relay::signals::Stop;
-use relay_test_kit::frame::{Frame, TEXT, encode};
+use relay_test_kit::frame::{Frame, PING, PONG, TEXT, encode, push_frame};
 use smol::LocalExecutor;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -29,8 +29,9 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 #[test]
 #[cfg_attr(relay_emulated, ignore = "the emulator takes several wake-ups for one message")]
 fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_stream() {
-    let a_wake_up = allocations_of_a_bare_echo();
+    let [a_wake_up, with_a_pong] = [false, true].map(allocations_of_a_bare_echo);
     println!("{a_wake_up:.2} allocations a wake-up of the executor");
+    println!("{with_a_pong:.2} where a pong follows on another connection");
     let options = ["pyrycode-relay", "--listen", "127.0.0.1:0", "--rate-limit", "off"];
     let config = Config::from_options(Options::parse_arguments(options).unwrap()).unwrap();
     let listener = listen::open(config.listen[0]).unwrap();
@@ -39,12 +40,13 @@ fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_s
     let raised = stop.clone();
     let relay = std::thread::spawn(move || server::run(vec![listener], config, &raised));
 
-    let mut binary = upgrade(address, "/v1/server", "X-Pyrycode-Version: 1");
+    let binary = upgrade(address, "/v1/server", "X-Pyrycode-Version: 1");
     let mut phone = upgrade(address, "/v1/client", "X-Pyrycode-Token: t");
     let to_binary = encode(true, TEXT, format!("\"{}\"", "x".repeat(698)).as_bytes());
     phone.write_all(&to_binary).unwrap();
     let mut buffer = vec![0; 1024 * 1024];
-    let length = read_frames(&mut binary, &mut buffer, 1);
+    let mut pong = Vec::with_capacity(64);
+    let length = read_messages(&binary, &mut buffer, &mut pong, 1);
     let conn_id = conn_id(&buffer[..length]);
     let envelope = format!(r#"{{"conn_id":"{conn_id}","frame":"{}"}}"#, "x".repeat(698));
     let to_phone = encode(true, TEXT, envelope.as_bytes());
@@ -52,20 +54,21 @@ fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_s
     let mut costly = Vec::new();
     for batch in [1, 32] {
         let (up, down) = (to_binary.repeat(batch), to_phone.repeat(batch));
-        for (what, bytes, from, to) in
-            [("to the binary", &up, &phone, &binary), ("to the phone", &down, &binary, &phone)]
-        {
-            let (mut from, mut to) = (from, to);
+        for (what, bytes, from, to, of_the_executor) in [
+            ("to the binary", &up, &phone, &binary, with_a_pong),
+            ("to the phone", &down, &binary, &phone, a_wake_up),
+        ] {
+            let mut from = from;
             let mut forward = |rounds: usize| {
                 for _ in 0..rounds {
                     from.write_all(bytes).unwrap();
-                    read_frames(&mut to, &mut buffer, batch);
+                    read_messages(to, &mut buffer, &mut pong, batch);
                 }
             };
             // Buffers that are kept grow to what they need.
             forward(20);
             let each = fewest_allocations(|| forward(ROUNDS)) / batch as f64;
-            let of_the_relay = if batch == 1 { each - a_wake_up } else { each };
+            let of_the_relay = if batch == 1 { each - of_the_executor } else { each };
             let line = format!("{each:.2} allocations a message {what}, {batch} at once");
             println!("{line}");
             if of_the_relay > AT_MOST {
@@ -80,18 +83,33 @@ fn a_forwarded_message_costs_at_most_two_allocations_either_way_alone_and_in_a_s
 }
 
 /// What an echo of one message costs that waits, reads and writes on the same executor, with a
-/// timer pending as the relay has them.
-fn allocations_of_a_bare_echo() -> f64 {
+/// timer pending as the relay has them. With `is_answered` each echo is answered on another connection, as a
+/// binary answers the ping behind a lone message.
+fn allocations_of_a_bare_echo(is_answered: bool) -> f64 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    client.set_nodelay(true).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let (stream, _) = listener.accept().unwrap();
-    stream.set_nodelay(true).unwrap();
+    let connect = || {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nodelay(true).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nodelay(true).unwrap();
+        (client, stream)
+    };
+    let ((mut client, stream), (mut answering, answered)) = (connect(), connect());
     let echo = std::thread::spawn(move || {
         let stream = Async::new(stream).unwrap();
         let executor = LocalExecutor::new();
         executor.spawn(Timer::after(Duration::from_secs(3600))).detach();
+        let answered = Async::new(answered).unwrap();
+        let reading = executor.spawn(async move {
+            let mut buffer = [0; 1024];
+            while answered.readable().await.is_ok() {
+                if answered.get_ref().read(&mut buffer).unwrap() == 0 {
+                    return;
+                }
+            }
+        });
+        reading.detach();
         let echo = executor.spawn(async move {
             let mut buffer = [0; 1024];
             loop {
@@ -109,6 +127,9 @@ fn allocations_of_a_bare_echo() -> f64 {
         for _ in 0..rounds {
             client.write_all(&message).unwrap();
             client.read_exact(&mut message).unwrap();
+            if is_answered {
+                answering.write_all(&[b'x'; 14]).unwrap();
+            }
         }
     };
     exchange(20);
@@ -133,20 +154,32 @@ fn fewest_allocations(mut run: impl FnMut()) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-/// Reads until `count` whole frames are there and nothing else is; returns their length.
-fn read_frames(mut stream: impl std::io::Read, buffer: &mut [u8], count: usize) -> usize {
+/// Reads until `count` whole messages are there and nothing else is, but a ping, which it answers; returns
+/// the length of it all. Allocates nothing.
+fn read_messages(
+    mut stream: &TcpStream,
+    buffer: &mut [u8],
+    pong: &mut Vec<u8>,
+    count: usize,
+) -> usize {
     let (mut filled, mut at, mut whole) = (0, 0, 0);
     while whole < count {
         let read = stream.read(&mut buffer[filled..]).expect("frames within the deadline");
         assert!(read > 0, "the relay ended the connection");
         filled += read;
         while let Some((frame, length)) = Frame::decode(&buffer[at..filled]) {
-            assert_eq!(frame.opcode, TEXT);
+            if frame.opcode == PING {
+                pong.clear();
+                push_frame(pong, PONG, &[frame.plain()]);
+                stream.write_all(pong).unwrap();
+            } else {
+                assert_eq!(frame.opcode, TEXT);
+                whole += 1;
+            }
             at += length;
-            whole += 1;
         }
     }
-    assert_eq!((at, whole), (filled, count), "no frame but those that were asked for");
+    assert_eq!((at, whole), (filled, count), "no message but those that were asked for");
     filled
 }
 

@@ -33,8 +33,8 @@ complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l acme-cont
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l acme-directory -d 'URL of the ACME directory, which this machine must trust' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l cert-cache -d 'Directory for certificates got by ACME and the account\'s key, mode 0700' -r -F
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l grace -d 'How long a server-id stays claimed after its binary\'s connection ended' -r
-complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l reclaim -d 'What a binary that comes back does to the phones still attached' -r -f -a "keep\t'They stay, unless the old connection fell silent'
-evict\t'They are closed and dial again'"
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l reclaim -d 'Which phones stay attached when a binary comes back' -r -f -a "keep\t'Those whose session is provably whole; the others are closed and dial again'
+evict\t'None: all are closed and dial again'"
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l probe-timeout -d 'How long the holder of a server-id may take to answer when somebody else claims it' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l heartbeat-interval -d 'Silence after which a peer is pinged' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l heartbeat-timeout -d 'Silence after that ping at which the peer counts as gone' -r
@@ -76,8 +76,8 @@ complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l 
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l acme-directory -d 'URL of the ACME directory, which this machine must trust' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l cert-cache -d 'Directory for certificates got by ACME and the account\'s key, mode 0700' -r -F
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l grace -d 'How long a server-id stays claimed after its binary\'s connection ended' -r
-complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l reclaim -d 'What a binary that comes back does to the phones still attached' -r -f -a "keep\t'They stay, unless the old connection fell silent'
-evict\t'They are closed and dial again'"
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l reclaim -d 'Which phones stay attached when a binary comes back' -r -f -a "keep\t'Those whose session is provably whole; the others are closed and dial again'
+evict\t'None: all are closed and dial again'"
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l probe-timeout -d 'How long the holder of a server-id may take to answer when somebody else claims it' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l heartbeat-interval -d 'Silence after which a peer is pinged' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l heartbeat-timeout -d 'Silence after that ping at which the peer counts as gone' -r

@@ -120,6 +120,10 @@ impl Transport for Near {
         Poll::Ready(Ok(()))
     }
 
+    fn has_hung_up(&self) -> bool {
+        false
+    }
+
     fn reset(&mut self) {}
 }
 

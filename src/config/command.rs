@@ -90,7 +90,7 @@ pub struct Options {
     )]
     pub(crate) grace: Duration,
 
-    /// What a binary that comes back does to the phones still attached
+    /// Which phones stay attached when a binary comes back
     #[arg(
         long,
         env = "PYRYCODE_RELAY_RECLAIM",
@@ -370,9 +370,9 @@ pub struct Logging {
 /// What a reclaim does to the phones that are still attached.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Reclaim {
-    /// They stay, unless the old connection fell silent.
+    /// Those whose session is provably whole; the others are closed and dial again.
     Keep,
-    /// They are closed and dial again.
+    /// None: all are closed and dial again.
     Evict,
 }
 

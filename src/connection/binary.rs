@@ -95,9 +95,9 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
     }
     let won = match outcome {
         Outcome::Answered => None,
-        Outcome::HolderGone => contest.win().ok(),
+        Outcome::HolderGone => contest.win(Instant::now()).ok(),
         Outcome::Silent => {
-            let won = contest.win().ok();
+            let won = contest.win(Instant::now()).ok();
             if won.is_some() {
                 events::server_id_takeover(&server, remote);
             }
@@ -145,9 +145,9 @@ impl Peer for Binary {
         Rc::clone(self.seat.account())
     }
 
-    fn message(&mut self, text: Option<&str>) -> Verdict {
+    fn message(&mut self, text: Option<&str>, now: Instant) -> Verdict {
         let parsed = text.ok_or(Malformed::NotText).and_then(Envelope::parse);
-        match parsed.map(|envelope| self.seat.deliver(&envelope)) {
+        match parsed.map(|envelope| self.seat.deliver(&envelope, now)) {
             Ok(Delivery::Done | Delivery::NotHolder) => {}
             Ok(Delivery::UnknownPhone) => {
                 self.drop_envelope(&"no such phone", Dropped::UnknownPhone);

@@ -22,7 +22,7 @@ use self::peer::{Rejected, count_end};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
-use crate::limits::LINGER_TIME;
+use crate::limits::{HANGUP_CHECK, LINGER_TIME};
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge, Pledge};
@@ -73,6 +73,8 @@ pub(crate) struct Link<S, P> {
     heartbeat: Heartbeat,
     timer: Option<(Timer, Instant)>,
     blocked: Option<Instant>,
+    /// When the next ping is due that proves what the peer has read.
+    proof: Option<Instant>,
     /// The last read took all there was: the next one waits for the socket to be readable.
     drained: bool,
     opened: Instant,
@@ -115,14 +117,14 @@ impl<S: Transport, P: Peer + Unpin> Future for Link<S, P> {
 enum Phase {
     /// Messages flow.
     Open,
-    /// Messages flow out alone: the peer is held back.
-    Held,
+    /// Messages flow out alone: the peer is held back. At `look` it is seen whether it has hung up.
+    Held { look: Instant },
     /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
     Closing { ended: Ended, deadline: Option<Instant> },
-    /// The close frame is out; input is discarded until the peer answers, ends or a bound is
-    /// reached. A peer that closed first may still have a pong under way: closing before that comes
+    /// The close frame is out; input is discarded until the peer answers or ends, or the time is
+    /// over. A peer that closed first may still have a pong under way: closing before that comes
     /// would send a reset, which destroys what is on its way to the peer.
-    Lingering { ended: Ended, until: Instant, bytes: usize },
+    Lingering { ended: Ended, until: Instant },
     /// All is done.
     Over(Ended),
 }
@@ -130,7 +132,7 @@ enum Phase {
 impl Phase {
     /// Whether the end of the connection has not been decided yet.
     fn is_undecided(self) -> bool {
-        matches!(self, Self::Open | Self::Held)
+        matches!(self, Self::Open | Self::Held { .. })
     }
 
     /// Whether the peer is read.
@@ -164,6 +166,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
             timer: None,
             blocked: None,
+            proof: None,
             drained: false,
             opened: Instant::now(),
             tally: Tally::default(),
@@ -279,7 +282,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Ends the connection without a word.
     fn cut(&mut self, ended: Ended, now: Instant) {
         match self.phase {
-            Phase::Open | Phase::Held => {
+            Phase::Open | Phase::Held { .. } => {
                 self.conclude(ended, now);
                 self.phase = Phase::Over(ended);
             }
@@ -295,9 +298,11 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Writes what is due; whether there is more.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        self.proof = None;
         if matches!(self.phase, Phase::Lingering { .. } | Phase::Over(_)) {
             return false;
         }
+        self.proof = self.outbox.prove(now);
         let mut scratch = self.relay.scratch.lend();
         let flushed = self.outbox.poll_flush(cx, self.incoming.io(), &mut scratch);
         drop(scratch);
@@ -345,7 +350,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 self.blocked = None;
                 self.phase = match self.peer_done {
                     true => Phase::Over(ended),
-                    false => Phase::Lingering { ended, until: now + LINGER_TIME, bytes: 0 },
+                    false => Phase::Lingering { ended, until: now + LINGER_TIME },
                 };
                 false
             }
@@ -377,9 +382,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Closing { deadline, .. } if due(deadline) => {
                 self.cut(Ended::WriteTimeout, now);
             }
-            Phase::Lingering { ended, until, .. } if now >= until => {
-                self.phase = Phase::Over(ended)
-            }
+            Phase::Held { look } if now >= look => match self.incoming.io().has_hung_up() {
+                true => self.cut(Ended::Dropped, now),
+                false => {
+                    // The end of one that is gone waits behind what it has sent and nobody reads; its kernel
+                    // resets the connection once it gets anything.
+                    self.outbox.ping();
+                    self.phase = Phase::Held { look: now + HANGUP_CHECK };
+                }
+            },
+            Phase::Lingering { ended, until } if now >= until => self.phase = Phase::Over(ended),
             _ => {}
         }
     }
@@ -401,11 +413,11 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             Phase::Closing { deadline, .. } => [deadline, None],
             Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held => [None, None],
+            Phase::Held { look } => [Some(look), None],
             // Not even the write that never finished.
             Phase::Over(_) => return None,
         };
-        phase.into_iter().chain([self.write_deadline()]).flatten().min()
+        phase.into_iter().chain([self.write_deadline(), self.proof]).flatten().min()
     }
 
     /// Arms the timer for the next deadline; whether one is due already.

@@ -98,7 +98,7 @@ impl Peer for Phone {
         Rc::clone(self.seat.sender().account())
     }
 
-    fn message(&mut self, text: Option<&str>) -> Verdict {
+    fn message(&mut self, text: Option<&str>, _now: Instant) -> Verdict {
         match text {
             None => Verdict::Close(Close::BadUtf8),
             Some(text) if !json::is_value(text) => Verdict::Close(Close::NotJson),

@@ -14,7 +14,7 @@ use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 
 use crate::http::gate::{Admission, Caller, Judgement, Refusal, judge};
 use crate::http::proxy_header::{self, ProxyHeader};
-use crate::limits::{LINGER_BYTES, LINGER_TIME, MAX_HEAD_BYTES};
+use crate::limits::{LINGER_TIME, MAX_HEAD_BYTES};
 use crate::net::scratch::Scratch;
 use crate::queue::budget::{Account, Charge};
 
@@ -210,18 +210,16 @@ pub(crate) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Shuts down writing, then reads and discards until the peer's end: closing with unread input
-/// would send a reset that destroys the answer. Bounded by [`LINGER_TIME`] and [`LINGER_BYTES`].
+/// would send a reset that destroys the answer. Bounded by [`LINGER_TIME`].
 async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, scratch: &Rc<Scratch>) {
     let discarding = async {
         if io.close().await.is_err() {
             return;
         }
-        let mut discarded = 0;
-        while discarded < LINGER_BYTES {
+        loop {
             let read = poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut scratch.lend())).await;
-            match read {
-                Ok(0) | Err(_) => return,
-                Ok(read) => discarded += read,
+            if matches!(read, Ok(0) | Err(_)) {
+                return;
             }
             // The others get their turn, and the time its chance to be over.
             yield_now().await;
@@ -230,7 +228,7 @@ async fn linger<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, scratch: &Rc<Scra
     let expiry = async {
         Timer::after(LINGER_TIME).await;
     };
-    discarding.or(expiry).await;
+    expiry.or(discarding).await;
 }
 
 /// Comes to `outcome` when the memory that is held of a head is needed.

@@ -132,6 +132,11 @@ fn families(snapshot: &Snapshot, metrics: &Metrics) -> Vec<Family> {
         "Envelopes of binaries that were not carried out",
         by_label("kind", &metrics.dropped),
     );
+    add(
+        "pyrycode_relay_reclaim_phones",
+        "Phones whose binary's connection changed",
+        by_label("outcome", &metrics.reclaim_phones),
+    );
     let counters: [(_, _, &Counter); 6] = [
         (
             "pyrycode_relay_grace_expiries",

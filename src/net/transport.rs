@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_net::TcpStream;
 use futures_lite::{AsyncRead, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 use crate::limits::NOTSENT_LOWAT;
@@ -22,6 +23,10 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// Makes the next read ask the kernel, whatever the transport knows of its readiness; most know
     /// nothing.
     fn look_again(&mut self) {}
+
+    /// Whether the peer has shut down writing or reset the connection, as the kernel knows it, whatever lies
+    /// unread before that.
+    fn has_hung_up(&self) -> bool;
 
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
     fn reset(&mut self);
@@ -67,6 +72,14 @@ impl Tcp {
 impl Transport for Tcp {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.readiness.poll(cx)
+    }
+
+    fn has_hung_up(&self) -> bool {
+        let mut looked = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        // It does not wait; where it fails, the time will tell.
+        poll(&mut looked, Some(&Timespec::default())).is_ok()
+            && looked[0].revents().intersects(ends)
     }
 
     fn reset(&mut self) {

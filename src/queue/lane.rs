@@ -3,13 +3,16 @@
 //! Towards a binary several phones share it. None of them may fill more than half, and when the
 //! whole is full they are let in again in the order in which they were held back.
 
+mod proofs;
 mod table;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
+use std::time::Instant;
 
+use self::proofs::Proofs;
 use self::table::Table;
 use crate::ids::PhoneKey;
 use crate::limits::MESSAGE_OVERHEAD;
@@ -33,13 +36,24 @@ struct Contents {
     begun: usize,
     waiting: VecDeque<Rc<Sender>>,
     writer: Option<Waker>,
+    /// Once a sender has queued something.
+    proofs: Option<Box<Proofs>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     bytes: Vec<u8>,
     sender: Option<Rc<Sender>>,
-    notice: Option<PhoneKey>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Message,
+    /// The close notice about a phone.
+    Notice(PhoneKey),
+    /// A ping whose answer proves that what went before it has been read.
+    Proof,
 }
 
 /// One phone as a sender into its slot's lane.
@@ -47,7 +61,8 @@ struct Entry {
 pub struct Sender {
     account: Rc<Account>,
     share: Cell<usize>,
-    delivered: Cell<bool>,
+    /// The number of its last message that a binary's socket has accepted whole; 0 if none.
+    accepted: Cell<u64>,
     wanted: Cell<usize>,
     blocked: RefCell<Blocked>,
 }
@@ -85,7 +100,7 @@ impl Sender {
         Rc::new(Self {
             account,
             share: Cell::new(0),
-            delivered: Cell::new(false),
+            accepted: Cell::new(0),
             wanted: Cell::new(0),
             blocked: RefCell::default(),
         })
@@ -93,7 +108,7 @@ impl Sender {
 
     /// Whether a message of this sender was ever accepted whole by a binary's socket.
     pub fn is_delivered(&self) -> bool {
-        self.delivered.get()
+        self.accepted.get() > 0
     }
 
     /// Bytes of the lane that this sender fills.
@@ -143,14 +158,14 @@ impl Lane {
             return Err(frame);
         }
         self.account.borrow().add(cost);
-        state.push(Entry { bytes: frame.into_bytes(), sender: None, notice: None });
+        state.push(Entry { bytes: frame.into_bytes(), sender: None, kind: Kind::Message });
         Ok(())
     }
 
     /// Queues a close notice, which is admitted past the bound.
     pub fn push_notice(&self, frame: Frame, about: PhoneKey) {
         self.account.borrow().add(cost(frame.len()));
-        let entry = Entry { bytes: frame.into_bytes(), sender: None, notice: Some(about) };
+        let entry = Entry { bytes: frame.into_bytes(), sender: None, kind: Kind::Notice(about) };
         self.state.borrow_mut().push(entry);
     }
 
@@ -175,7 +190,8 @@ impl Lane {
         sender.share.set(sender.share.get() + cost);
         sender.account.add(cost);
         let sender = Some(Rc::clone(sender));
-        state.push(Entry { bytes: frame.into_bytes(), sender, notice: None });
+        state.proofs.get_or_insert_default();
+        state.push(Entry { bytes: frame.into_bytes(), sender, kind: Kind::Message });
         state.wake_first(self.limit);
         Ok(())
     }
@@ -237,7 +253,7 @@ impl Lane {
 
     /// Drops the close notices that are queued, except one in progress.
     pub fn drop_notices(&self) {
-        self.drop_entries(|entry| entry.notice.is_some());
+        self.drop_entries(|entry| matches!(entry.kind, Kind::Notice(_)));
     }
 
     /// Whether nothing is queued.
@@ -262,7 +278,12 @@ impl Lane {
 
     /// The phones whose close notices are still queued, oldest first.
     pub fn queued_notices(&self) -> Vec<PhoneKey> {
-        self.state.borrow().entries.iter().filter_map(|entry| entry.notice).collect()
+        let state = self.state.borrow();
+        let notices = state.entries.iter().filter_map(|entry| match entry.kind {
+            Kind::Notice(about) => Some(about),
+            _ => None,
+        });
+        notices.collect()
     }
 
     /// Has `waker` called when something is queued.
@@ -293,6 +314,46 @@ impl Lane {
         }
     }
 
+    /// Queues a ping whose answer proves what goes before it, if one is due at `now`. Returns when the next
+    /// one is, if it is for the time alone that none is due.
+    pub fn prove(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.state.borrow_mut();
+        let Contents { entries, proofs: Some(proofs), held, .. } = &mut *state else { return None };
+        let is_queued = || entries.iter().any(|entry| entry.sender.is_some());
+        let due = proofs.due(now, is_queued)?;
+        if now < due {
+            return Some(due);
+        }
+        // Whoever asks writes next, and need not be woken.
+        let bytes = proofs.ask(now);
+        let cost = cost(bytes.len());
+        self.account.borrow().add(cost);
+        *held += cost;
+        entries.push_back(Entry { bytes, sender: None, kind: Kind::Proof });
+        None
+    }
+
+    /// The binary answered a ping with this payload.
+    pub fn hear_proof(&self, payload: &[u8]) {
+        if let Some(proofs) = &mut self.state.borrow_mut().proofs {
+            proofs.answered(payload);
+        }
+    }
+
+    /// Whether the binary has proved that it has read every message of this sender that its socket had
+    /// accepted.
+    pub fn is_proven(&self, sender: &Sender) -> bool {
+        let state = self.state.borrow();
+        state.proofs.as_ref().is_none_or(|proofs| proofs.is_proven(sender.accepted.get()))
+    }
+
+    /// Another connection is asked for proofs from here on. What is unproven stays so, and matters no more.
+    pub fn begin_proofs_anew(&self) {
+        if let Some(proofs) = &mut self.state.borrow_mut().proofs {
+            proofs.begin_anew();
+        }
+    }
+
     /// Shows what is to be written to `look`, which must not touch the lane.
     pub fn with_pending<T>(&self, look: impl FnOnce(Pending<'_>) -> T) -> T {
         let state = self.state.borrow();
@@ -315,19 +376,24 @@ impl Lane {
             completed.messages += 1;
             state.begun = 0;
             if let Some(entry) = state.entries.pop_front() {
-                if entry.notice.is_none() {
+                if entry.kind == Kind::Message {
                     completed.forwarded += 1;
                     completed.forwarded_bytes += entry.bytes.len();
                 }
                 self.refund(&mut state.held, &entry);
                 if let Some(sender) = &entry.sender {
-                    sender.delivered.set(true);
+                    if let Some(proofs) = &mut state.proofs {
+                        sender.accepted.set(proofs.accepted());
+                    }
                     // Only a sender that waits for room in its own half is woken here; `blocked`
                     // of one that waits in line stays until its turn.
                     let room = sender.share.get() + sender.wanted.get() <= self.limit / 2;
                     if room && !state.waiting.iter().any(|other| Rc::ptr_eq(other, sender)) {
                         sender.wake();
                     }
+                }
+                if let (Kind::Proof, Some(proofs)) = (entry.kind, &mut state.proofs) {
+                    proofs.sent(entry.bytes);
                 }
             }
         }

@@ -142,8 +142,20 @@ impl Outbox {
         }
     }
 
+    /// Queues a ping whose answer proves that the binary has read what goes before it, if one is due at
+    /// `now`. Returns when the next one is, if it is for the time alone that none is due.
+    pub fn prove(&self, now: Instant) -> Option<Instant> {
+        match &*self.state.borrow() {
+            Inner { sealed: None, parting: false, lane: Some(lane), .. } => lane.prove(now),
+            _ => None,
+        }
+    }
+
     /// The peer sent a pong.
     pub fn heard_pong(&self, payload: &[u8]) {
+        if let Some(lane) = &self.state.borrow().lane {
+            lane.hear_proof(payload);
+        }
         if let Some(probe) = &*self.probe.borrow() {
             probe.pong(payload);
         }

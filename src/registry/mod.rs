@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use self::backlog::Backlog;
 pub use self::seat::{Contest, Delivery, Passed, PhoneSeat, ServerSeat};
-use self::slot::{Holder, Retired, Slot};
+use self::slot::{End, Holder, Parting, Reclaim, Retired, Slot, Taken};
 use crate::close::{Close, Ended};
 use crate::config::Config;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
@@ -28,7 +28,7 @@ use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
 use crate::telemetry::events;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, ReclaimOutcome};
 
 /// All slots. Shared by every connection of the one thread.
 #[derive(Debug)]
@@ -56,6 +56,9 @@ struct Map {
     slots: HashMap<ServerId, Slot>,
     /// Pending expiries, soonest first; exactly the slots in grace.
     expiries: BTreeMap<(Instant, Serial), ServerId>,
+    /// Until when a holder must confirm the phones that were kept for it, soonest first. What is confirmed by
+    /// then stays here until it is due.
+    confirmations: BTreeMap<(Instant, Serial), ServerId>,
     /// Phones that the binary has had closed and whose queue is still being written, and those
     /// closed for the budget whose message in progress is.
     leaving: HashMap<Serial, Leaving>,
@@ -143,7 +146,7 @@ impl Registry {
                 }
                 None => {}
             }
-            self.seat(&mut map, server, origin)
+            self.seat(&mut map, server, origin, now)
         };
         Claim::Seated(self.settle(server, retired))
     }
@@ -185,9 +188,54 @@ impl Registry {
         }
     }
 
+    /// Does what is due at `now`: see [`Self::poll_expiry`].
+    pub fn expire(&self, now: Instant) {
+        self.release(now);
+        self.refute(now);
+    }
+
+    /// Closes the phones that were kept for binaries that have not shown by `now` that they know them.
+    fn refute(&self, now: Instant) {
+        loop {
+            let (server, reclaim) = {
+                let mut map = self.map.borrow_mut();
+                match map.confirmations.first_key_value() {
+                    Some(((deadline, _), _)) if *deadline <= now => {}
+                    _ => return,
+                }
+                let Some(((deadline, serial), server)) = map.confirmations.pop_first() else {
+                    return;
+                };
+                let Some(slot) = map.slots.get_mut(&server) else { continue };
+                if !matches!(slot.holder, Holder::Live { serial: holder, .. } if holder == serial) {
+                    continue;
+                }
+                (server, slot.refute(deadline))
+            };
+            if let Some(reclaim) = reclaim {
+                self.report_reclaim(&server, reclaim);
+            }
+        }
+    }
+
+    /// Says what a claim, or what was found out about it later, meant for the phones.
+    fn report_reclaim(&self, server: &ServerId, reclaim: Reclaim) {
+        let Reclaim { kept, closed, outcome } = reclaim;
+        if closed.is_empty() && outcome == ReclaimOutcome::Unconfirmed {
+            // They have left meanwhile.
+            return;
+        }
+        if outcome != ReclaimOutcome::Unconfirmed {
+            self.metrics.reclaim_phones.add(ReclaimOutcome::Kept, kept as u64);
+        }
+        self.metrics.reclaim_phones.add(outcome, closed.len() as u64);
+        events::server_reclaimed(server, kept, closed.len(), outcome);
+        report(closed);
+    }
+
     /// Releases the slots whose grace window has passed at `now` and closes their phones. One that
     /// a newcomer is about to take is left to it, for another window.
-    pub fn expire(&self, now: Instant) {
+    fn release(&self, now: Instant) {
         loop {
             let (server, slot) = {
                 let mut map = self.map.borrow_mut();
@@ -218,15 +266,19 @@ impl Registry {
         }
     }
 
-    /// Waits for an expiry that is due before `known`, the soonest that the caller knows
-    /// of; for one waiter. Cancel safe.
+    /// Waits for the end of a grace window, or of the time for a confirmation, that is due before `known`, the
+    /// soonest that the caller knows of; for one waiter. Cancel safe.
     pub fn poll_expiry(
         &self,
         cx: &mut Context<'_>,
         known: Option<Instant>,
     ) -> Poll<Option<Instant>> {
         let mut map = self.map.borrow_mut();
-        let soonest = map.expiries.first_key_value().map(|((deadline, _), _)| *deadline);
+        let soonest = [&map.expiries, &map.confirmations]
+            .into_iter()
+            .filter_map(|due| due.first_key_value())
+            .map(|((deadline, _), _)| *deadline)
+            .min();
         if soonest != known {
             return Poll::Ready(soonest);
         }
@@ -275,7 +327,7 @@ impl Registry {
     }
 
     /// Puts a new holder on a slot that is free or in grace, or takes it from a silent holder.
-    fn seat(&self, map: &mut Map, server: &ServerId, origin: Origin) -> Seated {
+    fn seat(&self, map: &mut Map, server: &ServerId, origin: Origin, now: Instant) -> Seated {
         let serial = self.serials.next();
         let account = Account::open(&self.ledger, origin);
         let Some(slot) = map.slots.get_mut(server) else {
@@ -284,7 +336,7 @@ impl Registry {
             let holder =
                 Holder::Live { serial, outbox: Rc::clone(&outbox), account: Rc::clone(&account) };
             map.slots.insert(server.clone(), Slot::new(server.clone(), lane, holder));
-            return Seated { serial, outbox, account, retired: Vec::new() };
+            return Seated { serial, outbox, account, reclaim: None };
         };
         slot.probe = None;
         match &slot.holder {
@@ -294,13 +346,22 @@ impl Registry {
             }
             Holder::Live { .. } => self.metrics.takeovers.bump(),
         }
-        let (outbox, retired) = slot.take(serial, &account, self.rules.evict);
-        Seated { serial, outbox, account, retired }
+        let Taken { outbox, reclaim, confirmation } =
+            slot.take(serial, &account, self.rules.evict, now);
+        if let Some(deadline) = confirmation {
+            map.confirmations.insert((deadline, serial), server.clone());
+            if let Some(reaper) = map.reaper.take() {
+                reaper.wake();
+            }
+        }
+        Seated { serial, outbox, account, reclaim: Some(reclaim) }
     }
 
     fn settle(self: &Rc<Self>, server: &ServerId, seated: Seated) -> ServerSeat {
-        let Seated { serial, outbox, account, retired } = seated;
-        report(retired);
+        let Seated { serial, outbox, account, reclaim } = seated;
+        if let Some(reclaim) = reclaim {
+            self.report_reclaim(server, reclaim);
+        }
         ServerSeat::new(self, server.clone(), serial, outbox, account)
     }
 
@@ -313,18 +374,17 @@ impl Registry {
             if *holder != serial {
                 return;
             }
-            let silent = ended.by_silence();
+            let manner = Parting::by(ended);
             match ended {
                 // The stop lets the queue out first; no claim follows it that would share the queue.
                 _ if matches!(outbox.sealed(), Some((_, Manner::Orderly))) => {}
                 // The close frame goes out behind the message in progress, which has then been
                 // sent like any other.
-                Ended::ByPeer(_) | Ended::ByRelay(_) if !silent => outbox.part(),
+                Ended::ByPeer(_) | Ended::ByRelay(_) if manner != Parting::Silent => outbox.part(),
                 _ => outbox.detach(),
             }
             let deadline = now + self.rules.grace;
-            let outbox = Rc::downgrade(outbox);
-            slot.holder = Holder::Grace { serial, deadline, silent, outbox };
+            slot.vacate(serial, deadline, End { manner, at: now });
             let probe = slot.probe.clone();
             map.expiries.insert((deadline, serial), server.clone());
             if let Some(reaper) = map.reaper.take() {
@@ -421,7 +481,8 @@ struct Seated {
     serial: Serial,
     outbox: Rc<Outbox>,
     account: Rc<Account>,
-    retired: Vec<Retired>,
+    /// If others held the slot before.
+    reclaim: Option<Reclaim>,
 }
 
 #[derive(Debug)]

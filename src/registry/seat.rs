@@ -64,13 +64,13 @@ impl ServerSeat {
         &self.account
     }
 
-    /// Carries out an envelope. Never waits for a phone.
-    pub fn deliver(&self, envelope: &Envelope<'_>) -> Delivery {
+    /// Carries out an envelope, which arrived at `now`. Never waits for a phone.
+    pub fn deliver(&self, envelope: &Envelope<'_>, now: Instant) -> Delivery {
         let routed = {
             let mut map = self.registry.map.borrow_mut();
             match map.slots.get_mut(&self.server) {
                 Some(slot) if matches!(&slot.holder, Holder::Live { serial, .. } if *serial == self.serial) => {
-                    slot.route(&envelope.conn_id, &envelope.action)
+                    slot.route(&envelope.conn_id, &envelope.action, now)
                 }
                 _ => return Delivery::NotHolder,
             }
@@ -84,6 +84,10 @@ impl ServerSeat {
                     self.registry.map.borrow_mut().leaving.insert(serial, leaving);
                 }
                 report([retired]);
+                Delivery::Done
+            }
+            Routed::Disproved(reclaim) => {
+                self.registry.report_reclaim(&self.server, reclaim);
                 Delivery::Done
             }
         };
@@ -243,7 +247,7 @@ impl Contest {
 
     /// Takes the slot: the holder is gone, or has not answered in time. The error says that it has
     /// answered after all.
-    pub fn win(self) -> Result<ServerSeat, Lost> {
+    pub fn win(self, now: Instant) -> Result<ServerSeat, Lost> {
         let seated = {
             let mut map = self.registry.map.borrow_mut();
             let free = match map.slots.get(&self.server).map(|slot| &slot.holder) {
@@ -257,7 +261,7 @@ impl Contest {
             if !free {
                 return Err(Lost);
             }
-            self.registry.seat(&mut map, &self.server, self.origin)
+            self.registry.seat(&mut map, &self.server, self.origin, now)
         };
         Ok(self.registry.settle(&self.server, seated))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
@@ -12,6 +12,7 @@ use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
 use crate::queue::probe::Probe;
+use crate::telemetry::metrics::ReclaimOutcome;
 use crate::websocket::frames::Frame;
 
 /// A claimed server-id, live or in its grace window.
@@ -27,6 +28,8 @@ pub(super) struct Slot {
     noticed: VecDeque<PhoneKey>,
     /// Pays for that table where it is large.
     noticed_charge: Charge,
+    /// Until when the present connection must speak to one of the phones that were kept for it.
+    confirmation: Option<Instant>,
 }
 
 /// Who holds the slot.
@@ -36,7 +39,35 @@ pub(super) enum Holder {
     Live { serial: Serial, outbox: Rc<Outbox>, account: Rc<Account> },
     /// Nobody: the connection `serial` ended, and the slot expires at `deadline`. Its outbox
     /// may still be finishing a message.
-    Grace { serial: Serial, deadline: Instant, silent: bool, outbox: Weak<Outbox> },
+    Grace { serial: Serial, deadline: Instant, end: End, outbox: Weak<Outbox> },
+}
+
+/// How a binary's connection ended, as far as it decides which phones survive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct End {
+    pub(super) manner: Parting,
+    pub(super) at: Instant,
+}
+
+/// Whether what was on its way is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Parting {
+    /// The binary sent a close frame: everything before it has arrived.
+    Orderly,
+    /// The connection broke, or the relay closed it.
+    Broken,
+    /// The binary fell silent.
+    Silent,
+}
+
+impl Parting {
+    pub(super) fn by(ended: Ended) -> Self {
+        match ended {
+            Ended::ByPeer(_) => Self::Orderly,
+            _ if ended.by_silence() => Self::Silent,
+            _ => Self::Broken,
+        }
+    }
 }
 
 /// An attached phone.
@@ -49,6 +80,35 @@ pub(super) struct Phone {
     unserved: bool,
     /// Has outlived a change of its binary's connection.
     outlived: bool,
+    /// Was kept with a session, and the present connection has not shown yet that it knows of it.
+    unconfirmed: bool,
+    /// When the binary last sent it something.
+    spoken: Option<Instant>,
+}
+
+impl Phone {
+    /// Whether a binary has heard of it or spoken to it.
+    fn has_session(&self) -> bool {
+        self.sender.is_delivered() || self.spoken.is_some()
+    }
+}
+
+/// What a claim came to for the phones that were attached.
+#[derive(Debug)]
+pub(super) struct Reclaim {
+    pub(super) kept: usize,
+    pub(super) closed: Vec<Retired>,
+    /// What became of those that were closed, or of all if none was.
+    pub(super) outcome: ReclaimOutcome,
+}
+
+/// A slot that was given to a connection.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) reclaim: Reclaim,
+    /// Until when it must confirm that it knows the sessions that were kept for it.
+    pub(super) confirmation: Option<Instant>,
 }
 
 /// A phone that was taken off its slot, for the log.
@@ -71,6 +131,8 @@ pub(super) enum Routed {
         retired: Retired,
         leaving: Option<(Serial, Rc<Outbox>, Rc<Sender>)>,
     },
+    /// The binary does not know the session of a phone that was kept for it: all those are closed.
+    Disproved(Reclaim),
 }
 
 /// What happens to the messages of a phone that is taken off, and whether the binary is told.
@@ -95,6 +157,7 @@ impl Slot {
             probe: None,
             phones: HashMap::new(),
             noticed: VecDeque::new(),
+            confirmation: None,
         }
     }
 
@@ -106,57 +169,123 @@ impl Slot {
         sender: Rc<Sender>,
     ) {
         let unserved = matches!(self.holder, Holder::Grace { .. });
-        self.phones.insert(key, Phone { serial, outbox, sender, unserved, outlived: false });
+        self.phones.insert(
+            key,
+            Phone {
+                serial,
+                outbox,
+                sender,
+                unserved,
+                outlived: false,
+                unconfirmed: false,
+                spoken: None,
+            },
+        );
     }
 
-    /// Gives the slot to connection `serial`. Where the old connection fell silent, its phones are
-    /// closed: what its socket had accepted is likely lost, and a session does not survive a gap.
-    /// A phone that came after that connection has lost nothing and stays, unless `evict` is set.
+    /// Gives the slot to connection `serial`, at `now`. Of its phones those stay whose session is provably whole
+    /// (contract, The grace window), and none with `evict`.
     pub(super) fn take(
         &mut self,
         serial: Serial,
         account: &Rc<Account>,
         evict: bool,
-    ) -> (Rc<Outbox>, Vec<Retired>) {
-        let silent = match &self.holder {
+        now: Instant,
+    ) -> Taken {
+        let end = match &self.holder {
             Holder::Live { outbox, .. } => {
                 outbox.stop_asking();
                 outbox.detach();
                 outbox.close(Close::HeartbeatTimeout, Manner::Abort);
-                true
+                End { manner: Parting::Silent, at: now }
             }
-            Holder::Grace { silent, outbox, .. } => {
+            Holder::Grace { end, outbox, .. } => {
                 if let Some(outbox) = outbox.upgrade() {
                     outbox.detach();
                 }
-                *silent
+                *end
             }
         };
-        let closes = |phone: &Phone| evict || (silent && !phone.unserved);
-        let doomed: Vec<_> =
-            self.phones.iter().filter(|(_, phone)| closes(phone)).map(|(key, _)| *key).collect();
+        let outcome = match end.manner {
+            _ if evict => ReclaimOutcome::Evicted,
+            Parting::Silent => ReclaimOutcome::Silent,
+            _ => ReclaimOutcome::Unproven,
+        };
         self.noticed = VecDeque::new();
         self.noticed_charge = Charge::new(Rc::clone(account));
         for key in self.lane.queued_notices() {
             self.remember(key);
         }
-        let ended = Ended::ByRelay(Close::Reclaimed);
-        let retired = doomed
-            .into_iter()
-            .filter_map(|key| {
-                self.phones[&key].outbox.close(Close::Reclaimed, Manner::Abort);
-                self.retire(key, ended, Remains::Dropped)
-            })
-            .collect();
+        let closed = self.close_phones(|slot, phone| evict || !slot.is_whole(phone, end));
+        self.lane.begin_proofs_anew();
         for phone in self.phones.values_mut() {
             phone.outlived |= !phone.unserved;
             phone.unserved = false;
+            phone.unconfirmed = phone.has_session();
         }
+        self.confirmation =
+            self.phones.values().any(|phone| phone.unconfirmed).then(|| now + CONFIRMATION_TIME);
         let outbox = Outbox::new(Some(Rc::clone(&self.lane)));
         self.lane.bill(account);
         let account = Rc::clone(account);
         self.holder = Holder::Live { serial, outbox: Rc::clone(&outbox), account };
-        (outbox, retired)
+        let outcome = if closed.is_empty() { ReclaimOutcome::Kept } else { outcome };
+        let reclaim = Reclaim { kept: self.phones.len(), closed, outcome };
+        Taken { outbox, reclaim, confirmation: self.confirmation }
+    }
+
+    /// Whether nothing of a phone's session can be lost with the connection that ended so.
+    fn is_whole(&self, phone: &Phone, end: End) -> bool {
+        let was_quiet =
+            || phone.spoken.is_none_or(|at| end.at.saturating_duration_since(at) >= QUIET_TIME);
+        let is_whole = match end.manner {
+            Parting::Silent => false,
+            Parting::Orderly => self.lane.is_proven(&phone.sender),
+            Parting::Broken => self.lane.is_proven(&phone.sender) && was_quiet(),
+        };
+        is_whole || !phone.has_session()
+    }
+
+    /// Closes phones that must begin anew, and drops what is queued of them.
+    fn close_phones(&mut self, is_closed: impl Fn(&Self, &Phone) -> bool) -> Vec<Retired> {
+        let doomed: Vec<_> = self
+            .phones
+            .iter()
+            .filter(|(_, phone)| is_closed(self, phone))
+            .map(|(key, _)| *key)
+            .collect();
+        let close = |key| {
+            self.phones.get(&key)?.outbox.close(Close::Reclaimed, Manner::Abort);
+            self.retire(key, Ended::ByRelay(Close::Reclaimed), Remains::Dropped)
+        };
+        doomed.into_iter().filter_map(close).collect()
+    }
+
+    /// The binary's connection ended so.
+    pub(super) fn vacate(&mut self, serial: Serial, deadline: Instant, end: End) {
+        let outbox = match &self.holder {
+            Holder::Live { outbox, .. } => Rc::downgrade(outbox),
+            Holder::Grace { outbox, .. } => Weak::clone(outbox),
+        };
+        self.holder = Holder::Grace { serial, deadline, end, outbox };
+        self.confirmation = None;
+    }
+
+    /// The present connection knows the sessions that were kept for it.
+    fn confirm(&mut self) {
+        self.confirmation = None;
+        for phone in self.phones.values_mut() {
+            phone.unconfirmed = false;
+        }
+    }
+
+    /// Closes the phones that were kept for the present connection: it does not know them. `None` if that was
+    /// not to be shown by `deadline`.
+    pub(super) fn refute(&mut self, deadline: Instant) -> Option<Reclaim> {
+        self.confirmation.take_if(|due| *due == deadline)?;
+        let closed = self.close_phones(|_, phone| phone.unconfirmed);
+        let outcome = ReclaimOutcome::Unconfirmed;
+        Some(Reclaim { kept: self.phones.len(), closed, outcome })
     }
 
     /// Queues a phone's message for the binary; gives it back if there is no room. `None` if the
@@ -172,18 +301,31 @@ impl Slot {
     }
 
     /// Carries out what the binary asks for.
-    pub(super) fn route(&mut self, conn_id: &str, action: &Action<'_>) -> Routed {
+    pub(super) fn route(&mut self, conn_id: &str, action: &Action<'_>, now: Instant) -> Routed {
         let Some(key) = PhoneKey::parse(&self.server, conn_id) else { return Routed::Unknown };
-        let Some(phone) = self.phones.get(&key) else {
+        let Some(phone) = self.phones.get_mut(&key) else {
             if matches!(action, Action::Deliver(_)) {
                 self.answer_unknown(key);
             }
             return Routed::Unknown;
         };
+        match (phone.unconfirmed, action) {
+            (false, _) => {}
+            (true, Action::Deliver(_)) => self.confirm(),
+            (true, Action::Close(_, 4421 | 4410)) => {
+                let reclaim = self.confirmation.and_then(|deadline| self.refute(deadline));
+                return reclaim.map_or(Routed::Unknown, Routed::Disproved);
+            }
+            (true, Action::Close(..)) => {}
+        }
+        let Some(phone) = self.phones.get_mut(&key) else { return Routed::Unknown };
         let frame = match action {
             Action::Deliver(frame) | Action::Close(Some(frame), _) => Some(*frame),
             Action::Close(None, _) => None,
         };
+        if frame.is_some() {
+            phone.spoken = Some(now);
+        }
         let sent =
             frame.map_or(Ok(()), |frame| phone.outbox.send(Frame::text(&[frame.as_bytes()])));
         match (sent, action) {
@@ -308,3 +450,10 @@ impl Slot {
 
 /// Bytes of a table that are within what a connection may cost on no account.
 const SMALL_TABLE: usize = 2 * 1024;
+
+/// How long a phone's binary must have said nothing to it, before a connection broke, for nothing of that to be
+/// lost (contract, The grace window).
+const QUIET_TIME: Duration = Duration::from_secs(2);
+
+/// How long after its claim a binary may take to speak to one of the phones that were kept for it.
+const CONFIRMATION_TIME: Duration = Duration::from_secs(5);

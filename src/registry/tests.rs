@@ -49,6 +49,8 @@ impl Crowd {
 
 const GRACE: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// As long as the binary must not have spoken to a phone before its connection broke.
+const QUIET: Duration = Duration::from_secs(2);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Options under which a few dozen kilobytes are a lot.
@@ -165,7 +167,11 @@ fn message(phone: &PhoneSeat, length: usize) -> (String, Frame) {
 }
 
 fn deliver(holder: &ServerSeat, text: &str) -> Delivery {
-    holder.deliver(&Envelope::parse(text).unwrap())
+    deliver_at(holder, text, Instant::now())
+}
+
+fn deliver_at(holder: &ServerSeat, text: &str, now: Instant) -> Delivery {
+    holder.deliver(&Envelope::parse(text).unwrap(), now)
 }
 
 fn close(holder: &ServerSeat, phone: &PhoneSeat, code: u16) {
@@ -194,6 +200,19 @@ fn noticed(conn_id: &str, code: u16) -> String {
 /// What is written to the binary by a socket that takes everything.
 fn said(holder: &ServerSeat) -> Vec<String> {
     written_by(holder.outbox())
+}
+
+/// The same with a ping behind it, which is answered.
+fn said_and_read(holder: &ServerSeat) -> Vec<String> {
+    assert_eq!(holder.outbox().prove(Instant::now()), None);
+    let mut socket = MockSocket::default();
+    flush(holder.outbox(), &mut socket);
+    let ping = socket.frames().pop().expect("a ping");
+    assert_eq!(ping.opcode, PING);
+    holder.outbox().heard_pong(&ping.payload);
+    let mut said = words(&socket);
+    said.pop();
+    said
 }
 
 /// The same for a phone.

@@ -10,6 +10,7 @@ use log::{debug, info, warn};
 
 use crate::close::Ended;
 use crate::ids::ServerId;
+use crate::telemetry::metrics::{Label as _, ReclaimOutcome};
 
 /// Declares [`Throttled`], so that an event cannot be in one list and not in another.
 macro_rules! throttled {
@@ -72,6 +73,20 @@ pub(crate) fn server_id_conflict(server: &ServerId, remote: IpAddr) {
 /// A claim took the slot from a holder that stayed silent.
 pub(crate) fn server_id_takeover(server: &ServerId, remote: IpAddr) {
     info!(server_id = server.as_str(), remote:% = remote; "server_id_takeover");
+}
+
+/// A claim took a slot with its phones, or a binary did not know those that were kept for it: how many are attached
+/// now, how many were closed, and why these.
+pub(crate) fn server_reclaimed(
+    server: &ServerId,
+    kept: usize,
+    closed: usize,
+    outcome: ReclaimOutcome,
+) {
+    info!(
+        server_id = server.as_str(), kept = kept, closed = closed, reason = outcome.as_str();
+        "server_reclaimed"
+    );
 }
 
 /// Nothing was handed over to another program: the relay goes on as it was.

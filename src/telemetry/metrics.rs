@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 pub(crate) use self::label::{
-    AttemptOutcome, Code, Direction, Dropped, Failure, Label, Refused, Side,
+    AttemptOutcome, Code, Direction, Dropped, Failure, Label, ReclaimOutcome, Refused, Side,
 };
 use crate::leg::Leg;
 use crate::limits::LAG_BUCKETS;
@@ -35,6 +35,8 @@ pub struct Metrics {
     pub grace_expiries: Counter,
     /// Claims inside a grace window.
     pub reclaims: Counter,
+    /// Phones whose binary's connection changed.
+    pub reclaim_phones: Counters<ReclaimOutcome, { ReclaimOutcome::COUNT }>,
     /// Slots taken from a holder that did not answer its probe.
     pub takeovers: Counter,
     /// Phones closed for the memory budget.

@@ -33,6 +33,10 @@ impl Transport for Tls {
         self.0.get_mut().0.drained = false;
     }
 
+    fn has_hung_up(&self) -> bool {
+        self.0.get_ref().0.tcp.has_hung_up()
+    }
+
     fn reset(&mut self) {
         self.0.get_mut().0.tcp.reset();
     }

@@ -162,6 +162,7 @@ fn messages_sent_in_one_segment_with_the_request_head_are_not_lost() {
     for text in ["1", "{\"second\":2}", "[3]"] {
         assert_eq!(binary.read_text(), envelope(&conn_id, text));
     }
+    binary.prove();
     binary.drop_connection();
     events::wait("server_released", &[("server_id", &id)]);
     let mut bytes = binary_head(&id).into_bytes();
@@ -330,6 +331,7 @@ fn a_phone_gets_nothing_but_the_binarys_frames() {
     let (mut binary, mut phone, conn_id) = relay.pair(&id);
     let (other, _) = relay.registered_phone(&id);
     is_heard(&mut phone, &mut binary, &conn_id, "known");
+    binary.prove();
     other.drop_connection();
     binary.drop_connection();
     events::wait("server_released", &[("server_id", &id)]);

@@ -20,6 +20,7 @@ mod program;
 mod proxies;
 mod queues;
 mod rfc6455;
+mod sessions;
 mod sources;
 mod squatting;
 mod stop;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::rig::{Relay, deadline, request};
 
 /// The samples of one page: name and labels, to the value.
-type Samples = BTreeMap<String, f64>;
+pub type Samples = BTreeMap<String, f64>;
 
 /// A relay with a metrics listener on a free port.
-fn monitored(arguments: &[&str]) -> Relay {
+pub fn monitored(arguments: &[&str]) -> Relay {
     let mut all = vec!["--metrics-listen", "127.0.0.1:0"];
     all.extend(arguments);
     Relay::start(&all)
@@ -28,7 +28,7 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 /// All samples of the present page.
-fn samples(address: SocketAddr) -> Samples {
+pub fn samples(address: SocketAddr) -> Samples {
     let page = get(address, "/metrics");
     let lines = page.lines().filter(|line| !line.starts_with('#'));
     lines

@@ -457,10 +457,10 @@ fn expect_failed(offender: &mut Ws, case: &str, code: u16) {
     assert_eq!(end.kind(), std::io::ErrorKind::UnexpectedEof, "{case}");
 }
 
-/// Sends a ping and expects its pong as the next frame.
+/// Sends a ping and expects its pong as the next frame, but for what a binary is asked behind a message.
 fn expect_pong(ws: &mut Ws, payload: &[u8]) {
     ws.send_ping(payload);
-    let pong = ws.read_frame();
+    let pong = ws.read_besides_proofs();
     assert_eq!((pong.opcode, pong.payload), (PONG, payload.to_vec()));
 }
 

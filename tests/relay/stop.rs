@@ -124,7 +124,7 @@ fn a_peer_with_a_backlog_that_is_late_to_read_is_told_of_the_stop_ahead_of_it() 
     for (peer, queued) in [(&mut late, 40), (&mut binary, 8)] {
         let mut read = 0;
         let close = loop {
-            let frame = peer.read_frame();
+            let frame = peer.read_besides_proofs();
             if frame.opcode != ws::TEXT {
                 break frame;
             }

@@ -22,6 +22,7 @@ pub async fn serve(site: Rc<Site>, world: Rc<RefCell<World>>, seed: u64) {
         random: fastrand::Rng::with_seed(seed),
         link: None,
         on: 0,
+        is_taciturn: false,
         ghost: None,
     };
     while !daemon.is_over() {
@@ -41,6 +42,8 @@ struct Daemon {
     link: Option<Link>,
     /// The number of the connection.
     on: u32,
+    /// It says little on this connection, so that its phones may outlive it however it ends.
+    is_taciturn: bool,
     /// The connection that fell silent and is being taken over.
     ghost: Option<Link>,
 }
@@ -74,6 +77,8 @@ impl Daemon {
         self.dial().await?;
         let mut steps = self.random.u32(3..30);
         let mut exit = None;
+        self.is_taciturn = self.random.u8(..3) == 0;
+        let mut greets = !self.is_taciturn && self.random.u8(..4) > 0;
         let mut due = Instant::now();
         loop {
             let next = self.link.as_mut()?.next(due).await;
@@ -98,6 +103,10 @@ impl Daemon {
                 None => continue,
                 Some(_) if !self.bury() => return None,
                 Some(_) => {}
+            }
+            if greets {
+                greets = false;
+                self.greet();
             }
             if ending {
                 if self.dismiss() && usurpers == 0 {
@@ -135,6 +144,7 @@ impl Daemon {
             };
             let late = behind.is_empty();
             let window = Some((8 * 1024) << self.random.usize(..6));
+            let dialed = Instant::now();
             let dial = self.site.dial(source, head, behind, cut, window, &mut self.random);
             match Link::dial(dial).await {
                 Ok(link) => {
@@ -143,7 +153,7 @@ impl Daemon {
                     }
                     self.link = Some(link);
                     let mut world = self.world.borrow_mut();
-                    world.connections.push(Connection { seated: None, left: None, end: None });
+                    world.connections.push(Connection::dialed(dialed));
                     self.on = world.latest();
                     world.note(format!("the daemon dials connection {}, {cut:?}", self.on));
                     return Some(());
@@ -191,7 +201,8 @@ impl Daemon {
                             let from = self.world.borrow_mut().at_daemon(on, text);
                             if let Some(phone) = from {
                                 self.site.learn(&self.world.borrow(), phone, &mut self.random);
-                                if self.link.is_some() && self.random.bool() {
+                                let is_serving = self.link.is_some() && !self.is_taciturn;
+                                if is_serving && self.random.bool() {
                                     self.answer(phone);
                                 }
                             }
@@ -203,6 +214,10 @@ impl Daemon {
                         let mut world = self.world.borrow_mut();
                         world.note(format!("connection {on} is closed: {code} {reason}"));
                         return true;
+                    }
+                    // The answer to a later one is behind the daemon's own end.
+                    PING if self.link.is_some() && frame.is_proof_ping() => {
+                        self.world.borrow_mut().prove();
                     }
                     PONG if ![&b"step"[..], b"seat", b"between"]
                         .contains(&frame.payload.as_slice()) =>
@@ -234,6 +249,7 @@ impl Daemon {
             if let (Some(directive), Some(conn_id)) = (again, conn_id) {
                 // The first one may have been lost with its connection.
                 let code = directive.codes[0];
+                self.world.borrow_mut().directive_sent(self.on, code);
                 self.world.borrow_mut().phones.get_mut(&number).unwrap().directive =
                     Some(Directive { codes: [code, 4404], connection: self.on, behind: 0 });
                 let envelope = self.envelope(&conn_id, None, Some(code));
@@ -275,7 +291,10 @@ impl Daemon {
         match exit {
             Exit::Close(_) | Exit::HalfClose | Exit::Wrong | Exit::Last => {
                 match exit {
-                    Exit::Close(code) => link.send_close(code),
+                    Exit::Close(code) => {
+                        self.world.borrow_mut().close_orderly(on);
+                        link.send_close(code);
+                    }
                     Exit::Last => link.send_close(1000),
                     Exit::HalfClose => link.finish(),
                     _ => link.send_raw(vec![0xb1, 0x80, 1, 2, 3, 4]),
@@ -284,11 +303,11 @@ impl Daemon {
                 self.world.borrow_mut().end_connection(on, End::Clean);
             }
             Exit::Reset | Exit::Vanish => {
-                self.world.borrow_mut().end_connection(on, End::Reset { sent: None });
+                self.world.borrow_mut().end_connection(on, End::Reset);
                 link.reset();
             }
             Exit::HangUp => {
-                self.world.borrow_mut().end_connection(on, End::Reset { sent: None });
+                self.world.borrow_mut().end_connection(on, End::Reset);
                 link.hang_up();
             }
             Exit::AmidMessage => {
@@ -300,13 +319,13 @@ impl Daemon {
                 frame.truncate(self.random.usize(1..frame.len()));
                 link.send_raw(frame);
                 Timer::after(Duration::from_millis(self.random.u64(..30))).await;
-                self.world.borrow_mut().end_connection(on, End::Reset { sent: None });
+                self.world.borrow_mut().end_connection(on, End::Reset);
                 link.reset();
             }
             Exit::Takeover | Exit::Silence => {
                 link.fall_silent();
                 self.world.borrow_mut().end_connection(on, End::Silent { since: now });
-                self.world.borrow_mut().forget(now);
+                self.world.borrow_mut().forget_known();
                 self.ghost = Some(link);
             }
         }

@@ -245,6 +245,14 @@ fn read_log(line: &str, worlds: &HashMap<String, Rc<RefCell<World>>>) {
                 world.borrow_mut().release_logged();
             }
         }
+        Some("server_reclaimed") => {
+            let count = |name| field(line, name).and_then(|text| text.parse().ok());
+            if let (Some(world), Some(kept), Some(closed)) =
+                (told(), count("kept"), count("closed"))
+            {
+                world.borrow_mut().reclaim_logged(kept, closed);
+            }
+        }
         Some("server_expired") => {
             if let Some(world) = told() {
                 world.borrow_mut().expiry_logged();

@@ -2,16 +2,20 @@
 //! contract allows.
 //!
 //! Nothing is lost, repeated or reordered, with these exceptions alone:
-//! - Of a daemon's connection that ended by a reset, what the relay had handed to the socket before
-//!   it noticed; hence nothing that a phone sent after `server_released` was logged.
-//! - After silence every phone of that connection is closed; none may outlive it. Of one that has
-//!   left before, what was kept is delivered, with a gap in front of it.
+//! - At a reclaim a phone is closed of which something may be lost: whatever the daemon has not proved to have
+//!   read, and what was on its way to the phone. Whoever outlives it has everything; whoever has left before
+//!   it has had what was kept delivered, with a gap in front of it where the connection was reset or silent.
+//! - A phone must outlive it that the daemon had proved to have read everything of, before it closed its
+//!   connection in an orderly way.
+//! - After silence every phone is closed that the daemon had heard of; none of these may outlive it.
+//! - Phones that were kept are closed if the daemon speaks to none of them in time, or does not know one.
+//! - What a daemon sent on a connection that it reset may be lost on its way to the relay.
 //! - After the grace window, and after a close with "backlog full", the session is over.
 //! - The end of what is on its way to somebody who goes away.
 
 mod judge;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -63,6 +67,9 @@ pub struct Tally {
     pub directives: u64,
     pub backlog_full: u64,
     pub usurpers: u64,
+    /// Phones that outlived a change of the daemon's connection, and those that were closed for it.
+    pub kept: u64,
+    pub closed: u64,
 }
 
 impl Tally {
@@ -80,6 +87,8 @@ impl Tally {
         self.directives += other.directives;
         self.backlog_full += other.backlog_full;
         self.usurpers += other.usurpers;
+        self.kept += other.kept;
+        self.closed += other.closed;
     }
 }
 
@@ -87,12 +96,13 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { to_binary, to_phone, bytes, phones, clean, lossy, .. } = self;
         let Self { lost, silent, expired, notices, directives, backlog_full, usurpers, .. } = self;
+        let Self { kept, closed, .. } = self;
         write!(
             f,
             "{to_binary} messages to daemons and {to_phone} to phones ({} MB), {phones} phones, \
              daemons' connections: {clean} closed, {lossy} reset, {silent} fell silent, {expired} \
              expired; {usurpers} usurpers, {notices} notices, {directives} directives, \
-             {backlog_full} backlogs full, {lost} messages lost with a reset",
+             {backlog_full} backlogs full, {kept} phones kept at reclaims and {closed} closed, {lost} messages of phones that left lost",
             bytes / 1_000_000
         )
     }
@@ -100,6 +110,16 @@ impl fmt::Display for Tally {
 
 /// A connection of the daemon.
 pub struct Connection {
+    /// When the daemon began to dial: no claim was earlier.
+    pub dialed: Instant,
+    /// When a phone that was kept for it is known to have heard of it.
+    pub confirmed: Option<Instant>,
+    /// Before that, the daemon asked for a close that says that it does not know a session.
+    pub disproved: bool,
+    /// It ends with the daemon's own close frame: how many messages of each phone were proven by then.
+    pub proven: BTreeMap<u32, u64>,
+    /// The phones that must outlive it.
+    pub whole: BTreeSet<u32>,
     /// When the relay was seen to have given it the slot.
     pub seated: Option<Instant>,
     /// When the daemon began to end it.
@@ -107,12 +127,28 @@ pub struct Connection {
     pub end: Option<End>,
 }
 
+impl Connection {
+    /// One that was dialed at that time.
+    pub fn dialed(dialed: Instant) -> Self {
+        Self {
+            dialed,
+            confirmed: None,
+            disproved: false,
+            proven: BTreeMap::new(),
+            whole: BTreeSet::new(),
+            seated: None,
+            left: None,
+            end: None,
+        }
+    }
+}
+
 /// How it ended, and so what it may have cost.
 pub enum End {
     /// It was read to its end: nothing is lost.
     Clean,
-    /// By a reset. How many messages each phone had sent when the release was logged.
-    Reset { sent: Option<BTreeMap<u32, u64>> },
+    /// By a reset.
+    Reset,
     /// It fell silent at that time.
     Silent { since: Instant },
     /// Nobody came back within the grace window, as the log said at that time.
@@ -149,6 +185,8 @@ pub struct Phone {
     pub conn_id: Option<String>,
     /// Messages of it that the daemon received or was allowed to lose.
     pub received: u64,
+    /// Messages of it that the daemon has proved to have read: it answered a ping behind them.
+    pub proven: u64,
     heard_on: u32,
     /// The first connection of the daemon that it was heard on.
     pub first_heard_on: u32,
@@ -237,12 +275,41 @@ impl World {
     /// The log says that the daemon's connection was released.
     pub fn release_logged(&mut self) {
         self.released += 1;
-        let counts: BTreeMap<_, _> =
-            self.phones.iter().map(|(number, phone)| (*number, phone.sent)).collect();
         let released = self.connections.get_mut((self.claimed as usize).wrapping_sub(1));
-        if let Some(Connection { end: Some(End::Reset { sent }), .. }) = released {
-            sent.get_or_insert(counts);
+        let Some(Connection { proven, whole, .. }) = released else { return };
+        let sent = |number: &u32| self.phones[number].sent;
+        whole.extend(
+            proven
+                .iter()
+                .filter(|(number, proven)| sent(number) == **proven)
+                .map(|(number, _)| *number),
+        );
+    }
+
+    /// The daemon answers a ping of the relay that is behind all that it has read.
+    pub fn prove(&mut self) {
+        for phone in self.phones.values_mut() {
+            phone.proven = phone.received;
         }
+    }
+
+    /// The daemon ends its connection `on` with a close frame of its own.
+    pub fn close_orderly(&mut self, on: u32) {
+        let heard = self.phones.iter().filter(|(_, phone)| phone.received > 0);
+        let proven = heard.map(|(number, phone)| (*number, phone.proven)).collect();
+        self.connections[on as usize - 1].proven = proven;
+    }
+
+    /// The daemon asks for a close with this code on its connection `on`.
+    pub fn directive_sent(&mut self, on: u32, code: u16) {
+        let connection = &mut self.connections[on as usize - 1];
+        connection.disproved |= code == 4421 && connection.confirmed.is_none();
+    }
+
+    /// The log tells what became of the phones at a claim, or when it was not confirmed.
+    pub fn reclaim_logged(&mut self, kept: u64, closed: u64) {
+        self.tally.kept += kept;
+        self.tally.closed += closed;
     }
 
     /// The log says that the window passed: nobody came back in time.
@@ -273,11 +340,18 @@ impl World {
         }
     }
 
+    /// Those are over that the daemon has heard of.
+    pub fn forget_known(&mut self) {
+        for phone in self.phones.values_mut().filter(|phone| phone.conn_id.is_some()) {
+            phone.forgotten = true;
+        }
+    }
+
     /// How the daemon's connection `number` ended.
     pub fn end_connection(&mut self, number: u32, end: End) {
         match end {
             End::Clean => self.tally.clean += 1,
-            End::Reset { .. } => self.tally.lossy += 1,
+            End::Reset => self.tally.lossy += 1,
             End::Silent { .. } => self.tally.silent += 1,
             End::Expired { .. } => {}
         }

@@ -24,8 +24,8 @@ pub(crate) trait Peer {
     /// Who pays for the memory that its input takes.
     fn account(&self) -> Rc<Account>;
 
-    /// A data message arrived; `None` if it is not UTF-8.
-    fn message(&mut self, text: Option<&str>) -> Verdict;
+    /// A data message arrived; `None` if it is not UTF-8. The turn began at `now`.
+    fn message(&mut self, text: Option<&str>, now: Instant) -> Verdict;
 
     /// Tries to go on after [`Verdict::Hold`]; pending keeps the waker.
     fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()>;
@@ -70,7 +70,7 @@ impl Peer for Rejected {
         Rc::clone(&self.account)
     }
 
-    fn message(&mut self, _text: Option<&str>) -> Verdict {
+    fn message(&mut self, _text: Option<&str>, _now: Instant) -> Verdict {
         Verdict::Continue
     }
 

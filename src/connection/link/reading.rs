@@ -7,7 +7,7 @@ use async_tungstenite::tungstenite::Message;
 
 use super::{Link, Peer, Phase, Verdict};
 use crate::close::{Close, Ended};
-use crate::limits::{BATCH_BYTES, LINGER_BYTES, TURN_FRAMES, TURN_TIME};
+use crate::limits::{BATCH_BYTES, HANGUP_CHECK, TURN_FRAMES, TURN_TIME};
 use crate::net::transport::Transport;
 use crate::websocket::wire::Decoded;
 
@@ -42,7 +42,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.charge_input();
         match self.phase {
             // Just stopped: ask for the waker, and go on if there is room again already.
-            Phase::Held => self.resume(cx, now),
+            Phase::Held { .. } => self.resume(cx, now),
             _ => more,
         }
     }
@@ -64,7 +64,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Whether the peer is read, or read again after it was held back.
     fn resume(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        if self.phase != Phase::Held {
+        if !matches!(self.phase, Phase::Held { .. }) {
             return true;
         }
         if self.peer.poll_resume(cx).is_pending() {
@@ -112,13 +112,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 self.late_bytes += bytes;
                 self.heartbeat.heard(now);
                 self.outbox.heard(now);
-                if let Phase::Lingering { ended, until, bytes: discarded } = self.phase {
-                    let bytes = discarded + bytes;
-                    self.phase = match bytes < LINGER_BYTES {
-                        true => Phase::Lingering { ended, until, bytes },
-                        false => Phase::Over(ended),
-                    };
-                }
                 true
             }
         }
@@ -184,10 +177,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn handle_data(&mut self, text: Option<&str>, now: Instant) {
         self.tally.messages_in += 1;
-        match self.peer.message(text) {
+        match self.peer.message(text, now) {
             Verdict::Continue => self.notice_seal(now),
             Verdict::Hold => {
-                self.phase = Phase::Held;
+                self.phase = Phase::Held { look: now + HANGUP_CHECK };
             }
             Verdict::Close(close) => self.close(close, now),
         }

@@ -19,6 +19,10 @@ impl Transport for MockSocket {
         Poll::Pending
     }
 
+    fn has_hung_up(&self) -> bool {
+        false
+    }
+
     fn reset(&mut self) {}
 }
 

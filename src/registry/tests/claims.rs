@@ -39,7 +39,7 @@ fn a_slot_is_not_taken_from_a_holder_that_answered_at_the_last_moment() {
     let contest = contested(&registry, "box", now);
     holder.outbox().heard(now + 2 * Duration::from_secs(1));
     assert_eq!(outcome(&contest), Some(Outcome::Answered));
-    assert!(contest.win().is_err());
+    assert!(contest.win(Instant::now()).is_err());
     assert_eq!(holder.outbox().sealed(), None);
     assert_eq!(registry.counts().binaries, 1);
 }
@@ -51,7 +51,7 @@ fn a_holder_that_lost_its_slot_vacates_and_reaches_nothing_any_more() {
     let mut old = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
     assert_eq!(outcome(&contest), None);
-    let new = contest.win().expect("nobody answered");
+    let new = contest.win(Instant::now()).expect("nobody answered");
     let phone = joined(&registry, "box");
     assert_eq!(said(&old), ["ping", "close 1011 heartbeat timeout"]);
     assert_eq!(deliver(&old, &wrapped(&phone, "1")), Delivery::NotHolder);
@@ -77,7 +77,7 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
         matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy),
         "the newcomer is first"
     );
-    let newcomer = contest.win().expect("the slot is free");
+    let newcomer = contest.win(Instant::now()).expect("the slot is free");
     registry.expire(now + 10 * GRACE);
     forward(&phone, "1");
     assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);
@@ -129,7 +129,7 @@ fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
     holder.vacate(Ended::Dropped, now);
     registry.expire(now + GRACE);
     assert!(matches!(registry.claim(&id("other"), NOBODY, now), Claim::Full), "it still counts");
-    let newcomer = contest.win().expect("the holder is gone");
+    let newcomer = contest.win(Instant::now()).expect("the holder is gone");
     forward(&phone, "1");
     assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });

@@ -113,16 +113,18 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
         let registry = registry(&[]);
         let now = Instant::now();
         let mut old = seated(&registry, "box", now);
-        let phone = joined(&registry, "box");
+        // One each: what was accepted is not proven, and costs its phone the session.
+        let phones = lengths.map(|_| joined(&registry, "box"));
         let (mut expected, mut stream) = (Vec::new(), Vec::new());
-        for length in lengths {
-            let (text, frame) = message(&phone, length);
+        for (length, phone) in lengths.into_iter().zip(&phones) {
+            let (text, frame) = message(phone, length);
             stream.extend_from_slice(frame.as_bytes());
             if stream.len() > cut {
                 expected.push(text);
             }
             assert!(matches!(phone.forward(frame), Passed::Queued));
         }
+        let lost = lengths.len() - expected.len();
         let mut socket = MockSocket::taking(0);
         for portion in [cut / 3, cut / 3, cut - cut / 3 * 2] {
             socket.room = Some(portion);
@@ -132,7 +134,11 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
         old.vacate(Ended::Dropped, now);
         drop(old);
         let new = seated(&registry, "box", now);
-        assert!(said(&new) == expected, "cut at {cut}");
+        let mut got = said(&new);
+        let notices = got.split_off(expected.len());
+        assert!(got == expected, "cut at {cut}");
+        assert_eq!(notices.len(), lost, "cut at {cut}");
+        assert!(notices.iter().all(|notice| notice.contains("4404")), "cut at {cut}");
         assert_eq!(said(&new), [] as [&str; 0]);
     }
 }
@@ -147,10 +153,9 @@ fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
     let close = "close 1002 protocol error".to_owned();
     assert_eq!(words(&socket), [wrapped(&phone, "\"begun\""), close]);
     let new = seated(&registry, "box", Instant::now());
-    assert_eq!(said(&new), [wrapped(&phone, "\"next\"")]);
+    assert_eq!(said_to(&phone), ["close 4404 binary reclaimed server-id"], "nobody has proved it");
+    assert_eq!(said(&new), [noticed(&phone.conn_id(), 4404)]);
     drop(old);
-    forward(&phone, "1");
-    assert_eq!(said(&new), [wrapped(&phone, "1")]);
 }
 
 #[test]
@@ -238,48 +243,172 @@ fn a_phone_that_left_before_the_window_keeps_its_messages_and_its_notice() {
 }
 
 #[test]
-fn an_end_by_silence_alone_costs_the_phones_their_sessions() {
+fn those_phones_survive_whose_session_is_provably_whole() {
     let silent = [Ended::ByRelay(Close::HeartbeatTimeout), Ended::WriteTimeout, Ended::Unreachable];
-    let others = [
-        Ended::Dropped,
-        Ended::ByPeer(None),
-        Ended::ByPeer(Some(1011)),
-        Ended::ByRelay(Close::MessageTimeout),
-        Ended::ByRelay(Close::Protocol),
-    ];
-    for (ended, is_silent) in
-        silent.map(|ended| (ended, true)).into_iter().chain(others.map(|ended| (ended, false)))
-    {
+    let broken =
+        [Ended::Dropped, Ended::ByRelay(Close::MessageTimeout), Ended::ByRelay(Close::Protocol)];
+    let orderly = [Ended::ByPeer(None), Ended::ByPeer(Some(1011))];
+    let ends = silent.map(|ended| (ended, 0)).into_iter();
+    let ends = ends.chain(broken.map(|ended| (ended, 1))).chain(orderly.map(|ended| (ended, 2)));
+    for (ended, trust) in ends {
         let registry = registry(&[]);
         let now = Instant::now();
         let mut old = seated(&registry, "box", now);
-        let (known, unknown) = (joined(&registry, "box"), joined(&registry, "box"));
-        forward(&known, "1");
-        assert_eq!(said(&old).len(), 1);
-        old.vacate(ended, now);
+        let [fresh, queued, read, unread, told, told_late, asked] =
+            [(); 7].map(|()| joined(&registry, "box"));
+        forward(&read, "1");
+        assert_eq!(said_and_read(&old).len(), 1);
+        deliver_at(&old, &wrapped(&told, "1"), now);
+        deliver_at(&old, &wrapped(&told_late, "1"), now + MILLISECOND);
+        for phone in [&told, &told_late] {
+            assert_eq!(said_to(phone), ["1"]);
+        }
+        // Its answer is under way.
+        forward(&asked, "1");
+        forward(&unread, "1");
+        assert_eq!(said(&old).len(), 2);
+        forward(&queued, "1");
+        old.vacate(ended, now + QUIET);
         let late = joined(&registry, "box");
-        for phone in [&known, &unknown, &late] {
-            forward(phone, "2");
+        forward(&late, "1");
+        for phone in [&fresh, &queued, &read, &unread, &told, &told_late, &asked, &late] {
+            assert_eq!(said_to(phone), [] as [&str; 0], "not before the claim");
         }
-        assert_eq!(said_to(&known), [] as [&str; 0], "not before the claim");
-        let new = seated(&registry, "box", now);
-        let closed = ["close 4404 binary reclaimed server-id"];
-        if is_silent {
-            assert_eq!(said_to(&known), closed, "{ended:?}");
-            assert_eq!(said_to(&unknown), closed, "{ended:?}");
-            let mut expected = vec![wrapped(&late, "2"), noticed(&known.conn_id(), 4404)];
-            let mut got = said(&new);
-            expected.sort();
-            got.sort();
-            assert_eq!(got, expected, "{ended:?}");
-            assert!(matches!(known.forward(message(&known, 1).1), Passed::Gone));
-        } else {
-            let expected = [&known, &unknown, &late].map(|phone| wrapped(phone, "2"));
-            assert_eq!(said(&new), expected, "{ended:?}");
-            assert_eq!(said_to(&known), [] as [&str; 0]);
+        let new = seated(&registry, "box", now + QUIET);
+        let needs = [
+            (&fresh, 0, "it has no session"),
+            (&queued, 0, "nothing of it is sent"),
+            (&late, 0, "it came after the old connection"),
+            (&read, 1, "what it sent is read"),
+            (&told, 1, "what it was told is old"),
+            (&told_late, 2, "more may have been under way"),
+            (&unread, 3, "nothing proves that it was read"),
+            (&asked, 3, "nothing proves that it was read"),
+        ];
+        for (phone, needed, why) in needs {
+            let closed: &[&str] = match trust >= needed {
+                true => &[],
+                false => &["close 4404 binary reclaimed server-id"],
+            };
+            assert_eq!(said_to(phone), closed, "{ended:?}: {why}");
         }
-        assert_eq!(said_to(&late), [] as [&str; 0], "it came after the old connection");
+        let mut got = said(&new);
+        got.retain(|text| !text.contains("4404"));
+        assert_eq!(got, [&queued, &late].map(|phone| wrapped(phone, "1")), "{ended:?}");
+        assert_eq!(registry.counts().phones, 3 + [0, 2, 3][trust]);
     }
+}
+
+#[test]
+fn a_pong_proves_what_went_before_its_ping_and_nothing_else() {
+    let registry = registry(&[]);
+    let now = Instant::now();
+    let mut old = seated(&registry, "box", now);
+    let (before, after) = (joined(&registry, "box"), joined(&registry, "box"));
+    forward(&before, "1");
+    assert_eq!(old.outbox().prove(now), None);
+    let mut socket = MockSocket::default();
+    flush(old.outbox(), &mut socket);
+    let ping = socket.frames().pop().expect("a ping");
+    forward(&after, "1");
+    assert_eq!(old.outbox().prove(now), None, "one at a time");
+    flush(old.outbox(), &mut socket);
+    for wrong in [&b""[..], b"12345678", &ping.payload[1..]] {
+        old.outbox().heard_pong(wrong);
+    }
+    assert_eq!(old.outbox().prove(now + GRACE), None, "it is not answered yet");
+    old.outbox().heard_pong(&ping.payload);
+    let second = now + Duration::from_secs(1);
+    assert_eq!(old.outbox().prove(second - MILLISECOND), Some(second), "one a second");
+    old.vacate(Ended::ByPeer(Some(1000)), now);
+    let _new = seated(&registry, "box", now);
+    assert_eq!(said_to(&before), [] as [&str; 0]);
+    assert_eq!(said_to(&after), ["close 4404 binary reclaimed server-id"]);
+}
+
+/// A binary that has come back to two phones that it knows and one that it does not.
+fn reclaimed(registry: &Rc<Registry>, now: Instant) -> (ServerSeat, [PhoneSeat; 3]) {
+    let mut old = seated(registry, "box", now);
+    let phones = [(); 3].map(|()| joined(registry, "box"));
+    for phone in &phones[..2] {
+        deliver_at(&old, &wrapped(phone, "1"), now);
+        assert_eq!(said_to(phone), ["1"]);
+    }
+    old.vacate(Ended::ByPeer(Some(1000)), now);
+    drop(old);
+    (seated(registry, "box", now), phones)
+}
+
+const CONFIRMATION: Duration = Duration::from_secs(5);
+
+#[test]
+fn phones_that_are_kept_are_closed_after_5_s_unless_the_binary_speaks_to_one_of_them() {
+    for is_confirmed in [false, true] {
+        let registry = registry(&[]);
+        let now = Instant::now();
+        let (holder, [first, second, fresh]) = reclaimed(&registry, now);
+        assert_eq!(
+            registry.poll_expiry(&mut Context::from_waker(Waker::noop()), None),
+            Poll::Ready(Some(now + CONFIRMATION))
+        );
+        deliver(&holder, &wrapped(&fresh, "2"));
+        if is_confirmed {
+            deliver(&holder, &wrapped(&second, "2"));
+            assert_eq!(said_to(&second), ["2"]);
+        }
+        forward(&first, "3");
+        registry.expire(now + CONFIRMATION - MILLISECOND);
+        assert_eq!(registry.counts().phones, 3);
+        registry.expire(now + CONFIRMATION);
+        assert_eq!(said_to(&fresh), ["2"], "it was not kept with a session");
+        for phone in [&first, &second] {
+            let closed: &[&str] = match is_confirmed {
+                true => &[],
+                false => &["close 4404 binary reclaimed server-id"],
+            };
+            assert_eq!(said_to(phone), closed);
+        }
+        assert_eq!(said(&holder).contains(&wrapped(&first, "3")), is_confirmed);
+    }
+}
+
+#[test]
+fn a_binary_that_does_not_know_one_of_the_kept_phones_knows_none_of_them() {
+    for code in [4421, 4410] {
+        let registry = registry(&[]);
+        let now = Instant::now();
+        let (holder, [first, second, fresh]) = reclaimed(&registry, now);
+        close(&holder, &first, code);
+        for phone in [&first, &second] {
+            assert_eq!(said_to(phone), ["close 4404 binary reclaimed server-id"], "{code}");
+        }
+        assert_eq!(said_to(&fresh), [] as [&str; 0]);
+        registry.expire(now + CONFIRMATION);
+        assert_eq!(registry.counts().phones, 1, "{code}");
+        // Once it has shown that it knows them, it speaks for itself alone.
+        let (holder, [first, second, _]) = reclaimed(&self::registry(&[]), now);
+        deliver(&holder, &wrapped(&second, "2"));
+        close(&holder, &first, code);
+        assert_eq!(said_to(&second), ["2"]);
+        let expected = if code == 4421 { "close 4404 " } else { "close 4410 " };
+        assert!(said_to(&first)[0].starts_with(expected));
+    }
+}
+
+#[test]
+fn a_confirmation_is_asked_of_the_present_connection() {
+    let registry = registry(&[]);
+    let now = Instant::now();
+    let (mut holder, phones) = reclaimed(&registry, now);
+    holder.vacate(Ended::ByPeer(Some(1000)), now + CONFIRMATION - MILLISECOND);
+    registry.expire(now + CONFIRMATION);
+    assert_eq!(registry.counts().phones, 3, "it was on its way");
+    let _holder = seated(&registry, "box", now + CONFIRMATION);
+    registry.expire(now + 2 * CONFIRMATION - MILLISECOND);
+    assert_eq!(registry.counts().phones, 3);
+    registry.expire(now + 2 * CONFIRMATION);
+    assert_eq!(registry.counts().phones, 1);
+    drop(phones);
 }
 
 #[test]

@@ -44,6 +44,10 @@ enum Step {
     /// A socket takes everything that is queued for a binary or a phone.
     DrainBinary(usize),
     DrainPhone(usize),
+    /// A binary's socket takes everything, and behind it a ping if one is due.
+    Ask(usize),
+    /// A binary answers that ping.
+    Pong(usize),
     /// Time passes, in milliseconds, and the grace timer rings.
     Wait(u64),
     /// Others hold so much memory.
@@ -55,7 +59,7 @@ fn step() -> impl Strategy<Value = Step> {
     let index = || 0..12_usize;
     let count = || prop_oneof![4 => Just(1_usize), 1 => 2..20_usize];
     let length = || prop_oneof![4 => 1..20_usize, 1 => 3_000..4_000_usize];
-    let code = prop_oneof![Just(1000_u16), Just(4401), Just(4421)];
+    let code = prop_oneof![Just(1000_u16), Just(4401), Just(4410), Just(4421)];
     prop_oneof![
         6 => index().prop_map(Claim),
         8 => index().prop_map(Join),
@@ -76,7 +80,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (index(), 0..4_u8).prop_map(|(binary, key)| DeliverUnknown(binary, key)),
         6 => index().prop_map(DrainBinary),
         4 => index().prop_map(DrainPhone),
-        4 => prop_oneof![0..3_u64, 10_000..31_000_u64].prop_map(Wait),
+        6 => index().prop_map(Ask),
+        6 => index().prop_map(Pong),
+        4 => prop_oneof![0..3_u64, 900..6_000_u64, 10_000..31_000_u64].prop_map(Wait),
         1 => prop_oneof![Just(0), 0..BUDGET].prop_map(Pressure),
     ]
 }
@@ -120,10 +126,18 @@ proptest! {
 /// What the model knows of a slot.
 #[derive(Default)]
 struct Slot {
-    /// The binary that holds it, or the end of its grace window and whether that began in silence.
+    /// The binary that holds it, or the end of its grace window.
     holder: Option<usize>,
     deadline: u64,
-    silent: bool,
+    /// How the last holder's connection ended, and when.
+    ended: Option<(Ended, u64)>,
+    /// The pings that were sent, when the last was, and what each phone had got through before one that is not
+    /// answered yet.
+    pings: u64,
+    pinged_at: Option<u64>,
+    ping: Option<BTreeMap<usize, usize>>,
+    /// Until when the holder must show that it knows the phones that were kept for it.
+    confirmation: Option<u64>,
     /// The contest whose probe is under way.
     contest: Option<usize>,
     phones: BTreeSet<usize>,
@@ -152,6 +166,12 @@ struct Phone {
     outlived: bool,
     /// The binary has had a message of it.
     known: bool,
+    /// Messages of it that a binary's socket took, and those that were proven to be read.
+    taken: usize,
+    proven: usize,
+    /// When the binary last sent it something.
+    spoken: Option<u64>,
+    unconfirmed: bool,
     /// What is queued for it, and the close frame behind that.
     queue: Vec<String>,
     close: Option<String>,
@@ -242,6 +262,8 @@ impl World {
             Step::DeliverUnknown(binary, key) => self.deliver_unknown(binary, key),
             Step::DrainBinary(index) => self.drain_binary(index),
             Step::DrainPhone(index) => self.drain_phone(index),
+            Step::Ask(index) => self.ask(index),
+            Step::Pong(index) => self.pong(index),
             Step::Wait(milliseconds) => self.wait(milliseconds),
             Step::Pressure(bytes) => {
                 self.outsider.clear();
@@ -270,6 +292,10 @@ impl World {
         let now = self.now;
         let due = |slot: &Slot| slot.holder.is_none() && slot.deadline <= now;
         for server in 0..SERVERS.len() {
+            let confirmation = self.slots.get(&server).and_then(|slot| slot.confirmation);
+            if confirmation.is_some_and(|due| due <= now) {
+                self.refute(server);
+            }
             let Some(slot) = self.slots.get_mut(&server).filter(|slot| due(slot)) else { continue };
             if slot.contest.is_some() {
                 // The newcomer is about to take it.
@@ -300,9 +326,8 @@ impl World {
                     let seat = self.binaries[holder].seat.as_ref().expect("a holder has a seat");
                     assert!(Rc::ptr_eq(outbox, seat.outbox()), "the holder is another");
                 }
-                (Holder::Grace { deadline, serial, silent, .. }, None) => {
+                (Holder::Grace { deadline, serial, .. }, None) => {
                     assert_eq!(*deadline, self.start + Duration::from_millis(slot.deadline));
-                    assert_eq!(*silent, slot.silent);
                     expiries.insert((*deadline, *serial));
                 }
                 (holder, model) => panic!("{holder:?} instead of {model:?}"),
@@ -313,6 +338,12 @@ impl World {
             assert_eq!(attached, slot.phones.iter().map(|i| self.phones[*i].id.clone()).collect());
         }
         assert_eq!(expiries, map.expiries.keys().copied().collect(), "pending expiries");
+        for slot in self.slots.values().filter(|slot| slot.holder.is_some()) {
+            if let Some(due) = slot.confirmation {
+                let due = self.start + Duration::from_millis(due);
+                assert!(map.confirmations.keys().any(|(at, _)| *at == due), "a confirmation");
+            }
+        }
         // Phones on their way out: all that are still written to, and none without a connection.
         let outboxes = self
             .phones
@@ -355,6 +386,7 @@ impl World {
         self.registry.expire(self.now() + DAY);
         let map = self.registry.map.borrow();
         assert!(map.slots.is_empty() && map.expiries.is_empty() && map.leaving.is_empty());
+        assert!(map.confirmations.is_empty());
         drop(map);
         self.outsider.clear();
         assert_eq!(self.registry.counts(), Counts::default());

@@ -176,6 +176,23 @@ labels! {
 }
 
 labels! {
+    /// What became of a phone whose binary's connection changed.
+    ReclaimOutcome {
+        /// It stays.
+        Kept = "kept",
+        /// It was closed: the binary has not proved that it read everything of it, or the binary spoke to it just
+        /// before its connection broke.
+        Unproven = "unproven",
+        /// It was closed after it had been kept: the binary did not show that it knows its session.
+        Unconfirmed = "unconfirmed",
+        /// It was closed: the old connection fell silent.
+        Silent = "silent",
+        /// It was closed by `--reclaim evict`.
+        Evicted = "evicted",
+    }
+}
+
+labels! {
     /// Who decided that a connection ends.
     Side {
         /// The relay.

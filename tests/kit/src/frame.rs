@@ -215,6 +215,12 @@ impl Received {
         (frames, bytes)
     }
 
+    /// Whether it is a ping that asks what a binary has read: it carries a small counter of eight bytes. That
+    /// of a heartbeat is empty, that of a probe random.
+    pub fn is_proof_ping(&self) -> bool {
+        self.opcode == PING && self.payload.len() == 8 && self.payload.starts_with(&[0; 4])
+    }
+
     /// The code of a close frame, 1005 for an empty one, and its reason.
     pub fn close(&self) -> (u16, String) {
         match self.payload.as_slice() {

@@ -172,6 +172,7 @@ fn a_grace_window_moves_what_is_kept_and_the_reclaims() {
             ("connected_binaries", 1.0),
             ("slots_in_grace", -1.0),
             ("reclaims_total", 1.0),
+            (r#"reclaim_phones_total{outcome="kept"}"#, 1.0),
             (r#"ws_upgrade_attempts_total{endpoint="server",outcome="accept"}"#, 1.0),
             ("grace_kept_messages", -1.0),
             (r#"queued_bytes{direction="phone_to_binary"}"#, -kept - OVERHEAD),

@@ -10,7 +10,10 @@ use crate::rig::{UPGRADE, connect, envelope, fresh_id, millis, notice, phone_hea
 fn the_events_have_the_names_and_the_fields_of_the_contract() {
     let relay = Running::start(&["--grace", &millis(600), "--probe-timeout", &millis(1500)]);
     let id = fresh_id("logged");
-    let (mut binary, phone, conn_id) = relay.pair(&id);
+    let (mut binary, mut phone, conn_id) = relay.pair(&id);
+    phone.send_text("1");
+    assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+    binary.prove();
     let mut loser = relay.binary(&id);
     // Answers the probe.
     assert_eq!(binary.read_frame().opcode, ws::PING);
@@ -34,6 +37,7 @@ fn the_events_have_the_names_and_the_fields_of_the_contract() {
         ("server_claimed", &["server_id", "binary_version", "remote"][..]),
         ("server_id_conflict", &["server_id", "remote"]),
         ("server_id_takeover", &["server_id", "remote"]),
+        ("server_reclaimed", &["server_id", "kept", "closed", "reason"]),
         ("server_released", &["server_id"]),
         ("server_expired", &["server_id", "phones"]),
         ("phone_registered", &["server_id", "conn_id", "device_name", "remote"]),
@@ -55,6 +59,9 @@ fn the_events_have_the_names_and_the_fields_of_the_contract() {
     assert_eq!(first("phone_registered").field("device_name"), "test device");
     assert_eq!(first("phone_unregistered").field("conn_id"), conn_id);
     assert_eq!(first("phone_unregistered").field("reason"), "binary reclaimed server-id");
+    let reclaimed = first("server_reclaimed");
+    let fields = ["kept", "closed", "reason"].map(|field| reclaimed.field(field));
+    assert_eq!(fields, ["0", "1", "silent"]);
     assert_eq!(first("server_expired").field("phones"), "1");
 }
 

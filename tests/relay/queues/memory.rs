@@ -176,6 +176,7 @@ fn in_grace(relay: &Relay) -> (String, Ws, String) {
     let id = fresh_id("window");
     let (mut binary, mut phone, conn_id) = relay.pair(&id);
     introduce(&mut phone, &mut binary, &conn_id);
+    binary.prove();
     binary.drop_connection();
     events::wait("server_released", &[("server_id", &id)]);
     (id, phone, conn_id)

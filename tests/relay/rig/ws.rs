@@ -14,6 +14,8 @@ pub struct Ws {
     unread: Inbox,
     /// Answers pings by itself while reading. On unless a test plays dead.
     pub answers_pings: bool,
+    /// The last message read was a phone's, and no ping behind it has been answered.
+    unproven: bool,
 }
 
 impl Ws {
@@ -38,7 +40,8 @@ impl Ws {
 
     /// Expects the `101` on a connection whose request has been sent.
     pub fn after_request(stream: TcpStream) -> Self {
-        let mut ws = Self { stream, unread: Inbox::default(), answers_pings: true };
+        let mut ws =
+            Self { stream, unread: Inbox::default(), answers_pings: true, unproven: false };
         let head = ws.read_head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         ws
@@ -135,7 +138,9 @@ impl Ws {
             if let Some(frame) = self.unread.take_frame().expect("frames of a relay") {
                 if frame.opcode == PING && self.answers_pings {
                     let _ = self.stream.write_all(&encode(true, PONG, &frame.payload));
+                    self.unproven &= !frame.is_proof_ping();
                 }
+                self.unproven |= frame.opcode == TEXT && is_envelope_of_a_message(&frame.payload);
                 return Ok(frame);
             }
             if self.fill()? == 0 {
@@ -149,6 +154,16 @@ impl Ws {
         loop {
             let frame = self.read_frame();
             if frame.opcode != PING {
+                return frame;
+            }
+        }
+    }
+
+    /// The next frame of any kind but a ping that asks what a binary has read.
+    pub fn read_besides_proofs(&mut self) -> Received {
+        loop {
+            let frame = self.read_frame();
+            if !frame.is_proof_ping() {
                 return frame;
             }
         }
@@ -208,6 +223,17 @@ impl Ws {
         }
     }
 
+    /// Proves to the relay what this binary has read: answers the ping that follows it, and sees that the
+    /// relay has the answer.
+    pub fn prove(&mut self) {
+        assert!(self.answers_pings, "who plays dead proves nothing");
+        while self.unproven {
+            let frame = self.read_frame();
+            assert_eq!(frame.opcode, PING, "{frame:?} while only a ping was due");
+        }
+        self.sync();
+    }
+
     /// Ends the connection without a close frame.
     pub fn drop_connection(self) {
         let _ = self.stream.shutdown(Shutdown::Both);
@@ -217,6 +243,13 @@ impl Ws {
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
+}
+
+/// Whether it is an envelope around a message, and no close notice.
+fn is_envelope_of_a_message(payload: &[u8]) -> bool {
+    // The longest `conn_id` ends well before that.
+    let key = b"\"frame\":";
+    payload.windows(key.len()).take(1024).any(|bytes| bytes == key)
 }
 
 /// Whether a read ran into its deadline.

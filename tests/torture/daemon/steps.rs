@@ -13,8 +13,17 @@ use crate::wire::{BINARY, CLOSE, Cut, Link, Next, PING, PONG};
 use crate::world::Directive;
 
 impl Daemon {
+    /// Speaks to everybody whose session the daemon keeps, as it does behind a new connection: the relay
+    /// learns that it knows them.
+    pub(super) fn greet(&mut self) {
+        for phone in self.kept() {
+            self.answer(phone);
+        }
+    }
+
     pub(super) async fn step(&mut self) {
         match self.random.u8(..40) {
+            0..22 if self.is_taciturn => {}
             0..18 => {
                 if let Some(phone) = self.pick() {
                     for _ in 0..self.random.u8(1..5) {
@@ -49,8 +58,14 @@ impl Daemon {
 
     /// A phone whose session the daemon keeps.
     pub(super) fn pick(&mut self) -> Option<u32> {
+        let kept = self.kept();
+        (!kept.is_empty()).then(|| kept[self.random.usize(..kept.len())])
+    }
+
+    /// All of them.
+    fn kept(&self) -> Vec<u32> {
         let world = self.world.borrow();
-        let kept: Vec<_> = world
+        world
             .phones
             .iter()
             .filter(|(_, phone)| {
@@ -60,9 +75,7 @@ impl Daemon {
                     && phone.directive.is_none()
             })
             .map(|(number, _)| *number)
-            .collect();
-        drop(world);
-        (!kept.is_empty()).then(|| kept[self.random.usize(..kept.len())])
+            .collect()
     }
 
     pub(super) fn answer(&mut self, number: u32) {
@@ -168,6 +181,7 @@ impl Daemon {
             let mut world = self.world.borrow_mut();
             world.tally.directives += 1;
             world.note(format!("the daemon asks for the end of phone {number} with {code}"));
+            world.directive_sent(self.on, code);
             let seated = world.connections[self.on as usize - 1].seated;
             let phone = world.phones.get_mut(&number).unwrap();
             let codes = match code {

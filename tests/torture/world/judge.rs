@@ -1,10 +1,10 @@
 //! The judge of what arrives: as strict as the contract allows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyrycode_relay::limits::LINGER_TIME;
 
-use super::{End, Leaving, Phone, World, cut};
+use super::{Connection, End, Leaving, Phone, World, cut};
 use crate::text::{Text, Way};
 
 impl World {
@@ -22,7 +22,7 @@ impl World {
             let Some(phone) = self.phones.get(&text.phone) else {
                 return Err("no such phone".to_owned());
             };
-            self.losses(phone, text.phone, phone.heard_on.max(phone.opened_on), on)
+            self.losses(phone, phone.heard_on.max(phone.opened_on), on)
         };
         let others = self.phones.values().filter(|phone| phone.conn_id.as_deref() == Some(id));
         let same = others.count();
@@ -63,30 +63,22 @@ impl World {
 
     /// Below which number messages of a phone may be missing on connection `to`, when it was heard
     /// last on `from`.
-    pub(super) fn losses(
-        &self,
-        phone: &Phone,
-        number: u32,
-        from: u32,
-        to: u32,
-    ) -> Result<u64, String> {
+    pub(super) fn losses(&self, phone: &Phone, from: u32, to: u32) -> Result<u64, String> {
         let mut lost = 0;
         for connection in from.max(1)..to {
             // One whose `101` is still on its way to us came late enough.
             let before = |time: &Instant| phone.opened.is_some_and(|opened| opened < *time);
+            let next = self.connections.get(connection as usize).and_then(|next| next.seated);
+            let had_left =
+                phone.leaving_since.is_some_and(|left| next.is_none_or(|next| left < next))
+                    || phone.directive.is_some_and(|directive| directive.connection <= connection);
             match &self.connections[connection as usize - 1].end {
                 None | Some(End::Clean) => {}
-                Some(End::Reset { sent: None }) => lost = lost.max(phone.sent),
-                Some(End::Reset { sent: Some(sent) }) => {
-                    lost = lost.max(sent.get(&number).copied().unwrap_or(0));
-                }
-                // What a phone that left by itself had kept is delivered, gap or not.
-                Some(End::Silent { .. })
-                    if phone.leaving.is_some() || phone.stalled || phone.directive.is_some() =>
-                {
-                    lost = phone.sent;
-                }
-                Some(End::Silent { since }) if before(since) => {
+                // What a phone that had left before the claim had kept is delivered, gap or not.
+                Some(End::Reset | End::Silent { .. }) if had_left => lost = phone.sent,
+                // Whoever stays has lost nothing.
+                Some(End::Reset) => {}
+                Some(End::Silent { since }) if before(since) && phone.received > 0 => {
                     return Err(format!("it outlived the silence of connection {connection}"));
                 }
                 Some(End::Expired { since }) if before(since) => {
@@ -109,14 +101,14 @@ impl World {
         let found = self.phones.iter().find(|(_, phone)| phone.conn_id.as_deref() == Some(id));
         let Some((number, phone)) = found else {
             // Its messages were lost with a connection; the notice was not.
-            let lossy = |end: &End| matches!(end, End::Reset { .. } | End::Silent { .. });
+            let lossy = |end: &End| matches!(end, End::Reset | End::Silent { .. });
             return match self.connections.iter().filter_map(|known| known.end.as_ref()).any(lossy) {
                 true => Ok(()),
                 false => Err("the daemon knows no such phone".to_owned()),
             };
         };
         let number = *number;
-        let troubled = self.troubled(phone);
+        let troubled = self.troubled(phone) || self.may_be_reclaimed(number, phone);
         let leaving = match phone.leaving {
             Some(Leaving::Orderly { notice, .. }) => Some(notice),
             Some(Leaving::Abrupt) => Some(1001),
@@ -152,6 +144,19 @@ impl World {
         self.connections[since.min(self.connections.len())..]
             .iter()
             .any(|connection| !matches!(connection.end, None | Some(End::Clean)))
+    }
+
+    /// Whether a change of the daemon's connection in its time may have been the end of a phone's session.
+    fn may_be_reclaimed(&self, number: u32, phone: &Phone) -> bool {
+        let since = phone.opened_on.max(1) as usize - 1;
+        let its_time = self.connections.get(since..).unwrap_or_default();
+        let changed = |known: &Connection| known.left.is_some() && !known.whole.contains(&number);
+        let unconfirmed = |known: &Connection| {
+            let late = |at: Instant| at.saturating_duration_since(known.dialed) >= CONFIRMATION;
+            known.disproved || late(known.confirmed.unwrap_or_else(Instant::now))
+        };
+        // The first of them was there before it.
+        its_time.iter().any(changed) || its_time.iter().skip(1).any(unconfirmed)
     }
 
     /// Messages arrived at a phone.
@@ -193,6 +198,11 @@ impl World {
             Some((on, _)) if on == text.connection => {}
             _ if text.number != *first => return Err(format!("before number {first}")),
             _ => self.all_arrived(phone, text.connection)?,
+        }
+        let outlived = (1..text.connection).contains(&phone.first_heard_on);
+        let known = &mut self.connections[text.connection as usize - 1];
+        if outlived && known.confirmed.is_none() {
+            known.confirmed = Some(Instant::now());
         }
         self.phones.get_mut(&number).expect("indexed above").got =
             Some((text.connection, text.number));
@@ -247,16 +257,16 @@ impl World {
             let ends = self.connections[since.min(self.connections.len())..].iter();
             ends.filter_map(|connection| connection.end.as_ref()).any(kind)
         };
-        let silent = passed(|end| matches!(end, End::Silent { .. }));
         let expired = passed(|end| matches!(end, End::Expired { .. }));
         let directed = phone
             .directive
             .filter(|directive| code.is_some_and(|code| directive.codes.contains(&code)));
-        let crossed = phone.directive.is_some() || silent || expired || self.overdue();
+        let reclaimed = self.may_be_reclaimed(number, phone);
+        let crossed = phone.directive.is_some() || reclaimed || expired || self.overdue();
         let unawaited =
             crossed || phone.leaving_since.is_some_and(|since| since.elapsed() >= LINGER_TIME);
         match (code, reason) {
-            (Some(4404), "binary reclaimed server-id") if silent => return Ok(()),
+            (Some(4404), "binary reclaimed server-id") if reclaimed => return Ok(()),
             (Some(4404), "no server with that id") if expired || self.overdue() => return Ok(()),
             (Some(1013), "backlog full") if phone.stalled => return Ok(()),
             (Some(1011), "heartbeat timeout") | (None, _) if phone.stalled => return Ok(()),
@@ -286,3 +296,6 @@ impl World {
         left.is_some_and(|left| left.elapsed() >= self.grace)
     }
 }
+
+/// How long the relay waits until a daemon speaks to one of the phones that were kept for it.
+const CONFIRMATION: Duration = Duration::from_secs(5);

@@ -33,13 +33,15 @@ impl World {
     pub(super) fn seat(&mut self, server: usize, seat: ServerSeat) {
         let slot = self.slots.get_mut(&server).expect("a slot");
         slot.contest = None;
-        let silent = match slot.holder.replace(self.binaries.len()) {
+        let (ended, ended_at) = match slot.holder.replace(self.binaries.len()) {
             Some(old) => {
                 self.binaries[old].close = Some("close 1011 heartbeat timeout".to_owned());
-                true
+                (Ended::ByRelay(Close::HeartbeatTimeout), self.now)
             }
-            None => slot.silent,
+            // A new one has no phones.
+            None => slot.ended.unwrap_or((Ended::Dropped, self.now)),
         };
+        (slot.ping, slot.confirmation) = (None, None);
         // A notice is of nobody, and about somebody.
         slot.told = slot
             .queue
@@ -49,14 +51,29 @@ impl World {
             .collect();
         for index in slot.phones.clone() {
             let phone = &mut self.phones[index];
-            if self.evict || (silent && !phone.unserved) {
+            let has_session = phone.known || phone.spoken.is_some();
+            let is_proven = phone.taken == phone.proven;
+            let was_quiet = phone.spoken.is_none_or(|at| at + 2_000 <= ended_at);
+            let is_whole = !ended.by_silence()
+                && is_proven
+                && (was_quiet || matches!(ended, Ended::ByPeer(_)));
+            if self.evict || (has_session && !is_whole) {
                 phone.queue.clear();
                 phone.close = Some("close 4404 binary reclaimed server-id".to_owned());
                 self.retire(index, Some(4404), Kept::Nothing);
             } else {
                 phone.outlived |= !phone.unserved;
                 phone.unserved = false;
+                phone.unconfirmed = has_session;
+                if has_session {
+                    self.slots.get_mut(&server).expect("a slot").confirmation =
+                        Some(self.now + 5_000);
+                }
             }
+        }
+        // What can still be proved is what comes from here on.
+        for phone in self.phones.iter_mut().filter(|phone| phone.server == server) {
+            phone.proven = phone.taken;
         }
         self.binaries.push(Binary { server, seat: Some(seat), close: None });
     }
@@ -66,7 +83,7 @@ impl World {
         let Rivalry { server, holder, answered, .. } = self.rivalries[index];
         let contest = self.rivalries[index].contest.take().expect("picked for it");
         let live = self.slots[&server].holder;
-        match contest.win() {
+        match contest.win(self.now()) {
             Ok(seat) => {
                 assert!(live.is_none() || (live == Some(holder) && !answered));
                 self.seat(server, seat);
@@ -105,16 +122,17 @@ impl World {
         let now = self.now();
         let seat = self.binaries[index].seat.as_mut().expect("picked for it");
         seat.vacate(ended, now);
-        self.vacated(index, ended.by_silence(), 0);
+        self.vacated(index, ended);
     }
 
     /// Starts the window of the slot that `index` holds, if it holds one.
-    pub(super) fn vacated(&mut self, index: usize, silent: bool, late: u64) {
+    pub(super) fn vacated(&mut self, index: usize, ended: Ended) {
         let slot = self.slots.get_mut(&self.binaries[index].server);
         if let Some(slot) = slot.filter(|slot| slot.holder == Some(index)) {
             slot.holder = None;
-            slot.silent = silent;
-            slot.deadline = self.now + late + 30_000;
+            slot.ended = Some((ended, self.now));
+            slot.deadline = self.now + 30_000;
+            slot.confirmation = None;
         }
     }
 
@@ -125,7 +143,7 @@ impl World {
         if let Some(mut seat) = self.binaries[index].seat.take() {
             seat.vacate(Ended::Dropped, now);
         }
-        self.vacated(index, false, 0);
+        self.vacated(index, Ended::Dropped);
     }
 
     pub(super) fn join(&mut self, server: usize) {
@@ -146,6 +164,10 @@ impl World {
                     seat: Some(seat),
                     outlived: false,
                     known: false,
+                    taken: 0,
+                    proven: 0,
+                    spoken: None,
+                    unconfirmed: false,
                     queue: Vec::new(),
                     close: None,
                     gone: false,
@@ -169,6 +191,20 @@ impl World {
                 _ => 1001,
             };
             self.retire(index, Some(code), Kept::ByTheWindow);
+        }
+    }
+
+    /// The holder has not shown that it knows the phones that were kept for it.
+    pub(super) fn refute(&mut self, server: usize) {
+        let slot = self.slots.get_mut(&server).expect("a slot");
+        slot.confirmation = None;
+        for index in slot.phones.clone() {
+            let phone = &mut self.phones[index];
+            if phone.unconfirmed {
+                phone.queue.clear();
+                phone.close = Some("close 4404 binary reclaimed server-id".to_owned());
+                self.retire(index, Some(4404), Kept::Nothing);
+            }
         }
     }
 

@@ -60,7 +60,7 @@ impl World {
         text += &frame.as_ref().map(|frame| format!(r#","frame":{frame}"#)).unwrap_or_default();
         text += &code.map(|code| format!(r#","close_code":{code}"#)).unwrap_or_default();
         let seat = self.binaries[binary].seat.as_ref().expect("picked for it");
-        let delivery = deliver(seat, &(text + "}"));
+        let delivery = deliver_at(seat, &(text + "}"), self.now());
         if self.slots.get(&server).is_none_or(|slot| slot.holder != Some(binary)) {
             assert_eq!(delivery, Delivery::NotHolder);
             return;
@@ -74,9 +74,29 @@ impl World {
             if code.is_none() {
                 self.slots.get_mut(&server).expect("held").answer(&id);
             }
+            self.relieve();
             return;
         }
         assert_eq!(delivery, Delivery::Done);
+        if self.phones[phone].unconfirmed {
+            match code {
+                None => {
+                    self.slots.get_mut(&server).expect("held").confirmation = None;
+                    for phone in &mut self.phones {
+                        phone.unconfirmed &= phone.server != server;
+                    }
+                }
+                Some(4410 | 4421) => {
+                    self.refute(server);
+                    self.relieve();
+                    return;
+                }
+                Some(_) => {}
+            }
+        }
+        if frame.is_some() {
+            self.phones[phone].spoken = Some(self.now);
+        }
         let receiver = &mut self.phones[phone];
         if let Some(frame) = frame {
             let cost = |text: &String| text.len() + if text.len() > 125 { 4 } else { 2 } + 64;
@@ -116,10 +136,19 @@ impl World {
     }
 
     pub(super) fn drain_binary(&mut self, index: usize) {
-        let Some(index) = self.binary(index) else { return };
+        if let Some(index) = self.binary(index) {
+            self.drain(index, 0);
+        }
+    }
+
+    /// A binary's socket takes everything, so many pings of ours among it at least.
+    fn drain(&mut self, index: usize, pings: usize) {
         let binary = &mut self.binaries[index];
         let mut got = said(binary.seat.as_ref().expect("picked for it"));
+        let all = got.len();
         got.retain(|text| text != "ping");
+        // A probe may have asked as well.
+        assert!(all - got.len() >= pings);
         let slot = self.slots.get_mut(&binary.server).filter(|slot| slot.holder == Some(index));
         let Some(slot) = slot else {
             assert_eq!(got, Vec::from_iter(binary.close.take()));
@@ -130,6 +159,7 @@ impl World {
         for (id, from, text, _) in std::mem::take(&mut slot.queue) {
             if let Some(phone) = from {
                 self.phones[phone].known = true;
+                self.phones[phone].taken += 1;
             }
             expected.entry(id).or_default().push(text);
         }
@@ -139,6 +169,56 @@ impl World {
             by_phone.entry(id).or_default().push(text);
         }
         assert_eq!(by_phone, expected);
+    }
+
+    /// A ping goes behind everything that is queued: at once if all is proven, else a second after the last one,
+    /// and one at a time.
+    pub(super) fn ask(&mut self, index: usize) {
+        let Some(index) = self.binary(index) else { return };
+        let (server, now) = (self.binaries[index].server, self.now);
+        let holds = self.slots.get(&server).is_some_and(|slot| slot.holder == Some(index));
+        let outbox = Rc::clone(self.binaries[index].seat.as_ref().expect("picked for it").outbox());
+        let due = outbox.prove(self.now());
+        if !holds {
+            assert_eq!(due, None);
+            return;
+        }
+        let here = |phone: &&Phone| phone.server == server;
+        let is_unproven = self.phones.iter().filter(here).any(|phone| phone.taken > phone.proven);
+        let slot = self.slots.get_mut(&server).expect("held");
+        let is_queued = slot.queue.iter().any(|(_, from, ..)| from.is_some());
+        let wait = match slot.ping {
+            Some(_) => None,
+            None if is_unproven => Some(slot.pinged_at.map_or(now, |at| at + 1_000)),
+            None => is_queued.then_some(now),
+        };
+        let later = wait.filter(|at| *at > now).map(|at| self.start + Duration::from_millis(at));
+        assert_eq!(due, later);
+        let is_pinged = wait.is_some_and(|at| at <= now);
+        if is_pinged {
+            (slot.pings, slot.pinged_at) = (slot.pings + 1, Some(now));
+        }
+        self.drain(index, usize::from(is_pinged));
+        if is_pinged {
+            let taken = self.phones.iter().enumerate().filter(|(_, phone)| phone.server == server);
+            let taken = taken.map(|(index, phone)| (index, phone.taken)).collect();
+            self.slots.get_mut(&server).expect("held").ping = Some(taken);
+        }
+    }
+
+    pub(super) fn pong(&mut self, index: usize) {
+        let Some(index) = self.binary(index) else { return };
+        let Some(slot) = self.slots.get_mut(&self.binaries[index].server) else { return };
+        let outbox = self.binaries[index].seat.as_ref().expect("picked for it").outbox();
+        for wrong in [slot.pings + 1, slot.pings.saturating_sub(1)] {
+            outbox.heard_pong(&wrong.to_be_bytes());
+        }
+        outbox.heard_pong(&slot.pings.to_be_bytes());
+        if slot.holder == Some(index) {
+            for (phone, taken) in slot.ping.take().unwrap_or_default() {
+                self.phones[phone].proven = taken;
+            }
+        }
     }
 
     pub(super) fn drain_phone(&mut self, index: usize) {
@@ -176,7 +256,7 @@ impl World {
                 *close = Some("close 1013 memory budget exhausted".to_owned());
                 let now = self.start + Duration::from_millis(self.now);
                 seat.vacate(Ended::ByRelay(Close::OverBudget), now);
-                self.vacated(index, false, 0);
+                self.vacated(index, Ended::ByRelay(Close::OverBudget));
             }
         }
         for (server, slot) in &mut self.slots {
