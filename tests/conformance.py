@@ -12,6 +12,7 @@ packages below target/ of the tree if they are not there; needs python3 with pip
 """
 
 import base64
+import contextlib
 import json
 import os
 import queue
@@ -112,6 +113,11 @@ class Raw(Frames):
             return END
         except ConnectionError as error:
             return ("reset", str(error))
+        if first == 0x80 | PING:
+            # Behind a message: has the binary read it?
+            with contextlib.suppress(OSError):
+                self.pong(payload)
+            return self.next()
         return event(first & 0x0F, payload)
 
     def drop(self):

@@ -231,7 +231,9 @@ def pair(proxy, server):
     phone = proxy.phone(server)
     expect(phone.status, 101)
     phone.send('"hello"')
-    return binary, phone, json.loads(binary.text())["conn_id"]
+    conn_id = json.loads(binary.text())["conn_id"]
+    binary.prove()
+    return binary, phone, conn_id
 
 
 def expect(seen, wanted):

@@ -106,6 +106,16 @@ class WebSocket(Frames):
             raise Failed(f"a frame of opcode {opcode} came instead of a text: {payload!r}")
         return payload.decode()
 
+    def prove(self):
+        """Answers the ping behind the last message, and waits until the relay has read the answer."""
+        opcode, payload = self.any_frame()
+        if opcode != PING:
+            raise Failed(f"a frame of opcode {opcode} came instead of a ping: {payload!r}")
+        self.send_frame(PONG, payload)
+        self.send_frame(PING, b"read")
+        if self.frame() != (PONG, b"read"):
+            raise Failed("no pong")
+
     def close_frame(self):
         """Reads on to the close frame; returns its code and reason."""
         while True:
