@@ -162,7 +162,7 @@ impl Peer for Binary {
         Poll::Ready(())
     }
 
-    fn ended(&mut self, ended: Ended, now: Instant) {
-        self.seat.vacate(ended, now);
+    fn ended(&mut self, ended: Ended, amid: bool, now: Instant) {
+        self.seat.vacate(ended, amid, now);
     }
 }

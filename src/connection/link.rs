@@ -276,7 +276,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     fn conclude(&mut self, ended: Ended, now: Instant) {
         count_end(&self.relay.metrics, self.peer.leg(), ended);
-        self.peer.ended(ended, now);
+        self.peer.ended(ended, self.incoming.is_amid_message(), now);
     }
 
     /// Ends the connection without a word.
@@ -326,7 +326,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 self.blocked.get_or_insert(now);
             }
             FlushEnd::More => return true,
-            FlushEnd::Failed(error) => self.cut(Ended::by_error(&error), now),
+            FlushEnd::Failed(error) => {
+                // What had arrived before that is in the socket still.
+                self.look_again();
+                while self.phase == Phase::Open && self.read(cx, now) {}
+                self.cut(Ended::by_error(&error), now);
+            }
             FlushEnd::Cut => self.cut(Ended::WriteTimeout, now),
             FlushEnd::Closed => return self.finish(cx, now),
         }
@@ -385,8 +390,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Phase::Held { look } if now >= look => match self.incoming.io().has_hung_up() {
                 true => self.cut(Ended::Dropped, now),
                 false => {
-                    // The end of one that is gone waits behind what it has sent and nobody reads; its kernel
-                    // resets the connection once it gets anything.
+                    // One that is gone has only said so behind what nobody reads; its kernel resets the
+                    // connection once it gets anything.
                     self.outbox.ping();
                     self.phase = Phase::Held { look: now + HANGUP_CHECK };
                 }

@@ -117,7 +117,7 @@ impl Peer for Phone {
         }
     }
 
-    fn ended(&mut self, ended: Ended, _now: Instant) {
+    fn ended(&mut self, ended: Ended, _amid: bool, _now: Instant) {
         drop(self.seat.sender().unpark());
         self.parked_charge.set(0);
         self.seat.leave(ended);

@@ -24,8 +24,8 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
     /// nothing.
     fn look_again(&mut self) {}
 
-    /// Whether the peer has shut down writing or reset the connection, as the kernel knows it, whatever lies
-    /// unread before that.
+    /// Whether the connection is over, as the kernel knows it, whatever lies unread before its end. One whose
+    /// peer has only shut down writing is not.
     fn has_hung_up(&self) -> bool;
 
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
@@ -75,8 +75,8 @@ impl Transport for Tcp {
     }
 
     fn has_hung_up(&self) -> bool {
-        let mut looked = [PollFd::new(&self.stream, PollFlags::RDHUP)];
-        let ends = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut looked = [PollFd::new(&self.stream, PollFlags::empty())];
+        let ends = PollFlags::HUP | PollFlags::ERR;
         // It does not wait; where it fails, the time will tell.
         poll(&mut looked, Some(&Timespec::default())).is_ok()
             && looked[0].revents().intersects(ends)

@@ -366,7 +366,7 @@ impl Registry {
     }
 
     /// The holding connection `serial` ended; if it still is the holder, the grace window begins.
-    fn vacate(&self, server: &ServerId, serial: Serial, ended: Ended, now: Instant) {
+    fn vacate(&self, server: &ServerId, serial: Serial, ended: Ended, amid: bool, now: Instant) {
         let probe = {
             let mut map = self.map.borrow_mut();
             let Some(slot) = map.slots.get_mut(server) else { return };
@@ -374,7 +374,7 @@ impl Registry {
             if *holder != serial {
                 return;
             }
-            let manner = Parting::by(ended);
+            let manner = Parting::by(ended, amid);
             match ended {
                 // The stop lets the queue out first; no claim follows it that would share the queue.
                 _ if matches!(outbox.sealed(), Some((_, Manner::Orderly))) => {}

@@ -95,17 +95,18 @@ impl ServerSeat {
         delivery
     }
 
-    /// Starts the grace window, if this connection still holds the slot.
-    pub fn vacate(&mut self, ended: Ended, now: Instant) {
+    /// Starts the grace window, if this connection still holds the slot. It ended `amid` a message if some of
+    /// one had arrived.
+    pub fn vacate(&mut self, ended: Ended, amid: bool, now: Instant) {
         if !std::mem::replace(&mut self.vacated, true) {
-            self.registry.vacate(&self.server, self.serial, ended, now);
+            self.registry.vacate(&self.server, self.serial, ended, amid, now);
         }
     }
 }
 
 impl Drop for ServerSeat {
     fn drop(&mut self) {
-        self.vacate(Ended::Dropped, Instant::now());
+        self.vacate(Ended::Dropped, false, Instant::now());
         // A message that it did not finish is the next connection's.
         self.outbox.detach();
         let leaving = self.registry.map.borrow_mut().leaving.remove(&self.serial);

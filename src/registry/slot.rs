@@ -56,15 +56,21 @@ pub(super) enum Parting {
     Orderly,
     /// The connection broke, or the relay closed it.
     Broken,
+    /// A message of the binary was thrown away, or has arrived in part; it may have been for any phone.
+    Severed,
     /// The binary fell silent.
     Silent,
 }
 
 impl Parting {
-    pub(super) fn by(ended: Ended) -> Self {
+    pub(super) fn by(ended: Ended, amid: bool) -> Self {
         match ended {
-            Ended::ByPeer(_) => Self::Orderly,
             _ if ended.by_silence() => Self::Silent,
+            // Of what breaks the rules of frames nothing is a message.
+            Ended::ByRelay(Close::Protocol) => Self::Broken,
+            Ended::ByRelay(Close::BadUtf8) => Self::Severed,
+            _ if amid => Self::Severed,
+            Ended::ByPeer(_) => Self::Orderly,
             _ => Self::Broken,
         }
     }
@@ -239,7 +245,7 @@ impl Slot {
         let was_quiet =
             || phone.spoken.is_none_or(|at| end.at.saturating_duration_since(at) >= QUIET_TIME);
         let is_whole = match end.manner {
-            Parting::Silent => false,
+            Parting::Silent | Parting::Severed => false,
             Parting::Orderly => self.lane.is_proven(&phone.sender),
             Parting::Broken => self.lane.is_proven(&phone.sender) && was_quiet(),
         };

@@ -98,7 +98,7 @@ fn a_stop_reaches_holders_attached_phones_and_those_on_their_way_out() {
     let mut absent = seated(&registry, "absent", now);
     let (phone, leaving) = (joined(&registry, "box"), joined(&registry, "box"));
     let waiting = joined(&registry, "absent");
-    absent.vacate(Ended::Dropped, now);
+    absent.vacate(Ended::Dropped, false, now);
     fill_queue(&holder, &phone, 1);
     fill_queue(&holder, &leaving, 1);
     close(&holder, &leaving, 4401);
@@ -259,7 +259,7 @@ fn a_revoked_slot_leaves_nothing_whether_it_is_held_probed_or_in_grace() {
     let contest = contested(&registry, "held", now);
     let phone = joined(&registry, "held");
     let mut parted = seated(&registry, "parted", now);
-    parted.vacate(Ended::Dropped, now);
+    parted.vacate(Ended::Dropped, false, now);
     let waiting = joined(&registry, "parted");
     let list = AllowList::parse(b"kept\nnever-claimed\n").unwrap();
     assert_eq!(registry.revoke(&list), 2);

@@ -45,6 +45,8 @@ pub(crate) struct Incoming<S> {
     frames_left: usize,
     /// Input is thrown away instead of decoded.
     deaf: bool,
+    /// Half a message was among it.
+    lost: bool,
 }
 
 /// What is kept of a peer's input from one turn to the next. It is shared with whoever frees it when the
@@ -132,6 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
             largest_message,
             frames_left: 0,
             deaf: false,
+            lost: false,
         }
     }
 
@@ -238,6 +241,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// From now on input is thrown away: the peer has said its last word, or nonsense.
     pub(crate) fn discard(&mut self) {
         self.deaf = true;
+        self.lost |= self.begun().is_some();
         self.input.at = self.input.end;
         self.kept.clear();
         self.assembly = Assembly::default();
@@ -258,6 +262,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
     /// Since when a message is begun and not complete; interleaved control frames do not count.
     pub(crate) fn begun(&self) -> Option<Instant> {
         self.assembly.follower.begun()
+    }
+
+    /// Whether some of a message has arrived that nobody will see the end of, if this is the end.
+    pub(crate) fn is_amid_message(&self) -> bool {
+        self.lost || self.begun().is_some()
     }
 
     /// What is kept between turns. Once it was cleared from outside, all further input must be discarded.

@@ -200,6 +200,31 @@ fn half_a_message_of_a_binary_dies_with_its_connection() {
 }
 
 #[test]
+fn half_a_message_of_a_binary_costs_every_session_since_nobody_knows_whose_it_is() {
+    let timeout = millis(300);
+    let ends: [fn(Ws); 3] = [Ws::reset, Ws::drop_connection, |mut binary| {
+        binary.expect_close(1008, "message timeout");
+    }];
+    for end in ends {
+        let relay = Relay::start(&["--message-timeout", &timeout]);
+        let id = fresh_id("half");
+        let (mut binary, mut phone, conn_id) = relay.pair(&id);
+        let mut fresh = relay.phone(&id);
+        phone.send_text("1");
+        assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
+        binary.prove();
+        let frame = encode(true, TEXT, envelope(&conn_id, "\"half\"").as_bytes());
+        binary.send_raw(&frame[..frame.len() - 1]);
+        end_and_wait(end, binary, &id);
+        let mut binary = relay.binary(&id);
+        phone.expect_close(4404, "binary reclaimed server-id");
+        assert_eq!(binary.read_text(), notice(&conn_id, 4404));
+        fresh.send_text("\"no session yet\"");
+        assert!(binary.read_text().contains("no session yet"));
+    }
+}
+
+#[test]
 fn a_message_that_a_phone_began_before_the_window_and_ended_behind_it_arrives_whole() {
     let relay = Relay::start(&[]);
     let id = fresh_id("straddle");

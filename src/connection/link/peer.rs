@@ -30,8 +30,9 @@ pub(crate) trait Peer {
     /// Tries to go on after [`Verdict::Hold`]; pending keeps the waker.
     fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
-    /// The connection is decided to end. Called once, at the moment of the decision.
-    fn ended(&mut self, ended: Ended, now: Instant);
+    /// The connection is decided to end; `amid` a message if some of one has arrived. Called once, at the
+    /// moment of the decision.
+    fn ended(&mut self, ended: Ended, amid: bool, now: Instant);
 }
 
 /// What becomes of a connection after a message.
@@ -78,7 +79,7 @@ impl Peer for Rejected {
         Poll::Ready(())
     }
 
-    fn ended(&mut self, _ended: Ended, _now: Instant) {}
+    fn ended(&mut self, _ended: Ended, _amid: bool, _now: Instant) {}
 }
 
 /// Counts the end of a connection by who decided on it and the code that went, or would have gone,

@@ -55,7 +55,7 @@ fn a_holder_that_lost_its_slot_vacates_and_reaches_nothing_any_more() {
     let phone = joined(&registry, "box");
     assert_eq!(said(&old), ["ping", "close 1011 heartbeat timeout"]);
     assert_eq!(deliver(&old, &wrapped(&phone, "1")), Delivery::NotHolder);
-    old.vacate(Ended::Dropped, now);
+    old.vacate(Ended::Dropped, false, now);
     drop(old);
     registry.expire(now + 10 * GRACE);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
@@ -71,7 +71,7 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     assert_eq!(outcome(&contest), Some(Outcome::HolderGone));
     assert!(
         matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy),
@@ -90,11 +90,11 @@ fn slots_in_their_window_count_against_the_cap() {
     let now = Instant::now();
     let mut one = seated(&registry, "one", now);
     let _two = seated(&registry, "two", now);
-    one.vacate(Ended::Dropped, now);
+    one.vacate(Ended::Dropped, false, now);
     assert!(matches!(registry.claim(&id("three"), NOBODY, now), Claim::Full));
     let mut one = seated(&registry, "one", now);
     assert!(matches!(registry.claim(&id("two"), NOBODY, now), Claim::Contested(_)));
-    one.vacate(Ended::Dropped, now);
+    one.vacate(Ended::Dropped, false, now);
     registry.expire(now + GRACE);
     let _three = seated(&registry, "three", now);
 }
@@ -111,7 +111,7 @@ fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
     joined(&registry, "other");
     drop(one);
     let _three = joined(&registry, "box");
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     assert!(matches!(registry.join(&id("box"), NOBODY), Join::TooMany), "in the window too");
     let holder = seated(&registry, "box", now);
     close(&holder, &two, 4401);
@@ -126,7 +126,7 @@ fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     registry.expire(now + GRACE);
     assert!(matches!(registry.claim(&id("other"), NOBODY, now), Claim::Full), "it still counts");
     let newcomer = contest.win(Instant::now()).expect("the holder is gone");
@@ -141,7 +141,7 @@ fn a_window_that_passed_during_a_contest_passes_again_when_the_newcomer_gives_up
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     registry.expire(now + GRACE);
     let mut cx = Context::from_waker(Waker::noop());
     let soonest = Poll::Ready(Some(now + 2 * GRACE));

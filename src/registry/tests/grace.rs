@@ -6,7 +6,7 @@ fn a_window_lasts_to_its_deadline_and_not_longer() {
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
-    holder.vacate(Ended::ByPeer(Some(1000)), now);
+    holder.vacate(Ended::ByPeer(Some(1000)), false, now);
     drop(holder);
     registry.expire(now + GRACE - MILLISECOND);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
@@ -30,12 +30,12 @@ fn deadlines_of_earlier_windows_never_expire_a_newer_claim() {
     // Many of them at the very same instant: the serial alone tells them apart.
     for round in 0..50 {
         let mut holder = seated(&registry, "box", now + round % 2 * MILLISECOND);
-        holder.vacate(Ended::Dropped, now + round % 2 * MILLISECOND);
+        holder.vacate(Ended::Dropped, false, now + round % 2 * MILLISECOND);
     }
     let mut holder = seated(&registry, "box", now + MILLISECOND);
     registry.expire(now + 10 * GRACE);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
-    holder.vacate(Ended::Dropped, now + GRACE);
+    holder.vacate(Ended::Dropped, false, now + GRACE);
     registry.expire(now + 2 * GRACE - MILLISECOND);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
     registry.expire(now + 2 * GRACE);
@@ -50,7 +50,7 @@ fn windows_hold_past_24_9_and_49_7_days_of_uptime() {
         let registry = registry(&[]);
         let now = start + days * DAY + DAY * 9 / 10;
         let mut holder = seated(&registry, "box", now);
-        holder.vacate(Ended::Dropped, now);
+        holder.vacate(Ended::Dropped, false, now);
         registry.expire(now + GRACE - MILLISECOND);
         assert_eq!(registry.counts().in_grace, 1, "{days} days");
         registry.expire(now + GRACE);
@@ -64,7 +64,7 @@ fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
         let registry = registry(&["--grace", &format!("{days}days")]);
         let now = Instant::now();
         let mut holder = seated(&registry, "box", now);
-        holder.vacate(Ended::Dropped, now);
+        holder.vacate(Ended::Dropped, false, now);
         registry.expire(now + days * DAY - MILLISECOND);
         assert_eq!(registry.counts().in_grace, 1, "{days} days");
         registry.expire(now + days * DAY);
@@ -82,13 +82,13 @@ fn the_reaper_hears_of_the_soonest_expiry_and_of_every_change_of_it() {
 
     let (mut one, mut two) = (seated(&registry, "one", now), seated(&registry, "two", now));
     assert_eq!(woken.count(), 0, "a claim schedules nothing");
-    one.vacate(Ended::Dropped, now + MILLISECOND);
+    one.vacate(Ended::Dropped, false, now + MILLISECOND);
     assert_eq!(woken.count(), 1);
     let first = Some(now + MILLISECOND + GRACE);
     assert_eq!(registry.poll_expiry(&mut cx, None), Poll::Ready(first));
     assert!(registry.poll_expiry(&mut cx, first).is_pending());
 
-    two.vacate(Ended::Dropped, now);
+    two.vacate(Ended::Dropped, false, now);
     assert_eq!(woken.count(), 2);
     let sooner = Some(now + GRACE);
     assert_eq!(registry.poll_expiry(&mut cx, first), Poll::Ready(sooner));
@@ -131,7 +131,7 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
             flush(old.outbox(), &mut socket);
         }
         assert!(socket.taken == stream[..cut], "cut at {cut}");
-        old.vacate(Ended::Dropped, now);
+        old.vacate(Ended::Dropped, false, now);
         drop(old);
         let new = seated(&registry, "box", now);
         let mut got = said(&new);
@@ -146,7 +146,7 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
 #[test]
 fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
     let (registry, mut old, phone, mut socket) = mid_message();
-    old.vacate(Ended::ByRelay(Close::Protocol), Instant::now());
+    old.vacate(Ended::ByRelay(Close::Protocol), false, Instant::now());
     old.outbox().close(Close::Protocol, Manner::Abort);
     socket.room = None;
     flush(old.outbox(), &mut socket);
@@ -161,7 +161,7 @@ fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
 #[test]
 fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
     let (registry, mut old, phone, _) = mid_message();
-    old.vacate(Ended::ByPeer(Some(1000)), Instant::now());
+    old.vacate(Ended::ByPeer(Some(1000)), false, Instant::now());
     old.outbox().close(Close::Reply(Some(1000)), Manner::Abort);
     drop(old);
     let new = seated(&registry, "box", Instant::now());
@@ -171,7 +171,7 @@ fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
 #[test]
 fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
     let (registry, mut old, phone, _) = mid_message();
-    old.vacate(Ended::ByPeer(None), Instant::now());
+    old.vacate(Ended::ByPeer(None), false, Instant::now());
     old.outbox().close(Close::Reply(None), Manner::Abort);
     let new = seated(&registry, "box", Instant::now());
     assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
@@ -200,7 +200,7 @@ fn a_phone_that_leaves_in_the_window_is_forgotten_unless_the_binary_knows_it() {
     let (mut known, mut unknown) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&known, "1");
     assert_eq!(said(&holder), [wrapped(&known, "1")]);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let mut late = joined(&registry, "box");
     for phone in [&known, &unknown, &late] {
         forward(phone, "2");
@@ -220,7 +220,7 @@ fn half_a_message_on_a_dead_connection_makes_no_phone_known() {
     let mut phone = joined(&registry, "box");
     forward(&phone, "\"half\"");
     flush(holder.outbox(), &mut MockSocket::taking(10));
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     phone.leave(Ended::Dropped);
     let holder = seated(&registry, "box", now);
     assert_eq!(said(&holder), [] as [&str; 0]);
@@ -236,7 +236,7 @@ fn a_phone_that_left_before_the_window_keeps_its_messages_and_its_notice() {
     forward(&phone, "1");
     phone.leave(Ended::Dropped);
     mute.leave(Ended::Dropped);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let holder = seated(&registry, "box", now);
     let conn_id = phone.conn_id();
     assert_eq!(said(&holder), [wrapped(&phone, "1"), noticed(&conn_id, 1001)]);
@@ -248,9 +248,14 @@ fn those_phones_survive_whose_session_is_provably_whole() {
     let broken =
         [Ended::Dropped, Ended::ByRelay(Close::MessageTimeout), Ended::ByRelay(Close::Protocol)];
     let orderly = [Ended::ByPeer(None), Ended::ByPeer(Some(1011))];
-    let ends = silent.map(|ended| (ended, 0)).into_iter();
-    let ends = ends.chain(broken.map(|ended| (ended, 1))).chain(orderly.map(|ended| (ended, 2)));
-    for (ended, trust) in ends {
+    let ends = silent.map(|ended| (ended, false, 0)).into_iter();
+    let ends = ends.chain(broken.map(|ended| (ended, false, 1)));
+    let ends = ends.chain(orderly.map(|ended| (ended, false, 2)));
+    // Part of a message, for nobody knows whom, has arrived or was thrown away.
+    let severed = [Ended::Dropped, Ended::ByRelay(Close::MessageTimeout), orderly[0]];
+    let ends = ends.chain(severed.map(|ended| (ended, true, 0)));
+    let ends = ends.chain([(Ended::ByRelay(Close::BadUtf8), false, 0)]);
+    for (ended, amid, trust) in ends {
         let registry = registry(&[]);
         let now = Instant::now();
         let mut old = seated(&registry, "box", now);
@@ -268,7 +273,7 @@ fn those_phones_survive_whose_session_is_provably_whole() {
         forward(&unread, "1");
         assert_eq!(said(&old).len(), 2);
         forward(&queued, "1");
-        old.vacate(ended, now + QUIET);
+        old.vacate(ended, amid, now + QUIET);
         let late = joined(&registry, "box");
         forward(&late, "1");
         for phone in [&fresh, &queued, &read, &unread, &told, &told_late, &asked, &late] {
@@ -320,7 +325,7 @@ fn a_pong_proves_what_went_before_its_ping_and_nothing_else() {
     old.outbox().heard_pong(&ping.payload);
     let second = now + Duration::from_secs(1);
     assert_eq!(old.outbox().prove(second - MILLISECOND), Some(second), "one a second");
-    old.vacate(Ended::ByPeer(Some(1000)), now);
+    old.vacate(Ended::ByPeer(Some(1000)), false, now);
     let _new = seated(&registry, "box", now);
     assert_eq!(said_to(&before), [] as [&str; 0]);
     assert_eq!(said_to(&after), ["close 4404 binary reclaimed server-id"]);
@@ -334,7 +339,7 @@ fn reclaimed(registry: &Rc<Registry>, now: Instant) -> (ServerSeat, [PhoneSeat; 
         deliver_at(&old, &wrapped(phone, "1"), now);
         assert_eq!(said_to(phone), ["1"]);
     }
-    old.vacate(Ended::ByPeer(Some(1000)), now);
+    old.vacate(Ended::ByPeer(Some(1000)), false, now);
     drop(old);
     (seated(registry, "box", now), phones)
 }
@@ -400,7 +405,7 @@ fn a_confirmation_is_asked_of_the_present_connection() {
     let registry = registry(&[]);
     let now = Instant::now();
     let (mut holder, phones) = reclaimed(&registry, now);
-    holder.vacate(Ended::ByPeer(Some(1000)), now + CONFIRMATION - MILLISECOND);
+    holder.vacate(Ended::ByPeer(Some(1000)), false, now + CONFIRMATION - MILLISECOND);
     registry.expire(now + CONFIRMATION);
     assert_eq!(registry.counts().phones, 3, "it was on its way");
     let _holder = seated(&registry, "box", now + CONFIRMATION);
@@ -419,7 +424,7 @@ fn evicting_closes_every_attached_phone_at_every_reclaim() {
     let known = joined(&registry, "box");
     forward(&known, "1");
     assert_eq!(said(&old).len(), 1);
-    old.vacate(Ended::ByPeer(Some(1000)), now);
+    old.vacate(Ended::ByPeer(Some(1000)), false, now);
     let late = joined(&registry, "box");
     forward(&known, "2");
     forward(&late, "2");
@@ -441,7 +446,7 @@ fn code_4421_becomes_4404_for_phones_that_outlived_a_connection_and_for_no_other
     let veteran = joined(&registry, "box");
     close(&holder, &fresh, 4421);
     assert_eq!(said_to(&fresh), ["close 4421 "]);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let in_window = joined(&registry, "box");
     let twice = joined(&registry, "box");
     let mut holder = seated(&registry, "box", now);
@@ -452,7 +457,7 @@ fn code_4421_becomes_4404_for_phones_that_outlived_a_connection_and_for_no_other
         close(&holder, phone, code);
         assert!(said_to(phone)[0].starts_with(&format!("close {expected} ")));
     }
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let holder = seated(&registry, "box", now);
     for phone in [&veteran, &twice, &after] {
         close(&holder, phone, 4421);

@@ -6,7 +6,7 @@ fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too
     let now = Instant::now();
     let mut holder = seated(&registry, "box", now);
     let (flood, calm) = (joined(&registry, "box"), joined(&registry, "box"));
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let mut queued = 0;
     let held = loop {
         match flood.forward(message(&flood, 3_000).1) {
@@ -157,7 +157,7 @@ fn a_binary_pays_for_what_is_held_for_it_and_its_phones_stay_in_the_window() {
     assert_eq!(holder.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
     assert_eq!(phone.outbox().sealed(), None);
     assert!(!registry.ledger.is_over());
-    holder.vacate(Ended::ByRelay(Close::OverBudget), Instant::now() + QUIET);
+    holder.vacate(Ended::ByRelay(Close::OverBudget), false, Instant::now() + QUIET);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
     let next = seated(&registry, "box", Instant::now());
     assert_eq!(said(&next), [wrapped(&phone, "1")], "the answers are gone, the message is not");

@@ -29,7 +29,7 @@ enum Step {
     /// The holder answers its probe.
     Answer(usize),
     /// A binary's connection ends; the seat goes later.
-    Vacate(usize, Ended),
+    Vacate(usize, Ended, bool),
     DropBinary(usize),
     Leave(usize, Ended),
     DropPhone(usize),
@@ -66,7 +66,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => index().prop_map(Win),
         1 => index().prop_map(GiveUp),
         2 => index().prop_map(Answer),
-        3 => (index(), ended()).prop_map(|(binary, ended)| Vacate(binary, ended)),
+        3 => (index(), ended(), any::<bool>())
+            .prop_map(|(binary, ended, amid)| Vacate(binary, ended, amid)),
         3 => index().prop_map(DropBinary),
         3 => (index(), ended()).prop_map(|(phone, ended)| Leave(phone, ended)),
         2 => index().prop_map(DropPhone),
@@ -92,6 +93,7 @@ fn ended() -> impl Strategy<Value = Ended> {
         Just(Ended::Dropped),
         Just(Ended::ByPeer(Some(1000))),
         Just(Ended::ByRelay(Close::Protocol)),
+        Just(Ended::ByRelay(Close::BadUtf8)),
         Just(Ended::ByRelay(Close::HeartbeatTimeout)),
         Just(Ended::WriteTimeout),
     ]
@@ -131,6 +133,8 @@ struct Slot {
     deadline: u64,
     /// How the last holder's connection ended, and when.
     ended: Option<(Ended, u64)>,
+    /// Whether some of a message was lost with it.
+    severed: bool,
     /// The pings that were sent, when the last was, and what each phone had got through before one that is not
     /// answered yet.
     pings: u64,
@@ -237,7 +241,7 @@ impl World {
                 }
             }
             Step::Answer(index) => self.answer(index),
-            Step::Vacate(index, ended) => self.vacate(index, ended),
+            Step::Vacate(index, ended, amid) => self.vacate(index, ended, amid),
             Step::DropBinary(index) => self.drop_binary(index),
             Step::Leave(index, ended) => self.leave(index, ended),
             Step::DropPhone(index) => {

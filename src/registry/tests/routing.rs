@@ -63,7 +63,7 @@ fn a_frame_for_an_unknown_id_is_answered_once_and_only_if_it_has_this_servers_sh
     assert_eq!(said(&holder), [noticed(stranger, 1001)]);
     deliver(&holder, &envelope(stranger, "1"));
     assert_eq!(said(&holder), [] as [&str; 0]);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let holder = seated(&registry, "box", now);
     deliver(&holder, &envelope(stranger, "1"));
     assert_eq!(said(&holder), [noticed(stranger, 1001)], "once a connection");
@@ -81,7 +81,7 @@ fn ids_that_got_their_close_notice_are_not_answered_again() {
     one.leave(Ended::Dropped);
     deliver(&holder, &wrapped(&one, "1"));
     assert_eq!(said(&holder), [noticed(&one.conn_id(), 1001)]);
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     two.leave(Ended::Dropped);
     let holder = seated(&registry, "box", now);
     deliver(&holder, &wrapped(&two, "1"));
@@ -108,7 +108,7 @@ fn a_claim_with_more_than_1024_queued_notices_remembers_no_more_either() {
         forward(&phone, "1");
         last = Some(phone.conn_id());
     }
-    holder.vacate(Ended::Dropped, now);
+    holder.vacate(Ended::Dropped, false, now);
     let holder = seated(&registry, "box", now);
     deliver(&holder, &envelope(&last.unwrap(), "1"));
     assert_eq!(said(&holder).len(), 2 * (REMEMBERED_NOTICES + 500));

@@ -42,6 +42,7 @@ impl World {
             None => slot.ended.unwrap_or((Ended::Dropped, self.now)),
         };
         (slot.ping, slot.confirmation) = (None, None);
+        let severed = std::mem::take(&mut slot.severed);
         // A notice is of nobody, and about somebody.
         slot.told = slot
             .queue
@@ -55,6 +56,7 @@ impl World {
             let is_proven = phone.taken == phone.proven;
             let was_quiet = phone.spoken.is_none_or(|at| at + 2_000 <= ended_at);
             let is_whole = !ended.by_silence()
+                && !severed
                 && is_proven
                 && (was_quiet || matches!(ended, Ended::ByPeer(_)));
             if self.evict || (has_session && !is_whole) {
@@ -117,20 +119,21 @@ impl World {
         assert_eq!(outcome(contest), expected);
     }
 
-    pub(super) fn vacate(&mut self, index: usize, ended: Ended) {
+    pub(super) fn vacate(&mut self, index: usize, ended: Ended, amid: bool) {
         let Some(index) = self.binary(index) else { return };
         let now = self.now();
         let seat = self.binaries[index].seat.as_mut().expect("picked for it");
-        seat.vacate(ended, now);
-        self.vacated(index, ended);
+        seat.vacate(ended, amid, now);
+        let is_half_lost = amid && ended != Ended::ByRelay(Close::Protocol);
+        self.vacated(index, ended, is_half_lost || ended == Ended::ByRelay(Close::BadUtf8));
     }
 
     /// Starts the window of the slot that `index` holds, if it holds one.
-    pub(super) fn vacated(&mut self, index: usize, ended: Ended) {
+    pub(super) fn vacated(&mut self, index: usize, ended: Ended, severed: bool) {
         let slot = self.slots.get_mut(&self.binaries[index].server);
         if let Some(slot) = slot.filter(|slot| slot.holder == Some(index)) {
             slot.holder = None;
-            slot.ended = Some((ended, self.now));
+            (slot.ended, slot.severed) = (Some((ended, self.now)), severed);
             slot.deadline = self.now + 30_000;
             slot.confirmation = None;
         }
@@ -141,9 +144,9 @@ impl World {
         // By its own clock, which the model has no hand on: told before, that it is the same.
         let now = self.now();
         if let Some(mut seat) = self.binaries[index].seat.take() {
-            seat.vacate(Ended::Dropped, now);
+            seat.vacate(Ended::Dropped, false, now);
         }
-        self.vacated(index, Ended::Dropped);
+        self.vacated(index, Ended::Dropped, false);
     }
 
     pub(super) fn join(&mut self, server: usize) {

@@ -255,8 +255,8 @@ impl World {
             if holds && matches!(seat.outbox().sealed(), Some((Close::OverBudget, _))) {
                 *close = Some("close 1013 memory budget exhausted".to_owned());
                 let now = self.start + Duration::from_millis(self.now);
-                seat.vacate(Ended::ByRelay(Close::OverBudget), now);
-                self.vacated(index, Ended::ByRelay(Close::OverBudget));
+                seat.vacate(Ended::ByRelay(Close::OverBudget), false, now);
+                self.vacated(index, Ended::ByRelay(Close::OverBudget), false);
             }
         }
         for (server, slot) in &mut self.slots {
