@@ -67,11 +67,19 @@ fn interval() -> Duration {
 const SOON: Duration = Duration::from_secs(9);
 
 #[test]
+#[cfg_attr(
+    relay_emulated,
+    ignore = "two seconds of the contract do not stretch with a slow machine"
+)]
 fn resets_break_no_session() {
     try_all(Cut::Reset);
 }
 
 #[test]
+#[cfg_attr(
+    relay_emulated,
+    ignore = "two seconds of the contract do not stretch with a slow machine"
+)]
 fn ends_of_the_stream_break_no_session() {
     try_all(Cut::Fin);
 }
@@ -82,6 +90,10 @@ fn orderly_closes_break_no_session_and_quiet_phones_stay() {
 }
 
 #[test]
+#[cfg_attr(
+    relay_emulated,
+    ignore = "two seconds of the contract do not stretch with a slow machine"
+)]
 fn proxies_that_die_break_no_session() {
     try_all(Cut::ProxyDies);
 }
