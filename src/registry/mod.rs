@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use self::backlog::Backlog;
 pub use self::seat::{Contest, Delivery, Passed, PhoneSeat, ServerSeat};
-use self::slot::{End, Holder, Parting, Reclaim, Retired, Slot, Taken};
+use self::slot::{End, Holder, Parting, Reclaim, Retired, Slot};
 use crate::close::{Close, Ended};
 use crate::config::Config;
 use crate::ids::{PhoneKey, Serial, Serials, ServerId};
@@ -55,14 +55,23 @@ struct Rules {
 struct Map {
     slots: HashMap<ServerId, Slot>,
     /// Pending expiries, soonest first; exactly the slots in grace.
-    expiries: BTreeMap<(Instant, Serial), ServerId>,
+    expiries: Timetable,
     /// Until when a holder must confirm the phones that were kept for it, soonest first. What is confirmed by
     /// then stays here until it is due.
-    confirmations: BTreeMap<(Instant, Serial), ServerId>,
+    confirmations: Timetable,
     /// Phones that the binary has had closed and whose queue is still being written, and those
     /// closed for the budget whose message in progress is.
     leaving: HashMap<Serial, Leaving>,
     reaper: Option<Waker>,
+}
+
+/// What is due when, soonest first: of which connection, and of which slot.
+type Timetable = BTreeMap<(Instant, Serial), ServerId>;
+
+/// Takes the first that is due at `now`.
+fn take_due(timetable: &mut Timetable, now: Instant) -> Option<((Instant, Serial), ServerId)> {
+    let first = timetable.first_entry().filter(|first| first.key().0 <= now)?;
+    Some(first.remove_entry())
 }
 
 #[derive(Debug)]
@@ -199,11 +208,8 @@ impl Registry {
         loop {
             let (server, reclaim) = {
                 let mut map = self.map.borrow_mut();
-                match map.confirmations.first_key_value() {
-                    Some(((deadline, _), _)) if *deadline <= now => {}
-                    _ => return,
-                }
-                let Some(((deadline, serial), server)) = map.confirmations.pop_first() else {
+                let Some(((deadline, serial), server)) = take_due(&mut map.confirmations, now)
+                else {
                     return;
                 };
                 let Some(slot) = map.slots.get_mut(&server) else { continue };
@@ -239,11 +245,7 @@ impl Registry {
         loop {
             let (server, slot) = {
                 let mut map = self.map.borrow_mut();
-                match map.expiries.first_key_value() {
-                    Some(((deadline, _), _)) if *deadline <= now => {}
-                    _ => return,
-                }
-                let Some(((_, serial), server)) = map.expiries.pop_first() else { return };
+                let Some(((_, serial), server)) = take_due(&mut map.expiries, now) else { return };
                 if let Some(Slot {
                     probe: Some(_), holder: Holder::Grace { deadline, .. }, ..
                 }) = map.slots.get_mut(&server)
@@ -346,9 +348,8 @@ impl Registry {
             }
             Holder::Live { .. } => self.metrics.takeovers.bump(),
         }
-        let Taken { outbox, reclaim, confirmation } =
-            slot.take(serial, &account, self.rules.evict, now);
-        if let Some(deadline) = confirmation {
+        let (outbox, reclaim) = slot.take(serial, &account, self.rules.evict, now);
+        if let Some(deadline) = slot.confirmation {
             map.confirmations.insert((deadline, serial), server.clone());
             if let Some(reaper) = map.reaper.take() {
                 reaper.wake();

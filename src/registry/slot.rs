@@ -29,7 +29,7 @@ pub(super) struct Slot {
     /// Pays for that table where it is large.
     noticed_charge: Charge,
     /// Until when the present connection must speak to one of the phones that were kept for it.
-    confirmation: Option<Instant>,
+    pub(super) confirmation: Option<Instant>,
 }
 
 /// Who holds the slot.
@@ -106,15 +106,6 @@ pub(super) struct Reclaim {
     pub(super) closed: Vec<Retired>,
     /// What became of those that were closed, or of all if none was.
     pub(super) outcome: ReclaimOutcome,
-}
-
-/// A slot that was given to a connection.
-#[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) outbox: Rc<Outbox>,
-    pub(super) reclaim: Reclaim,
-    /// Until when it must confirm that it knows the sessions that were kept for it.
-    pub(super) confirmation: Option<Instant>,
 }
 
 /// A phone that was taken off its slot, for the log.
@@ -197,7 +188,7 @@ impl Slot {
         account: &Rc<Account>,
         evict: bool,
         now: Instant,
-    ) -> Taken {
+    ) -> (Rc<Outbox>, Reclaim) {
         let end = match &self.holder {
             Holder::Live { outbox, .. } => {
                 outbox.stop_asking();
@@ -236,8 +227,7 @@ impl Slot {
         let account = Rc::clone(account);
         self.holder = Holder::Live { serial, outbox: Rc::clone(&outbox), account };
         let outcome = if closed.is_empty() { ReclaimOutcome::Kept } else { outcome };
-        let reclaim = Reclaim { kept: self.phones.len(), closed, outcome };
-        Taken { outbox, reclaim, confirmation: self.confirmation }
+        (outbox, Reclaim { kept: self.phones.len(), closed, outcome })
     }
 
     /// Whether nothing of a phone's session can be lost with the connection that ended so.
