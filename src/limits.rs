@@ -123,6 +123,9 @@ pub const STOP_AGAIN: Duration = Duration::from_millis(500);
 /// After a close frame or a refusal: how long input is read and discarded, so that no reset
 /// destroys the bytes just written.
 pub const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Turns of reading after a write has failed. What the kernel has received ahead is read in two or three of them,
+/// on a slow machine in more.
+pub const READS_BEHIND: usize = 16;
 /// How often it is looked whether a peer has hung up that is held back, and so not read.
 pub const HANGUP_CHECK: Duration = Duration::from_secs(1);
 

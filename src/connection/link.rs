@@ -22,7 +22,7 @@ use self::peer::{Rejected, count_end};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
-use crate::limits::{HANGUP_CHECK, LINGER_TIME};
+use crate::limits::{HANGUP_CHECK, LINGER_TIME, READS_BEHIND};
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge, Pledge};
@@ -327,9 +327,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             FlushEnd::More => return true,
             FlushEnd::Failed(error) => {
-                // What had arrived before that is in the socket still.
+                // What had arrived before that is in the socket still, and no more than the kernel receives ahead.
                 self.look_again();
-                while self.phase == Phase::Open && self.read(cx, now) {}
+                let mut reads = READS_BEHIND;
+                while reads > 0 && self.phase == Phase::Open && self.read(cx, now) {
+                    reads -= 1;
+                }
                 self.cut(Ended::by_error(&error), now);
             }
             FlushEnd::Cut => self.cut(Ended::WriteTimeout, now),
