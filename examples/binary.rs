@@ -9,8 +9,9 @@ mod dial;
 use std::process::ExitCode;
 
 use async_io::Timer;
+use async_signal::{Signal, Signals};
 use async_tungstenite::tungstenite::{Error, Message};
-use futures_lite::StreamExt as _;
+use futures_lite::{FutureExt as _, StreamExt as _};
 use serde_json::{Value, json};
 
 use self::dial::{Backoff, Target};
@@ -18,42 +19,76 @@ use self::dial::{Backoff, Target};
 /// The relay closes a claim with it while somebody else holds the server-id.
 const ALREADY_CLAIMED: u16 = 4409;
 
+/// How a connection came to its end.
+enum End {
+    /// The relay closed it, with this code.
+    Closed(Option<u16>),
+    /// This program was asked to stop.
+    Stopped,
+}
+
 fn main() -> ExitCode {
     smol::block_on(async {
         let target = Target::from_arguments();
+        let mut signals =
+            Signals::new([Signal::Int, Signal::Term]).expect("signals can be awaited");
         let mut backoff = Backoff::default();
         loop {
-            match serve(&target, &mut backoff).await {
-                Ok(Some(ALREADY_CLAIMED)) => {
+            match serve(&target, &mut backoff, &mut signals).await {
+                Ok(End::Stopped) => return ExitCode::SUCCESS,
+                Ok(End::Closed(Some(ALREADY_CLAIMED))) => {
                     eprintln!("{} is claimed by another binary", target.server_id);
                     return ExitCode::FAILURE;
                 }
-                Ok(code) => eprintln!("closed by the relay: {code:?}"),
+                Ok(End::Closed(code)) => eprintln!("closed by the relay: {code:?}"),
                 Err(error) => eprintln!("connection lost: {error}"),
             }
-            Timer::after(backoff.next()).await;
+            let waited = async {
+                Timer::after(backoff.next()).await;
+                None
+            };
+            if waited.or(signals.next()).await.is_some() {
+                return ExitCode::SUCCESS;
+            }
         }
     })
 }
 
-/// Serves one connection; returns the code of the relay's close frame.
-async fn serve(target: &Target, backoff: &mut Backoff) -> Result<Option<u16>, Error> {
+/// Serves one connection to its end.
+async fn serve(
+    target: &Target,
+    backoff: &mut Backoff,
+    signals: &mut Signals,
+) -> Result<End, Error> {
     let headers = [("X-Pyrycode-Version", env!("CARGO_PKG_VERSION"))];
     let mut relay = target.dial("/v1/server", &headers).await?;
     eprintln!("holding {}", target.server_id);
     backoff.reset();
-    while let Some(message) = relay.next().await {
-        match message? {
-            Message::Text(text) => {
+    loop {
+        let next = async { Some(relay.next().await) };
+        let stop = async {
+            signals.next().await;
+            None
+        };
+        let Some(message) = next.or(stop).await else {
+            // Behind a close frame the relay knows that nothing is lost, and phones may stay.
+            relay.close(None).await?;
+            while relay.next().await.is_some_and(|message| message.is_ok()) {}
+            return Ok(End::Stopped);
+        };
+        match message.transpose()? {
+            Some(Message::Text(text)) => {
                 if let Some(answer) = answer(&text) {
                     relay.send(Message::text(answer)).await?;
                 }
             }
-            Message::Close(frame) => return Ok(frame.map(|frame| frame.code.into())),
-            _ => {}
+            Some(Message::Close(frame)) => {
+                return Ok(End::Closed(frame.map(|frame| frame.code.into())));
+            }
+            Some(_) => {}
+            None => return Ok(End::Closed(None)),
         }
     }
-    Ok(None)
 }
 
 /// The answer to an envelope; none to a close notice.

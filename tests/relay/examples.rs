@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::rig::{Relay, events, fresh_id};
 
 /// An example client; it is killed when the test is over.
@@ -89,6 +91,32 @@ fn nothing_that_was_typed_is_missing_when_the_binary_is_stopped_and_started_agai
     // The end of its input is the end of the session, once everything is answered.
     drop(phone.0.stdin.take());
     assert!(phone.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_phone_never_notices_that_its_binary_was_stopped_in_order_and_started_again() {
+    let relay = Relay::start(&[]);
+    let id = fresh_id("stopped");
+    let mut binary = Example::start("binary", &relay, &id);
+    events::wait("server_claimed", &[("server_id", &id)]);
+    let mut phone = Example::start("phone", &relay, &id);
+    let mut answers = phone.output();
+    let mut answer = |line: &str| {
+        let said = answers.next().expect("the phone goes on").unwrap();
+        assert_eq!(said, format!(r#"{{"you said":"{line}"}}"#));
+    };
+    phone.type_line("before");
+    answer("before");
+    let process = Pid::from_child(&binary.0);
+    kill_process(process, Signal::INT).unwrap();
+    assert!(binary.0.wait().unwrap().success());
+    events::wait("server_released", &[("server_id", &id)]);
+    phone.type_line("meanwhile");
+    let _binary = Example::start("binary", &relay, &id);
+    answer("meanwhile");
+    let fields = [("server_id", id.as_str()), ("kept", "1"), ("closed", "0"), ("reason", "kept")];
+    events::wait("server_reclaimed", &fields);
+    assert_eq!(events::count("phone_registered", &[("server_id", &id)]), 1);
 }
 
 #[test]
