@@ -250,8 +250,10 @@ impl Daemon {
                 // The first one may have been lost with its connection.
                 let code = directive.codes[0];
                 self.world.borrow_mut().directive_sent(self.on, code);
+                let codes = [code, 4404];
+                let connection = self.on;
                 self.world.borrow_mut().phones.get_mut(&number).unwrap().directive =
-                    Some(Directive { codes: [code, 4404], connection: self.on, behind: 0 });
+                    Some(Directive { codes, connection, behind: 0, carries: false });
                 let envelope = self.envelope(&conn_id, None, Some(code));
                 self.send(|link| link.send_text(&envelope));
             } else if complete && directive.is_none() {

@@ -207,6 +207,8 @@ pub struct Directive {
     pub connection: u32,
     /// Messages in front of it.
     pub behind: u64,
+    /// The last of these is a part of it, and so confirms no phones that were kept.
+    pub carries: bool,
 }
 
 /// How a phone leaves.

@@ -177,6 +177,7 @@ impl Daemon {
             true => self.next_text(number).map(|(_, text)| text),
             false => self.random.bool().then(|| "null".to_owned()),
         };
+        let carries = frame.as_deref().is_some_and(|frame| frame != "null");
         let conn_id = {
             let mut world = self.world.borrow_mut();
             world.tally.directives += 1;
@@ -192,7 +193,7 @@ impl Daemon {
                 code => [code, code],
             };
             let behind = phone.answered;
-            phone.directive = Some(Directive { codes, connection: self.on, behind });
+            phone.directive = Some(Directive { codes, connection: self.on, behind, carries });
             phone.conn_id.clone().unwrap()
         };
         let envelope = self.envelope(&conn_id, frame.as_deref(), Some(code));

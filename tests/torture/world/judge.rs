@@ -203,7 +203,12 @@ impl World {
             _ if text.number != *first => return Err(format!("before number {first}")),
             _ => self.all_arrived(phone, text.connection)?,
         }
-        let outlived = (1..text.connection).contains(&phone.first_heard_on);
+        let is_in_directive = phone.directive.is_some_and(|directive| {
+            directive.carries
+                && directive.connection == text.connection
+                && directive.behind == text.number + 1
+        });
+        let outlived = !is_in_directive && (1..text.connection).contains(&phone.first_heard_on);
         let known = &mut self.connections[text.connection as usize - 1];
         if outlived && known.confirmed.is_none() {
             known.confirmed = Some(Instant::now());
