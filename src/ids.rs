@@ -4,11 +4,13 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
+#[cfg(feature = "simulation")]
+use crate::clock;
 use crate::limits::MAX_SERVER_ID_BYTES;
 
 /// The name that a binary claims and phones ask for: 1 to 128 visible ASCII characters, compared
 /// byte for byte (contract, Endpoints).
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(Rc<str>);
 
 impl ServerId {
@@ -49,7 +51,7 @@ pub struct PhoneKey(u64);
 impl PhoneKey {
     /// A fresh key.
     pub(crate) fn random() -> Self {
-        Self(getrandom::u64().expect("bug: getrandom(2) on a seeded kernel cannot fail"))
+        Self(random())
     }
 
     /// The key inside `conn_id` if that has the shape of this server's phones.
@@ -76,12 +78,22 @@ pub(crate) fn binary_conn_id(server: &ServerId, suffix: u32) -> String {
 
 /// The part of a binary's connection id that is its own.
 pub(crate) fn binary_suffix() -> u32 {
-    getrandom::u32().expect("bug: getrandom(2) on a seeded kernel cannot fail")
+    let [a, b, c, d, ..] = random_payload();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Eight bytes that nobody can have guessed: the payload of a probe's ping.
 pub(crate) fn random_payload() -> [u8; 8] {
-    getrandom::u64().expect("bug: getrandom(2) on a seeded kernel cannot fail").to_be_bytes()
+    random().to_be_bytes()
+}
+
+/// From the operating system's random source; in a simulation from its seed.
+fn random() -> u64 {
+    #[cfg(feature = "simulation")]
+    if clock::simulated::is_running() {
+        return fastrand::u64(..);
+    }
+    getrandom::u64().expect("bug: getrandom(2) on a seeded kernel cannot fail")
 }
 
 /// Identity of one admission, never used again by this process.

@@ -16,6 +16,7 @@
 //! says what it is for. They stand below in the order of the floor plan: a module imports only from
 //! those before it, which `tests/layers.rs` checks.
 
+pub mod clock;
 pub mod close;
 pub(crate) mod file;
 pub mod ids;

@@ -5,7 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_signal::{Signal, Signals};
 use futures_lite::StreamExt as _;
@@ -15,6 +14,7 @@ use smol::LocalExecutor;
 use pyrycode_relay::cli::board::Board;
 use pyrycode_relay::cli::check::{Report, address};
 use pyrycode_relay::cli::status::{self, Style};
+use pyrycode_relay::clock;
 use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
 use pyrycode_relay::limits::{LOOP_DESCRIPTORS, PROBE_STACK, RESERVED_DESCRIPTORS};
 use pyrycode_relay::net::listen::{self, Listen};
@@ -146,7 +146,7 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
         .spawn(async move {
             let mut requests = StopRequests::default();
             while stops.next().await.is_some() {
-                match requests.note(Instant::now()) {
+                match requests.note(clock::now()) {
                     StopRequest::First => {
                         held_back.tell();
                         raised.raise();

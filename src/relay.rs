@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Attempts;
 use crate::admission::permits::Permits;
+use crate::clock;
 use crate::config::Config;
 use crate::ids::ServerId;
 use crate::limits::HISTORY_BYTES;
@@ -76,7 +77,7 @@ impl Relay {
     fn build(mut config: Config, stop: Stop) -> Self {
         let ledger = Ledger::watching(config.memory_budget, resident);
         let metrics = Rc::default();
-        let started = Instant::now();
+        let started = clock::now();
         Self {
             registry: Registry::new(&config, &ledger, &metrics),
             permits: Permits::new(config.max_connections, config.max_connections_per_ip),

@@ -114,11 +114,12 @@ mod tests {
     use futures_lite::future::{block_on, poll_once};
 
     use super::*;
+    use crate::clock;
 
     #[test]
     fn a_second_signal_is_the_same_stop_for_half_a_second_and_then_an_order() {
         let mut requests = StopRequests::default();
-        let start = Instant::now();
+        let start = clock::now();
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
         assert_eq!(requests.note(start), StopRequest::First);
         for early in [0, 1, 499] {

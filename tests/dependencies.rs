@@ -58,7 +58,7 @@ fn every_dependency_is_used() {
 #[test]
 #[cfg(not(relay_emulated))]
 fn the_numbers_of_the_page_are_those_of_cargo_tree() {
-    let tree = cargo_tree(&[]);
+    let tree = cargo_tree(&PROGRAM);
     let mut all = BTreeSet::new();
     let mut brought: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let mut direct = "";
@@ -81,7 +81,7 @@ fn the_numbers_of_the_page_are_those_of_cargo_tree() {
     let rows = rows("## In the program");
     let listed = rows.iter().map(|row| (row.name, row.brings.parse().unwrap())).collect();
     assert_eq!(counted, listed);
-    let without: BTreeSet<_> = cargo_tree(&["--no-default-features"])
+    let without: BTreeSet<_> = cargo_tree(&[&PROGRAM[..], &["--no-default-features"]].concat())
         .lines()
         .filter_map(|line| line.split_once(' ').filter(|(depth, _)| *depth != "0"))
         .map(|(_, package)| package.to_owned())
@@ -92,12 +92,27 @@ fn the_numbers_of_the_page_are_those_of_cargo_tree() {
     }
 }
 
-/// What the program is built from: a line each, the depth first.
+#[test]
+#[cfg(not(relay_emulated))]
+fn a_simulated_clock_is_in_the_tests_alone() {
+    let features = |edges| {
+        let tree = cargo_tree(&["--edges", edges, "--depth", "0", "--format", " {f}"]);
+        tree.trim().split([' ', ',']).any(|feature| feature == "simulation")
+    };
+    assert!(features("normal,dev"), "the tests have it");
+    assert!(!features("normal"), "the program has not");
+}
+
+/// Options of `cargo tree`: what the program is built from.
+#[cfg(not(relay_emulated))]
+const PROGRAM: [&str; 4] = ["--edges", "normal", "--format", " {p}"];
+
+/// A line for each crate, the depth first.
 #[cfg(not(relay_emulated))]
 fn cargo_tree(options: &[&str]) -> String {
     let tree = std::process::Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "--edges", "normal", "--prefix", "depth"])
-        .args(["--no-dedupe", "--format", " {p}", "--target", "x86_64-unknown-linux-gnu"])
+        .args(["tree", "--offline", "--locked", "--prefix", "depth", "--no-dedupe"])
+        .args(["--target", "x86_64-unknown-linux-gnu"])
         .args(options)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// The rooms, lowest first; those on one line are of one height. As in `docs/architecture.md`.
 const ORDER: &[&str] = &[
-    "limits ids close origin signals leg file",
+    "limits clock ids close origin signals leg file",
     "telemetry",
     "net",
     "websocket",
@@ -64,6 +64,36 @@ fn the_feature_tls_is_asked_for_where_its_stub_is_chosen_and_where_check_looks_a
     let asking = sources.iter().filter(|(_, text)| text.contains("feature = \"tls\""));
     let asking: BTreeSet<_> = asking.map(|(file, _)| file.as_str()).collect();
     assert_eq!(asking, BTreeSet::from(["lib.rs", "cli/check.rs"]));
+}
+
+#[test]
+fn nobody_goes_around_the_clock() {
+    let found = |text: &str| {
+        let code = text.lines().map(|line| line.split("//").next().unwrap());
+        code.filter(|line| goes_around_the_clock(line)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (file, text) in sources() {
+        if !file.starts_with("clock") {
+            assert_eq!(found(&text), [""; 0], "{file}: ask `crate::clock`");
+        }
+    }
+    for wrong in [
+        "let now = std::time::Instant::now();",
+        "now: SystemTime::now,",
+        "begun.elapsed() > limit",
+        "use async_io::{Async, Timer};",
+        "smol::Timer::after(pause).await",
+    ] {
+        assert_eq!(found(wrong), [wrong]);
+    }
+    assert_eq!(found("use crate::clock::Timer; // Instant::now"), [""; 0]);
+}
+
+/// Whether it asks for the time, or waits for it, by another way.
+fn goes_around_the_clock(line: &str) -> bool {
+    let has = |part| line.contains(part);
+    let asks = ["Instant::now", "SystemTime::now", ".elapsed()"].into_iter().any(has);
+    asks || has("Timer") && (has("smol::") || has("async_io::"))
 }
 
 #[test]

@@ -141,6 +141,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     const RATE: Rate = Rate { per_minute: 10, burst: 20 };
 
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_at_once_and_then_the_rate_holds() {
-        let (attempts, start) = (Attempts::new(RATE), Instant::now());
+        let (attempts, start) = (Attempts::new(RATE), clock::now());
         let source = address("192.0.2.1");
         for _ in 0..20 {
             attempts.admit(source, start).unwrap();
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn handshakes_have_an_allowance_of_their_own_of_the_same_size() {
-        let (attempts, now) = (Attempts::new(RATE), Instant::now());
+        let (attempts, now) = (Attempts::new(RATE), clock::now());
         let source = address("192.0.2.1");
         for _ in 0..20 {
             attempts.admit(source, now).unwrap();
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_upgrade_gives_its_handshake_back_and_no_more_than_that() {
-        let (attempts, now) = (Attempts::new(RATE), Instant::now());
+        let (attempts, now) = (Attempts::new(RATE), clock::now());
         let source = address("192.0.2.1");
         for _ in 0..20 {
             attempts.admit_handshake(source, now).unwrap();
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_source_and_a_mapped_address_is_ipv4() {
-        let (attempts, now) = (Attempts::new(Rate { per_minute: 1, burst: 1 }), Instant::now());
+        let (attempts, now) = (Attempts::new(Rate { per_minute: 1, burst: 1 }), clock::now());
         attempts.admit(address("2001:db8::1"), now).unwrap();
         assert!(attempts.admit(address("2001:db8::2"), now).is_err());
         attempts.admit(address("2001:db8:0:1::1"), now).unwrap();
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_table_stays_bounded_under_a_flood_of_addresses_and_is_swept_in_time() {
-        let (attempts, now) = (Attempts::new(RATE), Instant::now());
+        let (attempts, now) = (Attempts::new(RATE), clock::now());
         for number in 0..100_000_u32 {
             let _ = attempts.admit(IpAddr::from(number.to_be_bytes()), now);
         }

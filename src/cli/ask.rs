@@ -7,6 +7,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use crate::clock;
+
 /// What an exchange may cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -33,7 +35,7 @@ pub(super) fn get(
     bounds: Bounds,
 ) -> io::Result<Answer> {
     let addresses = address.to_socket_addrs()?;
-    let deadline = Instant::now() + bounds.time;
+    let deadline = clock::now() + bounds.time;
     let mut stream = connect(addresses, deadline)?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: pyrycode-relay\r\n\
@@ -89,7 +91,7 @@ fn parse(answer: &[u8]) -> Option<Answer> {
 }
 
 fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
+    let left = deadline.saturating_duration_since(clock::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
@@ -145,10 +147,10 @@ mod tests {
                 while stream.write_all(trickle).is_ok() && stream.read(&mut [0]).is_err() {}
             });
             let bounds = Bounds { time: Duration::from_millis(300), ..BOUNDS };
-            let begun = Instant::now();
+            let begun = clock::now();
             let error = get(address, "/", bounds).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
-            assert!(begun.elapsed() >= bounds.time, "{:?}", begun.elapsed());
+            assert!(clock::since(begun) >= bounds.time, "{:?}", clock::since(begun));
             server.join().unwrap();
         }
     }
@@ -181,7 +183,7 @@ mod tests {
         };
         let alive = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = alive.local_addr().unwrap();
-        let deadline = Instant::now() + BOUNDS.time;
+        let deadline = clock::now() + BOUNDS.time;
         let stream = connect([dead, address].into_iter(), deadline).unwrap();
         assert_eq!(stream.peer_addr().unwrap(), address);
         let refused = connect([dead].into_iter(), deadline).unwrap_err();

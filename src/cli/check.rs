@@ -38,7 +38,7 @@ impl Report {
         report.options(sources);
         report.addresses(config, look);
         #[cfg(feature = "tls")]
-        report.tls(config, std::time::SystemTime::now());
+        report.tls(config, crate::clock::wall());
         report.admission(config);
         report.descriptors(config, board);
         report.memory(config, board);

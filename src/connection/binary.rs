@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use futures_lite::FutureExt as _;
 
 use crate::close::{Close, Ended};
@@ -38,7 +38,7 @@ pub(crate) fn claim(
     version: &PeerText,
     remote: IpAddr,
 ) -> Result<Pledge, Refusal> {
-    match relay.registry.claim(server, Origin::of(remote), Instant::now()) {
+    match relay.registry.claim(server, Origin::of(remote), clock::now()) {
         Claim::Seated(seat) => {
             relay.metrics.attempted(Leg::Binary, AttemptOutcome::Accept);
             events::server_claimed(server, version.as_str(), remote);
@@ -95,9 +95,9 @@ async fn await_probe(relay: &Relay, contest: Contest, remote: IpAddr) -> Result<
     }
     let won = match outcome {
         Outcome::Answered => None,
-        Outcome::HolderGone => contest.win(Instant::now()).ok(),
+        Outcome::HolderGone => contest.win(clock::now()).ok(),
         Outcome::Silent => {
-            let won = contest.win(Instant::now()).ok();
+            let won = contest.win(clock::now()).ok();
             if won.is_some() {
                 events::server_id_takeover(&server, remote);
             }

@@ -14,7 +14,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use log::debug;
 
 pub(crate) use self::peer::{Peer, Verdict};
@@ -163,12 +163,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
             peer,
             relay: Rc::clone(relay),
             phase: Phase::Open,
-            heartbeat: Heartbeat::new(interval, timeout, Instant::now()),
+            heartbeat: Heartbeat::new(interval, timeout, clock::now()),
             timer: None,
             blocked: None,
             proof: None,
             drained: false,
-            opened: Instant::now(),
+            opened: clock::now(),
             tally: Tally::default(),
             late_bytes: 0,
             peer_done: false,
@@ -181,7 +181,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let tally = self.tally;
         debug!(
             conn_id = self.peer.conn_id(), remote:% = self.remote, reason:% = ended,
-            seconds = self.opened.elapsed().as_secs(),
+            seconds = clock::since(self.opened).as_secs(),
             messages_in = tally.messages_in, bytes_in = tally.bytes_in,
             messages_out = tally.messages_out, bytes_out = tally.bytes_out;
             "connection_closed"
@@ -189,10 +189,10 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut again = self.turn(cx, Instant::now());
+        let mut again = self.turn(cx, clock::now());
         // The clock is read anew: a timer that has rung since must find its deadline passed.
         while !again && self.set_timer(cx) {
-            again = self.turn(cx, Instant::now());
+            again = self.turn(cx, clock::now());
         }
         match self.phase {
             Phase::Over(ended) => {

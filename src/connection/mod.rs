@@ -17,6 +17,7 @@ use self::binary::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
 use crate::admission::permits::Shortage;
+use crate::clock;
 use crate::connection::link::{Session, Upgraded};
 use crate::http::gate::{Admission, PeerText, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
@@ -63,7 +64,7 @@ async fn begin<S: Transport>(
     remote: IpAddr,
     entry: Entry,
 ) -> Option<Box<Begun<S>>> {
-    let deadline = Instant::now() + relay.config.header_timeout;
+    let deadline = clock::now() + relay.config.header_timeout;
     let visitor = Visitor::new(&relay, entry, remote);
     announce(visitor, io, deadline).await.map(Box::new)
 }
@@ -75,7 +76,7 @@ async fn begin_tls(
     remote: IpAddr,
     entry: Entry,
 ) -> Option<Box<Begun<Tls>>> {
-    let deadline = Instant::now() + relay.config.header_timeout;
+    let deadline = clock::now() + relay.config.header_timeout;
     let secure = relay.secure.as_ref()?;
     let visitor = Visitor::over_tls(&relay, entry, remote);
     let Begun { io, mut visitor, opening, deadline } = announce(visitor, io, deadline).await?;
@@ -144,7 +145,7 @@ async fn receive<S: Transport + 'static>(
         Admission::Health { head_only } => {
             let counts = relay.registry.counts();
             let certificate = relay.certificate();
-            let up = relay.started.elapsed();
+            let up = clock::since(relay.started);
             let page = health::response(counts, up, certificate.as_ref(), head_only);
             head::answer(&mut io, &page, relay.config.write_timeout, &relay.scratch).await;
             return None;

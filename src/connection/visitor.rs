@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Instant;
 
 use httparse::Header;
 
 use crate::admission::heads::Entry;
+use crate::clock;
 use crate::http::gate::{Caller, Refusal};
 use crate::leg::Leg;
 use crate::origin::Origin;
@@ -81,7 +81,7 @@ impl Visitor {
         let Some(attempts) = self.relay.attempts.as_ref().filter(|_| !self.is_proxy) else {
             return Ok(());
         };
-        attempts.admit_handshake(self.address, Instant::now()).map_err(Refusal::RateLimited)?;
+        attempts.admit_handshake(self.address, clock::now()).map_err(Refusal::RateLimited)?;
         self.has_paid = true;
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Caller for Visitor {
             return Err(Refusal::BadForwarding);
         }
         let Some(attempts) = &self.relay.attempts else { return Ok(()) };
-        attempts.admit(self.address, Instant::now()).map_err(Refusal::RateLimited)?;
+        attempts.admit(self.address, clock::now()).map_err(Refusal::RateLimited)?;
         if std::mem::take(&mut self.has_paid) {
             attempts.refund_handshake(self.address);
         }

@@ -1,7 +1,8 @@
 //! The body of the health page.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use crate::clock;
 use crate::registry::Counts;
 use crate::telemetry::certificate::Condition;
 
@@ -15,7 +16,7 @@ pub(crate) fn response(
     head_only: bool,
 ) -> String {
     let certificate = certificate.map(|certificate| {
-        let days = certificate.days_left(SystemTime::now());
+        let days = certificate.days_left(clock::wall());
         let days = days.map_or_else(|| "null".to_owned(), |days| days.to_string());
         let fails = certificate.problem.is_some();
         format!(",\"certificate_days_left\":{days},\"certificate_renewal_fails\":{fails}")
@@ -73,7 +74,7 @@ mod tests {
             end(none),
             ",\"certificate_days_left\":null,\"certificate_renewal_fails\":true}"
         );
-        let now = SystemTime::now();
+        let now = clock::wall();
         let until = now + Duration::from_secs(36 * 60 * 60);
         let good = Condition { validity: Some((now, until)), problem: None };
         assert_eq!(end(good), ",\"certificate_days_left\":1,\"certificate_renewal_fails\":false}");

@@ -18,9 +18,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
 
-use async_io::{Async, Timer};
+use crate::clock::{self, Timer};
+use async_io::Async;
 use log::debug;
 use smol::LocalExecutor;
 use smol::lock::Mutex;
@@ -93,13 +93,13 @@ async fn serve(
 pub(crate) async fn timed<F: Future>(relay: &Relay, work: F) -> F::Output {
     let mut work = pin!(work);
     poll_fn(|cx| {
-        let begun = Instant::now();
+        let begun = clock::now();
         let is_due = relay.history.borrow().is_due(begun);
         if is_due {
             relay.record(begun);
         }
         let polled = work.as_mut().poll(cx);
-        relay.metrics.lag.observe(begun.elapsed());
+        relay.metrics.lag.observe(clock::since(begun));
         polled
     })
     .await
@@ -114,17 +114,17 @@ impl Pace {
     /// time as this one took.
     async fn make<T>(&self, page: impl FnOnce() -> T) -> T {
         let _turn = self.0.lock().await;
-        let begun = Instant::now();
+        let begun = clock::now();
         let made = page();
         // A timer rings in another turn of the event loop, which then has seen to all sockets.
-        Timer::after(begun.elapsed()).await;
+        Timer::after(clock::since(begun)).await;
         made
     }
 }
 
 /// Answers one request.
 async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, remote: IpAddr, _entry: Entry) {
-    let deadline = Instant::now() + relay.config.header_timeout;
+    let deadline = clock::now() + relay.config.header_timeout;
     let account = Account::open(&relay.ledger, Origin::of(remote));
     let judge = |bytes: &[u8]| request::judge(bytes, relay.config.metrics_public);
     let read = head::read_until(&mut io, deadline, &relay.scratch, &account, judge).await;
@@ -140,7 +140,7 @@ async fn answer(relay: Rc<Relay>, pace: Rc<Pace>, mut io: Tcp, remote: IpAddr, _
 }
 
 fn response(relay: &Relay, page: Page, head_only: bool) -> String {
-    let snapshot = Snapshot::take(relay, Instant::now());
+    let snapshot = Snapshot::take(relay, clock::now());
     let mut policy = String::from("default-src 'none'");
     let (content_type, body) = match page {
         Page::Metrics(Form::OpenMetrics) => (

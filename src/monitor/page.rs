@@ -3,12 +3,13 @@
 //! Nothing on it was sent by a peer, so there is nothing to escape.
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytesize::ByteSize;
 
 use super::chart::{Line, draw, round_up};
 use super::snapshot::{Series, Snapshot};
+use crate::clock;
 use crate::ids::random_payload;
 use crate::limits::{HISTORY_DAY, HISTORY_HOUR};
 use crate::telemetry::history::Point;
@@ -69,7 +70,7 @@ fn tiles(page: &mut String, snapshot: &Snapshot) {
     };
     let queued = snapshot.backlog.to_binaries + snapshot.backlog.to_phones;
     let certificate = snapshot.certificate.as_ref().map(|certificate| {
-        let days = match certificate.days_left(SystemTime::now()) {
+        let days = match certificate.days_left(clock::wall()) {
             None => "none".to_owned(),
             Some(1) => "1 day".to_owned(),
             Some(days) => format!("{days} days"),

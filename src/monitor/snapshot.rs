@@ -1,7 +1,8 @@
 //! How the relay is at one moment, as all pages tell it.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::limits::{LAG_PROBLEM, USE_PROBLEM};
 use crate::registry::{Backlog, Counts};
 use crate::relay::{Relay, refusal_kinds};
@@ -108,7 +109,7 @@ impl Snapshot {
             nearly("descriptors", used, limit);
         }
         if let Some(certificate) = &self.certificate {
-            problems.extend(certificate.problems(SystemTime::now()));
+            problems.extend(certificate.problems(clock::wall()));
         }
         problems
     }

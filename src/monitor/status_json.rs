@@ -1,11 +1,10 @@
 //! `/status.json`.
 
-use std::time::SystemTime;
-
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
 use super::snapshot::{Series, Snapshot};
+use crate::clock;
 
 /// The page.
 pub(crate) fn status(snapshot: &Snapshot) -> String {
@@ -35,7 +34,7 @@ pub(crate) fn status(snapshot: &Snapshot) -> String {
         },
         "certificate": snapshot.certificate.as_ref().map(|certificate| json!({
             "not_after": certificate.not_after().map(|at| format_rfc3339_seconds(at).to_string()),
-            "days_left": certificate.days_left(SystemTime::now()),
+            "days_left": certificate.days_left(clock::wall()),
             "problem": certificate.problem,
         })),
         "descriptors": { "used": process.descriptors, "limit": process.descriptor_limit },

@@ -1,11 +1,10 @@
 //! Runs tasks in short turns of the event loop.
 
-use std::time::Instant;
-
 use futures_lite::FutureExt as _;
 use futures_lite::future::yield_now;
 use smol::LocalExecutor;
 
+use crate::clock;
 use crate::limits::TURN_TIME;
 
 /// Runs the tasks of `executor` until `future` is done. After [`TURN_TIME`] of work the operating
@@ -15,9 +14,9 @@ pub(crate) async fn run<T>(executor: &LocalExecutor<'_>, future: impl Future<Out
     let forever = async {
         loop {
             executor.tick().await;
-            let begun = Instant::now();
+            let begun = clock::now();
             while executor.try_tick() {
-                if begun.elapsed() >= TURN_TIME {
+                if clock::since(begun) >= TURN_TIME {
                     yield_now().await;
                     break;
                 }

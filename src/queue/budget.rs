@@ -80,7 +80,7 @@ impl Ledger {
         for account in holding() {
             *sources.entry(account.origin).or_default() += account.counted();
         }
-        let (source, _) = sources.into_iter().max_by_key(|(_, held)| *held)?;
+        let (source, _) = sources.into_iter().max_by_key(|(origin, held)| (*held, *origin))?;
         holding().filter(|account| account.origin == source).max_by_key(|account| account.held())
     }
 

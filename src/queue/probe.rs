@@ -114,10 +114,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::clock;
 
     #[test]
     fn its_pong_answers_at_once_and_no_other_does() {
-        let now = Instant::now();
+        let now = clock::now();
         let probe = Probe::new(now);
         probe.pong(b"");
         probe.pong(b"whatever");
@@ -128,7 +129,7 @@ mod tests {
 
     #[test]
     fn bytes_count_only_later_than_a_second_after_the_ping() {
-        let now = Instant::now();
+        let now = clock::now();
         let probe = Probe::new(now);
         probe.heard(now);
         probe.heard(now + PROBE_BLIND);
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn silence_is_an_outcome_once_the_time_is_over_and_all_is_read() {
-        let probe = Probe::new(Instant::now());
+        let probe = Probe::new(clock::now());
         probe.nothing_more();
         assert_eq!(probe.outcome(), None);
         probe.call_last();
@@ -150,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_end_of_the_holder_outweighs_an_answer() {
-        let probe = Probe::new(Instant::now());
+        let probe = Probe::new(clock::now());
         probe.pong(probe.payload().as_ref());
         probe.holder_gone();
         assert_eq!(probe.outcome(), Some(Outcome::HolderGone));

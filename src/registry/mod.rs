@@ -61,7 +61,7 @@ struct Map {
     confirmations: Timetable,
     /// Phones that the binary has had closed and whose queue is still being written, and those
     /// closed for the budget whose message in progress is.
-    leaving: HashMap<Serial, Leaving>,
+    leaving: BTreeMap<Serial, Leaving>,
     reaper: Option<Waker>,
 }
 
@@ -293,11 +293,14 @@ impl Registry {
     pub fn close_all(&self) -> Vec<Rc<Outbox>> {
         let outboxes: Vec<_> = {
             let map = self.map.borrow();
-            let holders = map.slots.values().filter_map(|slot| match &slot.holder {
+            // By name: what happens must not depend on the order of a table.
+            let mut slots: Vec<_> = map.slots.iter().collect();
+            slots.sort_unstable_by_key(|(server, _)| *server);
+            let holders = slots.iter().filter_map(|(_, slot)| match &slot.holder {
                 Holder::Live { outbox, .. } => Some(outbox),
                 Holder::Grace { .. } => None,
             });
-            let phones = map.slots.values().flat_map(|slot| slot.phones.values());
+            let phones = slots.iter().flat_map(|(_, slot)| slot.phones.values());
             let leaving = map.leaving.values().map(|leaving| &leaving.outbox);
             holders.chain(phones.map(|phone| &phone.outbox)).chain(leaving).map(Rc::clone).collect()
         };

@@ -13,8 +13,10 @@ impl Registry {
     pub fn revoke(&self, list: &AllowList) -> usize {
         let revoked: Vec<_> = {
             let mut map = self.map.borrow_mut();
-            let gone: Vec<_> =
+            let mut gone: Vec<_> =
                 map.slots.keys().filter(|server| !list.has(server)).cloned().collect();
+            // By name: what happens must not depend on the order of a table.
+            gone.sort_unstable();
             gone.iter().filter_map(|server| map.slots.remove_entry(server)).collect()
         };
         for (server, slot) in &revoked {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::slot::{Holder, Routed};
 use super::{Leaving, Registry, report};
+use crate::clock;
 use crate::close::Ended;
 use crate::envelope::Envelope;
 use crate::ids::{PhoneKey, Serial, ServerId};
@@ -106,7 +107,7 @@ impl ServerSeat {
 
 impl Drop for ServerSeat {
     fn drop(&mut self) {
-        self.vacate(Ended::Dropped, false, Instant::now());
+        self.vacate(Ended::Dropped, false, clock::now());
         // A message that it did not finish is the next connection's.
         self.outbox.detach();
         let leaving = self.registry.map.borrow_mut().leaving.remove(&self.serial);

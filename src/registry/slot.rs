@@ -1,6 +1,6 @@
 //! One server-id: its holder, its phones, and the queue towards its binary.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) struct Slot {
     pub(super) holder: Holder,
     /// The probe of the holder that is under way, if any.
     pub(super) probe: Option<Rc<Probe>>,
-    pub(super) phones: HashMap<PhoneKey, Phone>,
+    pub(super) phones: BTreeMap<PhoneKey, Phone>,
     /// Phones that the present connection was told about, oldest first.
     noticed: VecDeque<PhoneKey>,
     /// Pays for that table where it is large.
@@ -152,7 +152,7 @@ impl Slot {
             lane,
             holder,
             probe: None,
-            phones: HashMap::new(),
+            phones: BTreeMap::new(),
             noticed: VecDeque::new(),
             confirmation: None,
         }

@@ -10,6 +10,7 @@ use relay_test_kit::wake::Wakes;
 
 use super::*;
 use crate::admission::allow::AllowList;
+use crate::clock;
 use crate::config::Options;
 use crate::envelope::{Envelope, Prefix};
 use crate::limits::{BATCH_BYTES, REMEMBERED_NOTICES};
@@ -69,7 +70,7 @@ const SMALL: [&str; 8] = [
 fn guards_leave_nothing_behind_in_whatever_order_they_are_dropped() {
     for order in 0..6 {
         let registry = registry(&[]);
-        let now = Instant::now();
+        let now = clock::now();
         let holder = seated(&registry, "box", now);
         let phone = joined(&registry, "box");
         forward(&phone, "\"kept\"");
@@ -84,7 +85,7 @@ fn guards_leave_nothing_behind_in_whatever_order_they_are_dropped() {
         }
         assert_eq!(registry.counts(), Counts { binaries: 0, phones: 0, in_grace: 1 }, "{order}");
         drop(seated(&registry, "box", now));
-        registry.expire(Instant::now() + GRACE);
+        registry.expire(clock::now() + GRACE);
         assert_eq!(registry.counts(), Counts::default(), "{order}");
         assert_eq!(registry.ledger.total(), 0, "{order}");
     }
@@ -93,7 +94,7 @@ fn guards_leave_nothing_behind_in_whatever_order_they_are_dropped() {
 #[test]
 fn a_stop_reaches_holders_attached_phones_and_those_on_their_way_out() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let holder = seated(&registry, "box", now);
     let mut absent = seated(&registry, "absent", now);
     let (phone, leaving) = (joined(&registry, "box"), joined(&registry, "box"));
@@ -167,7 +168,7 @@ fn message(phone: &PhoneSeat, length: usize) -> (String, Frame) {
 }
 
 fn deliver(holder: &ServerSeat, text: &str) -> Delivery {
-    deliver_at(holder, text, Instant::now())
+    deliver_at(holder, text, clock::now())
 }
 
 fn deliver_at(holder: &ServerSeat, text: &str, now: Instant) -> Delivery {
@@ -204,7 +205,7 @@ fn said(holder: &ServerSeat) -> Vec<String> {
 
 /// The same with a ping behind it, which is answered.
 fn said_and_read(holder: &ServerSeat) -> Vec<String> {
-    assert_eq!(holder.outbox().prove(Instant::now()), None);
+    assert_eq!(holder.outbox().prove(clock::now()), None);
     let mut socket = MockSocket::default();
     flush(holder.outbox(), &mut socket);
     let ping = socket.frames().pop().expect("a ping");
@@ -253,7 +254,7 @@ fn flush(outbox: &Outbox, socket: &mut MockSocket) {
 #[test]
 fn a_revoked_slot_leaves_nothing_whether_it_is_held_probed_or_in_grace() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let kept = seated(&registry, "kept", now);
     let held = seated(&registry, "held", now);
     let contest = contested(&registry, "held", now);

@@ -6,19 +6,54 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use async_io::{Async, Timer};
+use crate::clock::Timer;
+use async_io::Async;
 use log::{info, warn};
-use smol::LocalExecutor;
+use smol::{LocalExecutor, Task};
 
-use crate::admission::heads::Heads;
+use crate::admission::heads::{Entry, Heads};
 use crate::connection;
 use crate::limits::{ACCEPT_BACKOFF_MAX, ACCEPT_BACKOFF_MIN, ACCEPT_BATCH};
 use crate::net::listen;
 use crate::net::readiness::Readiness;
-use crate::net::transport::Tcp;
+use crate::net::transport::{Tcp, Transport};
 use crate::origin::Origin;
 use crate::relay::Relay;
 use crate::telemetry::events::Throttled;
+
+/// Where connections come from.
+pub trait Listening {
+    /// One that was accepted.
+    type Socket;
+    /// One that is served.
+    type Stream: Transport + 'static;
+
+    /// Waits until an accept is worth trying. Cancel safe.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Accepts one, from this address; does not wait.
+    fn accept(&mut self) -> io::Result<(Self::Socket, IpAddr)>;
+
+    /// Sets up a socket that was accepted.
+    fn prepare(socket: Self::Socket) -> io::Result<Self::Stream>;
+
+    /// Whether TLS is spoken here.
+    fn is_tls(&self) -> bool {
+        false
+    }
+
+    /// Serves a connection to its end, over TLS if `is_tls`.
+    fn serve(
+        executor: &LocalExecutor<'static>,
+        relay: Rc<Relay>,
+        io: Self::Stream,
+        remote: IpAddr,
+        entry: Entry,
+        _is_tls: bool,
+    ) -> Task<()> {
+        executor.spawn(connection::serve(relay, io, remote, entry))
+    }
+}
 
 /// A listening socket.
 pub(super) struct Listener {
@@ -34,33 +69,63 @@ impl Listener {
     }
 }
 
+impl Listening for Listener {
+    type Socket = std::net::TcpStream;
+    type Stream = Tcp;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.readiness.poll(cx)
+    }
+
+    fn accept(&mut self) -> io::Result<(Self::Socket, IpAddr)> {
+        self.readiness.socket().accept().map(|(stream, address)| (stream, address.ip()))
+    }
+
+    fn prepare(socket: Self::Socket) -> io::Result<Tcp> {
+        Tcp::prepare(socket)
+    }
+
+    fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    fn serve(
+        executor: &LocalExecutor<'static>,
+        relay: Rc<Relay>,
+        io: Tcp,
+        remote: IpAddr,
+        entry: Entry,
+        is_tls: bool,
+    ) -> Task<()> {
+        if is_tls && relay.secure.is_some() {
+            executor.spawn(connection::serve_tls(relay, io, remote, entry))
+        } else {
+            executor.spawn(connection::serve(relay, io, remote, entry))
+        }
+    }
+}
+
 /// A connection that was accepted.
-pub(super) struct Accepted {
-    stream: std::net::TcpStream,
+pub(super) struct Accepted<T> {
+    stream: T,
     remote: IpAddr,
     is_tls: bool,
 }
 
-pub(super) fn admit(
+pub(super) fn admit<L: Listening>(
     executor: &LocalExecutor<'static>,
     relay: &Rc<Relay>,
     heads: &Rc<Heads>,
-    Accepted { stream, remote, is_tls }: Accepted,
+    Accepted { stream, remote, is_tls }: Accepted<L::Socket>,
 ) {
     // A socket that cannot be set up is one that has ended already.
-    let Ok(io) = Tcp::prepare(stream) else { return };
+    let Ok(io) = L::prepare(stream) else { return };
     let source = Origin::of(remote);
     // Whose a connection by a trusted proxy is turns out later.
     let is_own = !relay.config.proxies.trusts(remote);
     let entry = heads.enter(source, is_own.then(|| relay.permits.room(source)));
     let serial = entry.serial();
-    let relay = Rc::clone(relay);
-    let task = if is_tls && relay.secure.is_some() {
-        executor.spawn(connection::serve_tls(relay, io, remote, entry))
-    } else {
-        executor.spawn(connection::serve(relay, io, remote, entry))
-    };
-    heads.adopt(serial, task);
+    heads.adopt(serial, L::serve(executor, Rc::clone(relay), io, remote, entry, is_tls));
 }
 
 /// Accepts what is there, up to a batch, from one listener after the other. Each batch begins with
@@ -68,11 +133,11 @@ pub(super) fn admit(
 ///
 /// Readiness is asked for first: this is polled at every turn of the event loop, and an accept in
 /// vain would cost a system call each time.
-pub(super) fn poll_accept(
+pub(super) fn poll_accept<L: Listening>(
     cx: &mut Context<'_>,
-    listeners: &mut [Listener],
+    listeners: &mut [L],
     turn: &mut usize,
-) -> Poll<io::Result<Vec<Accepted>>> {
+) -> Poll<io::Result<Vec<Accepted<L::Socket>>>> {
     let (ahead, first) = listeners.split_at_mut(*turn % listeners.len().max(1));
     let accepted = poll_each(cx, first.iter_mut().chain(ahead));
     if accepted.is_ready() {
@@ -81,13 +146,13 @@ pub(super) fn poll_accept(
     accepted
 }
 
-fn poll_each<'a>(
+fn poll_each<'a, L: Listening + 'a>(
     cx: &mut Context<'_>,
-    listeners: impl Iterator<Item = &'a mut Listener>,
-) -> Poll<io::Result<Vec<Accepted>>> {
+    listeners: impl Iterator<Item = &'a mut L>,
+) -> Poll<io::Result<Vec<Accepted<L::Socket>>>> {
     let mut accepted = Vec::new();
     for listener in listeners {
-        while let Poll::Ready(ready) = listener.readiness.poll(cx) {
+        while let Poll::Ready(ready) = listener.poll_ready(cx) {
             if let Err(error) = ready.and_then(|()| accept_all(listener, &mut accepted)) {
                 if accepted.is_empty() {
                     return Poll::Ready(Err(error));
@@ -103,12 +168,15 @@ fn poll_each<'a>(
 }
 
 /// Accepts until nothing is left or the batch is full.
-fn accept_all(listener: &Listener, accepted: &mut Vec<Accepted>) -> io::Result<()> {
+fn accept_all<L: Listening>(
+    listener: &mut L,
+    accepted: &mut Vec<Accepted<L::Socket>>,
+) -> io::Result<()> {
     while accepted.len() < ACCEPT_BATCH {
-        match listener.readiness.socket().accept() {
+        match listener.accept() {
             Ok((stream, address)) => {
-                let remote = address.ip().to_canonical();
-                accepted.push(Accepted { stream, remote, is_tls: listener.is_tls });
+                let remote = address.to_canonical();
+                accepted.push(Accepted { stream, remote, is_tls: listener.is_tls() });
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(()),

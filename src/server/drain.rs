@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use futures_lite::FutureExt as _;
 use log::info;
 
@@ -23,7 +23,7 @@ pub(super) async fn cut_heads(heads: Rc<Heads>, moment: Duration) {
 /// What is queued for the peers is written first for half of the time; then their close frames go
 /// out ahead of it.
 pub(super) async fn drain(relay: &Relay, heads: &Heads, timeout: Duration) {
-    let started = Instant::now();
+    let started = clock::now();
     let outboxes = relay.registry.close_all();
     if !drained_by(relay, heads, started + timeout / 2).await {
         // Who was just being upgraded when the stop came is told now.
@@ -32,7 +32,7 @@ pub(super) async fn drain(relay: &Relay, heads: &Heads, timeout: Duration) {
         }
         drained_by(relay, heads, started + timeout).await;
     }
-    info!(milliseconds = started.elapsed().as_millis(); "stopped");
+    info!(milliseconds = clock::since(started).as_millis(); "stopped");
 }
 
 async fn drained_by(relay: &Relay, heads: &Heads, deadline: Instant) -> bool {

@@ -7,9 +7,10 @@ pub mod systemd;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use async_io::{Async, Timer};
+use crate::clock::{self, Timer};
+use async_io::Async;
 use futures_lite::FutureExt as _;
 use log::info;
 use smol::LocalExecutor;
@@ -21,6 +22,7 @@ use crate::monitor;
 use crate::net::turns;
 use crate::registry::Registry;
 use crate::relay::Relay;
+pub use crate::server::accept::Listening;
 use crate::server::accept::{Backoff, Listener, admit, poll_accept};
 use crate::server::drain::{cut_heads, drain};
 use crate::server::systemd::Manager;
@@ -60,7 +62,7 @@ pub fn run_on(
     let secure = config.tls.as_ref().map(Secure::new).transpose().map_err(io::Error::other)?;
     let relay = Relay::with_tls(config, stop.clone(), secure);
     let listeners = plain.chain(tls).collect::<io::Result<Vec<_>>>()?;
-    let working = turns::run(executor, serve(executor, listeners, &relay, reload));
+    let working = work(executor, listeners, &relay, reload);
     if sockets.metrics.is_empty() {
         smol::block_on(working);
     } else {
@@ -73,10 +75,20 @@ pub fn run_on(
     Ok(())
 }
 
-/// Serves until the stop is raised and the connections are drained.
-async fn serve(
+/// Serves what comes from `listeners` until the stop is raised and the connections are drained. Whoever
+/// polls this is the event loop.
+pub async fn work<L: Listening>(
     executor: &LocalExecutor<'static>,
-    mut listeners: Vec<Listener>,
+    listeners: Vec<L>,
+    relay: &Rc<Relay>,
+    reload: &Reload,
+) {
+    turns::run(executor, serve(executor, listeners, relay, reload)).await;
+}
+
+async fn serve<L: Listening>(
+    executor: &LocalExecutor<'static>,
+    mut listeners: Vec<L>,
     relay: &Rc<Relay>,
     reload: &Reload,
 ) {
@@ -100,7 +112,7 @@ async fn serve(
                 Ok(accepted) => {
                     backoff.recover();
                     for accepted in accepted {
-                        admit(executor, relay, &heads, accepted);
+                        admit::<L>(executor, relay, &heads, accepted);
                     }
                     futures_lite::future::yield_now().await;
                 }
@@ -164,7 +176,7 @@ async fn inform(manager: Rc<Manager>, relay: Rc<Relay>) {
         let counts = relay.registry.counts();
         let peers = format!("binaries: {}, phones: {}", counts.binaries, counts.phones);
         match relay.certificate() {
-            Some(certificate) => format!("{peers}, {}", certificate.summary(SystemTime::now())),
+            Some(certificate) => format!("{peers}, {}", certificate.summary(clock::wall())),
             None => peers,
         }
     };
@@ -181,7 +193,7 @@ async fn reap(registry: Rc<Registry>) {
             Some(deadline) => {
                 let expiry = async {
                     Timer::at(deadline).await;
-                    registry.expire(Instant::now());
+                    registry.expire(clock::now());
                     None
                 };
                 changed.or(expiry).await

@@ -15,7 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use async_io::Timer;
+use crate::clock::Timer;
 use futures_lite::FutureExt as _;
 use listenfd::ListenFd;
 use log::warn;

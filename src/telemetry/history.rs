@@ -220,6 +220,7 @@ fn saturated(number: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     const SECOND: Duration = Duration::from_secs(1);
     const HOUR: Duration = Duration::from_secs(3600);
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_happened_belongs_to_the_period_of_the_sample_before() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut history = History::<2>::new(start);
         assert!(!history.is_due(start + SECOND));
         assert!(history.is_due(start + HISTORY_MINUTE.period));
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_ring_forgets_what_is_older_than_its_span() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut history = History::<2>::new(start);
         history.record(start + SECOND, sample(5, 0));
         history.record(start + 2 * HOUR, sample(5, 0));
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_rate_is_that_of_the_time_that_there_was() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut history = History::<2>::new(start);
         history.record(start + 10 * SECOND, sample(100, 0));
         assert!((history.rate() - 10.0).abs() < 0.01, "{}", history.rate());
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn years_of_silence_cost_one_round_and_no_more() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut history = History::<2>::new(start);
         history.record(start + 24 * 365 * 3 * HOUR, sample(1, 1));
         let (points, _) = history.points(Span::Day);

@@ -16,7 +16,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Write as _;
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use env_filter::{Builder, Filter};
@@ -26,6 +26,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record, error};
 use self::journal::Journal;
 pub use self::repeats::Repeats;
 use self::stderr::Stderr;
+use crate::clock;
 use crate::limits::REPEAT_WINDOW;
 
 /// How records are written.
@@ -133,7 +134,7 @@ impl Log for Logger {
         if !may_log(record.metadata()) || !self.filter.matches(record) {
             return;
         }
-        let holds = |repeats: &Arc<Repeats>| !repeats.admit(record, Instant::now());
+        let holds = |repeats: &Arc<Repeats>| !repeats.admit(record, clock::now());
         if self.repeats.as_ref().is_some_and(holds) {
             return;
         }

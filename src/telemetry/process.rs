@@ -1,6 +1,8 @@
 //! What the operating system says about this process. A figure that it does not tell is absent.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
+
+use crate::clock;
 
 /// The figures of one moment.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -26,11 +28,16 @@ impl Process {
 
 /// Seconds since 1970; zero on a clock before that.
 pub(crate) fn wall_clock() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+    clock::wall().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Memory in use, in bytes.
 pub(crate) fn resident() -> Option<u64> {
+    // It is the whole process's, and so none of a simulation's.
+    #[cfg(feature = "simulation")]
+    if clock::simulated::is_running() {
+        return None;
+    }
     // Not statm: that counts pages, which are 4 or 16 KiB, depending on the board.
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

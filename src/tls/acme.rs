@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use futures_rustls::rustls::ServerConfig;
 
 pub(crate) use self::settings::Settings;
@@ -88,7 +88,7 @@ pub(crate) async fn keep(
                 events::certificate_issued(pair.not_after(), &settings.domains);
                 certificates.install(pair);
                 store(&settings, pem).await;
-                if !schedule::is_premature(SystemTime::now(), at) {
+                if !schedule::is_premature(clock::wall(), at) {
                     fruitless = 0;
                     continue;
                 }
@@ -100,7 +100,7 @@ pub(crate) async fn keep(
             Err(reason) => {
                 fruitless = fruitless.saturating_add(1);
                 let pause = schedule::backoff(fruitless, fastrand::f64());
-                let left = certificates.condition().days_left(SystemTime::now());
+                let left = certificates.condition().days_left(clock::wall());
                 events::certificate_order_failed(&reason, left, pause);
                 certificates.failed(reason);
                 Timer::after(pause).await;
@@ -114,7 +114,7 @@ async fn cached(settings: &Settings) -> Option<Pair> {
     let file = settings.certificate_file();
     let usable = match settings.cache.read(&file).await {
         Ok(None) => return None,
-        Ok(Some(pem)) => usable(&pem, &settings.domains, SystemTime::now()),
+        Ok(Some(pem)) => usable(&pem, &settings.domains, clock::wall()),
         Err(error) => Err(error.to_string()),
     };
     usable
@@ -127,7 +127,7 @@ async fn cached(settings: &Settings) -> Option<Pair> {
 /// A new certificate: to be used, and to be kept.
 async fn obtain(settings: &Settings, challenges: &Challenges) -> Result<(Pair, Vec<u8>), String> {
     let pem = order::run(settings, challenges, ORDER_TIMEOUT).await?;
-    let pair = usable(&pem, &settings.domains, SystemTime::now())
+    let pair = usable(&pem, &settings.domains, clock::wall())
         .map_err(|reason| format!("the new certificate cannot be used: {reason}"))?;
     Ok((pair, pem))
 }
@@ -155,7 +155,7 @@ fn renewal(pair: &Pair) -> SystemTime {
 
 /// Waits for a time of the wall clock, which may be set meanwhile.
 async fn until(due: SystemTime) {
-    while let Some(pause) = schedule::wait(SystemTime::now(), due) {
+    while let Some(pause) = schedule::wait(clock::wall(), due) {
         Timer::after(pause).await;
     }
 }

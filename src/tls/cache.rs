@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::clock;
 use crate::file::{self, Unreadable};
 use crate::limits::{LEFTOVER_AGE, MAX_CACHED_BYTES};
 
@@ -129,7 +130,7 @@ fn clear_leftovers(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let modified = entry.metadata().and_then(|found| found.modified());
-        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        let age = modified.ok().and_then(|modified| clock::wall().duration_since(modified).ok());
         let is_old = age.is_some_and(|age| age >= LEFTOVER_AGE);
         if is_old && entry.file_name().to_str().is_some_and(is_temporary) {
             let _ = fs::remove_file(entry.path());
@@ -266,7 +267,7 @@ mod tests {
     fn what_interrupted_writes_left_is_cleared_away_and_nothing_else() {
         let place = tempdir().unwrap();
         let path = directory(&place, 0o700);
-        let old = std::time::SystemTime::now() - LEFTOVER_AGE;
+        let old = clock::wall() - LEFTOVER_AGE;
         let number = "0123456789abcdef";
         let kept =
             ["a", ".a", &format!(".a-{number}0"), &format!("a-{number}"), ".a-0123456789ABCDEF"];

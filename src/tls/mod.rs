@@ -15,9 +15,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
 use futures_rustls::LazyConfigAcceptor;
 use futures_rustls::rustls::crypto::ring::{Ticketer, default_provider};
@@ -88,7 +88,7 @@ impl Secure {
     /// Shows what is in `files`, and reads them again when they change; with `domains`, to peers
     /// that ask for one of them alone.
     fn from_files(mut files: Files, domains: Vec<String>) -> Result<Self, String> {
-        let pair = files.read(SystemTime::now()).map_err(|bad| bad.to_string())?;
+        let pair = files.read(clock::wall()).map_err(|bad| bad.to_string())?;
         events::certificate_read(files.chain(), pair.not_after());
         let secure = Self::build(Some(files), None, domains)?;
         secure.certificates.install(pair);
@@ -155,7 +155,7 @@ impl Secure {
     pub(crate) fn reload(&self) {
         let Some(files) = &self.files else { return };
         let mut files = files.borrow_mut();
-        match files.read(SystemTime::now()) {
+        match files.read(clock::wall()) {
             Ok(pair) => {
                 events::certificate_read(files.chain(), pair.not_after());
                 self.certificates.install(pair);

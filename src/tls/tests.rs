@@ -6,6 +6,7 @@ use futures_rustls::pki_types::PrivateKeyDer;
 use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
+use crate::clock;
 use crate::origin::NOBODY;
 use crate::queue::budget::Ledger;
 
@@ -52,7 +53,7 @@ fn a_check_of_an_acme_directory_is_answered_whatever_its_address_has_used_up() {
     let checking = std::thread::spawn(move || check(address, certificate));
     let (stream, remote) = listener.accept().unwrap();
     let tcp = Tcp::prepare(stream).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = clock::now() + Duration::from_secs(20);
     let metrics = Metrics::default();
     let account = Account::open(&Ledger::new(usize::MAX), NOBODY);
     let opening = Vec::new();

@@ -101,6 +101,7 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     const INTERVAL: Duration = Duration::from_secs(30);
     const TIMEOUT: Duration = Duration::from_secs(30);
@@ -112,7 +113,7 @@ mod tests {
 
     #[test]
     fn silence_is_pinged_once_and_then_ends_the_connection() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut heart = heartbeat(start);
         assert_eq!(heart.check(start + INTERVAL.mul_f64(0.89)), Beat::Quiet);
         let pinged = start + INTERVAL.mul_f64(1.1);
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn any_byte_starts_the_silence_anew() {
-        let start = Instant::now();
+        let start = clock::now();
         let mut heart = heartbeat(start);
         assert_eq!(heart.check(start + 2 * INTERVAL), Beat::Ping);
         heart.heard(start + 2 * INTERVAL + TIMEOUT / 2);
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn it_holds_past_24_9_and_49_7_days_of_uptime() {
         for days in [24, 25, 49, 50, 4_000] {
-            let now = Instant::now() + days * DAY + DAY * 9 / 10;
+            let now = clock::now() + days * DAY + DAY * 9 / 10;
             let mut heart = heartbeat(now);
             assert_eq!(heart.check(now + INTERVAL / 2), Beat::Quiet, "{days} days");
             assert_eq!(heart.check(now + 2 * INTERVAL), Beat::Ping, "{days} days");
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_intervals_of_many_connections_are_spread() {
-        let now = Instant::now();
+        let now = clock::now();
         let deadlines: Vec<_> = (0..100).map(|_| heartbeat(now).deadline() - now).collect();
         let (least, most) = (deadlines.iter().min().unwrap(), deadlines.iter().max().unwrap());
         assert!(*least >= INTERVAL.mul_f64(0.9) && *most <= INTERVAL.mul_f64(1.1));
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn ticks_are_shared_by_all_deadlines_and_never_early() {
-        let epoch = Instant::now();
+        let epoch = clock::now();
         let ticks = Ticks::new(INTERVAL, epoch);
         let step = INTERVAL / HEARTBEAT_STEPS;
         for (after, tick) in [
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn an_interval_too_short_to_be_divided_has_no_ticks() {
-        let epoch = Instant::now();
+        let epoch = clock::now();
         let moment = epoch + Duration::from_nanos(77);
         assert_eq!(Ticks::new(Duration::from_nanos(1), epoch).at_or_after(moment), moment);
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use async_tungstenite::tungstenite::Message;
 
 use super::{Link, Peer, Phase, Verdict};
+use crate::clock;
 use crate::close::{Close, Ended};
 use crate::limits::{BATCH_BYTES, HANGUP_CHECK, TURN_FRAMES, TURN_TIME};
 use crate::net::transport::Transport;
@@ -28,7 +29,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
             }
             let is_much = self.tally.bytes_in - before >= BATCH_BYTES as u64;
             // However slow the machine, each turn reads once: else none would ever.
-            let is_late = has_read && now.elapsed() >= TURN_TIME;
+            let is_late = has_read && clock::since(now) >= TURN_TIME;
             if self.incoming.has_input() || is_much || is_late {
                 break true;
             }
@@ -140,7 +141,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
                         self.charge_input();
                     }
                     self.handle(message, now);
-                    if now.elapsed() >= TURN_TIME {
+                    if clock::since(now) >= TURN_TIME {
                         return;
                     }
                 }

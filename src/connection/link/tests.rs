@@ -7,6 +7,7 @@ use relay_test_kit::frame::{CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 use relay_test_kit::socket::MockSocket;
 
 use super::*;
+use crate::clock;
 use crate::config::{Config, Options};
 use crate::limits::{BATCH_BYTES, TURN_FRAMES, TURN_TIME};
 use crate::origin::{NOBODY, Origin};
@@ -49,7 +50,7 @@ impl Scene {
             relay: Rc::clone(&relay),
         };
         let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
-        Self { began: Instant::now(), link }
+        Self { began: clock::now(), link }
     }
 
     /// What arrives while nobody looks.

@@ -9,6 +9,7 @@ use relay_test_kit::socket::MockSocket;
 use relay_test_kit::wake::Wakes;
 
 use super::*;
+use crate::clock;
 use crate::ids::PhoneKey;
 use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
 use crate::origin::NOBODY;
@@ -209,7 +210,7 @@ fn a_failed_socket_is_reported_and_one_that_takes_nothing_has_failed() {
 fn a_probe_is_asked_by_its_payload_and_hears_what_the_link_hears() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "queued");
-    let now = Instant::now();
+    let now = clock::now();
     let probe = Rc::new(Probe::new(now));
     outbox.ask(&probe);
     let mut socket = MockSocket::default();

@@ -1,9 +1,10 @@
 use super::*;
+use crate::clock;
 
 #[test]
 fn the_first_claim_holds_the_slot_and_the_next_one_is_contested() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let holder = seated(&registry, "box", now);
     let _contest = contested(&registry, "box", now);
     assert!(matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy));
@@ -15,7 +16,7 @@ fn the_first_claim_holds_the_slot_and_the_next_one_is_contested() {
 #[test]
 fn the_loser_of_a_claim_owns_nothing() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
@@ -34,12 +35,12 @@ fn the_loser_of_a_claim_owns_nothing() {
 #[test]
 fn a_slot_is_not_taken_from_a_holder_that_answered_at_the_last_moment() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let holder = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
     holder.outbox().heard(now + 2 * Duration::from_secs(1));
     assert_eq!(outcome(&contest), Some(Outcome::Answered));
-    assert!(contest.win(Instant::now()).is_err());
+    assert!(contest.win(clock::now()).is_err());
     assert_eq!(holder.outbox().sealed(), None);
     assert_eq!(registry.counts().binaries, 1);
 }
@@ -47,11 +48,11 @@ fn a_slot_is_not_taken_from_a_holder_that_answered_at_the_last_moment() {
 #[test]
 fn a_holder_that_lost_its_slot_vacates_and_reaches_nothing_any_more() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut old = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
     assert_eq!(outcome(&contest), None);
-    let new = contest.win(Instant::now()).expect("nobody answered");
+    let new = contest.win(clock::now()).expect("nobody answered");
     let phone = joined(&registry, "box");
     assert_eq!(said(&old), ["ping", "close 1011 heartbeat timeout"]);
     assert_eq!(deliver(&old, &wrapped(&phone, "1")), Delivery::NotHolder);
@@ -67,7 +68,7 @@ fn a_holder_that_lost_its_slot_vacates_and_reaches_nothing_any_more() {
 #[test]
 fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
@@ -77,7 +78,7 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
         matches!(registry.claim(&id("box"), NOBODY, now), Claim::Busy),
         "the newcomer is first"
     );
-    let newcomer = contest.win(Instant::now()).expect("the slot is free");
+    let newcomer = contest.win(clock::now()).expect("the slot is free");
     registry.expire(now + 10 * GRACE);
     forward(&phone, "1");
     assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);
@@ -87,7 +88,7 @@ fn a_holder_that_ends_during_its_probe_leaves_slot_and_phones_to_the_newcomer() 
 #[test]
 fn slots_in_their_window_count_against_the_cap() {
     let registry = registry(&["--max-connections", "2"]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut one = seated(&registry, "one", now);
     let _two = seated(&registry, "two", now);
     one.vacate(Ended::Dropped, false, now);
@@ -102,7 +103,7 @@ fn slots_in_their_window_count_against_the_cap() {
 #[test]
 fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
     let registry = registry(&["--max-phones", "2"]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let _other = seated(&registry, "other", now);
     let one = joined(&registry, "box");
@@ -122,14 +123,14 @@ fn the_phone_cap_is_one_of_each_slot_and_counts_attached_phones_alone() {
 #[test]
 fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
     let registry = registry(&["--max-connections", "1"]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     let contest = contested(&registry, "box", now);
     holder.vacate(Ended::Dropped, false, now);
     registry.expire(now + GRACE);
     assert!(matches!(registry.claim(&id("other"), NOBODY, now), Claim::Full), "it still counts");
-    let newcomer = contest.win(Instant::now()).expect("the holder is gone");
+    let newcomer = contest.win(clock::now()).expect("the holder is gone");
     forward(&phone, "1");
     assert_eq!(said(&newcomer), [wrapped(&phone, "1")]);
     assert_eq!(registry.counts(), Counts { binaries: 1, phones: 1, in_grace: 0 });
@@ -138,7 +139,7 @@ fn a_window_that_passes_during_a_contest_leaves_the_slot_to_the_newcomer() {
 #[test]
 fn a_window_that_passed_during_a_contest_passes_again_when_the_newcomer_gives_up() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
     holder.vacate(Ended::Dropped, false, now);

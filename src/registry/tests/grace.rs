@@ -1,9 +1,10 @@
 use super::*;
+use crate::clock;
 
 #[test]
 fn a_window_lasts_to_its_deadline_and_not_longer() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let phone = joined(&registry, "box");
     holder.vacate(Ended::ByPeer(Some(1000)), false, now);
@@ -22,7 +23,7 @@ fn a_window_lasts_to_its_deadline_and_not_longer() {
 #[test]
 fn deadlines_of_earlier_windows_never_expire_a_newer_claim() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let phone = {
         let _holder = seated(&registry, "box", now);
         joined(&registry, "box")
@@ -45,7 +46,7 @@ fn deadlines_of_earlier_windows_never_expire_a_newer_claim() {
 
 #[test]
 fn windows_hold_past_24_9_and_49_7_days_of_uptime() {
-    let start = Instant::now();
+    let start = clock::now();
     for days in [24, 25, 49, 50, 4_000] {
         let registry = registry(&[]);
         let now = start + days * DAY + DAY * 9 / 10;
@@ -62,7 +63,7 @@ fn windows_hold_past_24_9_and_49_7_days_of_uptime() {
 fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
     for days in [25, 50, 366] {
         let registry = registry(&["--grace", &format!("{days}days")]);
-        let now = Instant::now();
+        let now = clock::now();
         let mut holder = seated(&registry, "box", now);
         holder.vacate(Ended::Dropped, false, now);
         registry.expire(now + days * DAY - MILLISECOND);
@@ -75,7 +76,7 @@ fn a_window_may_itself_be_longer_than_24_9_and_49_7_days() {
 #[test]
 fn the_reaper_hears_of_the_soonest_expiry_and_of_every_change_of_it() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let (woken, waker) = Wakes::counting();
     let mut cx = Context::from_waker(&waker);
     assert!(registry.poll_expiry(&mut cx, None).is_pending());
@@ -104,14 +105,14 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
     let lengths = [1, 200, 70_000];
     let frames: usize = {
         let registry = registry(&[]);
-        let _holder = seated(&registry, "box", Instant::now());
+        let _holder = seated(&registry, "box", clock::now());
         let phone = joined(&registry, "box");
         lengths.iter().map(|length| message(&phone, *length).1.len()).sum()
     };
     let cuts = (0..400).chain((400..frames).step_by(9_973)).chain(frames - 10..=frames);
     for cut in cuts {
         let registry = registry(&[]);
-        let now = Instant::now();
+        let now = clock::now();
         let mut old = seated(&registry, "box", now);
         // One each: what was accepted is not proven, and costs its phone the session.
         let phones = lengths.map(|_| joined(&registry, "box"));
@@ -146,13 +147,13 @@ fn wherever_the_old_connection_broke_off_the_next_one_continues_with_whole_messa
 #[test]
 fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
     let (registry, mut old, phone, mut socket) = mid_message();
-    old.vacate(Ended::ByRelay(Close::Protocol), false, Instant::now());
+    old.vacate(Ended::ByRelay(Close::Protocol), false, clock::now());
     old.outbox().close(Close::Protocol, Manner::Abort);
     socket.room = None;
     flush(old.outbox(), &mut socket);
     let close = "close 1002 protocol error".to_owned();
     assert_eq!(words(&socket), [wrapped(&phone, "\"begun\""), close]);
-    let new = seated(&registry, "box", Instant::now());
+    let new = seated(&registry, "box", clock::now());
     assert_eq!(said_to(&phone), ["close 4404 binary reclaimed server-id"], "nobody has proved it");
     assert_eq!(said(&new), [noticed(&phone.conn_id(), 4404)]);
     drop(old);
@@ -161,19 +162,19 @@ fn a_message_that_an_ending_connection_still_finishes_is_not_sent_again() {
 #[test]
 fn a_message_that_an_ending_connection_does_not_finish_is_sent_again_whole() {
     let (registry, mut old, phone, _) = mid_message();
-    old.vacate(Ended::ByPeer(Some(1000)), false, Instant::now());
+    old.vacate(Ended::ByPeer(Some(1000)), false, clock::now());
     old.outbox().close(Close::Reply(Some(1000)), Manner::Abort);
     drop(old);
-    let new = seated(&registry, "box", Instant::now());
+    let new = seated(&registry, "box", clock::now());
     assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
 }
 
 #[test]
 fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
     let (registry, mut old, phone, _) = mid_message();
-    old.vacate(Ended::ByPeer(None), false, Instant::now());
+    old.vacate(Ended::ByPeer(None), false, clock::now());
     old.outbox().close(Close::Reply(None), Manner::Abort);
-    let new = seated(&registry, "box", Instant::now());
+    let new = seated(&registry, "box", clock::now());
     assert_eq!(said(&new), [wrapped(&phone, "\"begun\""), wrapped(&phone, "\"next\"")]);
     drop(old);
     forward(&phone, "1");
@@ -183,7 +184,7 @@ fn a_claim_does_not_wait_for_an_old_connection_to_finish_its_message() {
 /// A binary whose socket has accepted a part of the first of two messages.
 fn mid_message() -> (Rc<Registry>, ServerSeat, PhoneSeat, MockSocket) {
     let registry = registry(&[]);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let phone = joined(&registry, "box");
     forward(&phone, "\"begun\"");
     forward(&phone, "\"next\"");
@@ -195,7 +196,7 @@ fn mid_message() -> (Rc<Registry>, ServerSeat, PhoneSeat, MockSocket) {
 #[test]
 fn a_phone_that_leaves_in_the_window_is_forgotten_unless_the_binary_knows_it() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let (mut known, mut unknown) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&known, "1");
@@ -215,7 +216,7 @@ fn a_phone_that_leaves_in_the_window_is_forgotten_unless_the_binary_knows_it() {
 #[test]
 fn half_a_message_on_a_dead_connection_makes_no_phone_known() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let mut phone = joined(&registry, "box");
     forward(&phone, "\"half\"");
@@ -229,7 +230,7 @@ fn half_a_message_on_a_dead_connection_makes_no_phone_known() {
 #[test]
 fn a_phone_that_left_before_the_window_keeps_its_messages_and_its_notice() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let mut phone = joined(&registry, "box");
     let mut mute = joined(&registry, "box");
@@ -257,7 +258,7 @@ fn those_phones_survive_whose_session_is_provably_whole() {
     let ends = ends.chain([(Ended::ByRelay(Close::BadUtf8), false, 0)]);
     for (ended, amid, trust) in ends {
         let registry = registry(&[]);
-        let now = Instant::now();
+        let now = clock::now();
         let mut old = seated(&registry, "box", now);
         let [fresh, queued, read, unread, told, told_late, asked] =
             [(); 7].map(|()| joined(&registry, "box"));
@@ -307,7 +308,7 @@ fn those_phones_survive_whose_session_is_provably_whole() {
 #[test]
 fn a_pong_proves_what_went_before_its_ping_and_nothing_else() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut old = seated(&registry, "box", now);
     let (before, after) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&before, "1");
@@ -350,7 +351,7 @@ const CONFIRMATION: Duration = Duration::from_secs(5);
 fn phones_that_are_kept_are_closed_after_5_s_unless_the_binary_speaks_to_one_of_them() {
     for is_confirmed in [false, true] {
         let registry = registry(&[]);
-        let now = Instant::now();
+        let now = clock::now();
         let (holder, [first, second, fresh]) = reclaimed(&registry, now);
         assert_eq!(
             registry.poll_expiry(&mut Context::from_waker(Waker::noop()), None),
@@ -381,7 +382,7 @@ fn phones_that_are_kept_are_closed_after_5_s_unless_the_binary_speaks_to_one_of_
 fn a_binary_that_does_not_know_one_of_the_kept_phones_knows_none_of_them() {
     for code in [4421, 4410] {
         let registry = registry(&[]);
-        let now = Instant::now();
+        let now = clock::now();
         let (holder, [first, second, fresh]) = reclaimed(&registry, now);
         close(&holder, &first, code);
         for phone in [&first, &second] {
@@ -403,7 +404,7 @@ fn a_binary_that_does_not_know_one_of_the_kept_phones_knows_none_of_them() {
 #[test]
 fn a_confirmation_is_asked_of_the_present_connection() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let (mut holder, phones) = reclaimed(&registry, now);
     holder.vacate(Ended::ByPeer(Some(1000)), false, now + CONFIRMATION - MILLISECOND);
     registry.expire(now + CONFIRMATION);
@@ -419,7 +420,7 @@ fn a_confirmation_is_asked_of_the_present_connection() {
 #[test]
 fn evicting_closes_every_attached_phone_at_every_reclaim() {
     let registry = registry(&["--reclaim", "evict"]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut old = seated(&registry, "box", now);
     let known = joined(&registry, "box");
     forward(&known, "1");
@@ -439,7 +440,7 @@ fn evicting_closes_every_attached_phone_at_every_reclaim() {
 #[test]
 fn code_4421_becomes_4404_for_phones_that_outlived_a_connection_and_for_no_other() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let fresh = joined(&registry, "box");
     let (outlived, other_code) = (joined(&registry, "box"), joined(&registry, "box"));

@@ -1,9 +1,10 @@
 use super::*;
+use crate::clock;
 
 #[test]
 fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too() {
     let registry = registry(&SMALL);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let (flood, calm) = (joined(&registry, "box"), joined(&registry, "box"));
     holder.vacate(Ended::Dropped, false, now);
@@ -30,7 +31,7 @@ fn a_phone_fills_half_of_the_slots_queue_and_is_then_held_back_in_the_window_too
 #[test]
 fn a_message_that_found_no_room_is_free_as_soon_as_its_phone_pays() {
     let registry = registry(&SMALL);
-    let _holder = seated(&registry, "box", Instant::now());
+    let _holder = seated(&registry, "box", clock::now());
     let phone = joined(&registry, "box");
     let frame = message(&phone, 3_000).1;
     let outsider = Crowd::new(&registry);
@@ -45,7 +46,7 @@ fn a_message_that_found_no_room_is_free_as_soon_as_its_phone_pays() {
 #[test]
 fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let phones = [10, 20, 30, 20].map(|count| {
         let phone = joined(&registry, "box");
         fill_queue(&holder, &phone, count);
@@ -77,7 +78,7 @@ fn the_memory_budget_closes_the_phones_that_hold_most_one_after_the_other() {
 #[test]
 fn the_memory_budget_reclaims_what_a_departed_phone_has_queued() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let (mut gone, stays) = (joined(&registry, "box"), joined(&registry, "box"));
     for _ in 0..8 {
         forward_bytes(&gone, 3_000);
@@ -95,7 +96,7 @@ fn the_memory_budget_reclaims_what_a_departed_phone_has_queued() {
 #[test]
 fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let (leaving, stays) = (joined(&registry, "box"), joined(&registry, "box"));
     fill_queue(&holder, &leaving, 30);
     fill_queue(&holder, &stays, 20);
@@ -112,7 +113,7 @@ fn the_memory_budget_cuts_short_what_is_written_to_a_phone_on_its_way_out() {
 #[test]
 fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller_phone() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let (large, small) = (joined(&registry, "box"), joined(&registry, "box"));
     deliver(&holder, &wrapped(&large, &"7".repeat(4_000)));
     fill_queue(&holder, &small, 2);
@@ -143,7 +144,7 @@ fn the_rest_of_a_message_counts_after_the_close_and_is_given_up_before_a_smaller
 #[test]
 fn a_binary_pays_for_what_is_held_for_it_and_its_phones_stay_in_the_window() {
     let registry = registry(&SMALL);
-    let mut holder = seated(&registry, "box", Instant::now());
+    let mut holder = seated(&registry, "box", clock::now());
     let phone = joined(&registry, "box");
     fill_queue(&holder, &phone, 2);
     forward(&phone, "1");
@@ -157,16 +158,16 @@ fn a_binary_pays_for_what_is_held_for_it_and_its_phones_stay_in_the_window() {
     assert_eq!(holder.outbox().sealed(), Some((Close::OverBudget, Manner::Abort)));
     assert_eq!(phone.outbox().sealed(), None);
     assert!(!registry.ledger.is_over());
-    holder.vacate(Ended::ByRelay(Close::OverBudget), false, Instant::now() + QUIET);
+    holder.vacate(Ended::ByRelay(Close::OverBudget), false, clock::now() + QUIET);
     assert_eq!(registry.counts(), Counts { binaries: 0, phones: 1, in_grace: 1 });
-    let next = seated(&registry, "box", Instant::now());
+    let next = seated(&registry, "box", clock::now());
     assert_eq!(said(&next), [wrapped(&phone, "1")], "the answers are gone, the message is not");
 }
 
 #[test]
 fn whoever_holds_nothing_is_never_closed_for_the_budget() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let phone = joined(&registry, "box");
     let stranger = Account::open(&registry.ledger, Origin::V4([1; 4]));
     stranger.add(1 << 20);
@@ -179,7 +180,7 @@ fn whoever_holds_nothing_is_never_closed_for_the_budget() {
 #[test]
 fn a_source_with_many_connections_pays_before_one_with_a_larger_one() {
     let registry = registry(&SMALL);
-    let now = Instant::now();
+    let now = clock::now();
     let holder = seated(&registry, "box", now);
     let receiver = joined(&registry, "box");
     fill_queue(&holder, &receiver, 15);
@@ -204,7 +205,7 @@ fn a_source_with_many_connections_pays_before_one_with_a_larger_one() {
 #[test]
 fn a_phone_whose_queue_is_full_is_closed_alone_and_the_binary_is_told() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let (slow, sibling) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&slow, "1");
     assert_eq!(said(&holder).len(), 1);

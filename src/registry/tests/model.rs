@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock;
 
 const SERVERS: [&str; 3] = ["one", "two", "three"];
 const MOST_SLOTS: usize = 2;
@@ -212,7 +213,7 @@ impl World {
         }
         let registry = registry(&arguments);
         Self {
-            start: Instant::now(),
+            start: clock::now(),
             now: 0,
             evict,
             outsider: Crowd::new(&registry),

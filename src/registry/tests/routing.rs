@@ -1,9 +1,10 @@
 use super::*;
+use crate::clock;
 
 #[test]
 fn a_directive_closes_behind_what_was_queued_and_is_not_noticed() {
     let registry = registry(&[]);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let (known, unknown) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&known, "1");
     assert_eq!(said(&holder).len(), 1);
@@ -23,7 +24,7 @@ fn a_directive_closes_behind_what_was_queued_and_is_not_noticed() {
 #[test]
 fn what_a_phone_on_its_way_out_holds_is_free_when_its_connection_is_gone() {
     let registry = registry(&[]);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let phone = joined(&registry, "box");
     fill_queue(&holder, &phone, 10);
     close(&holder, &phone, 4401);
@@ -35,7 +36,7 @@ fn what_a_phone_on_its_way_out_holds_is_free_when_its_connection_is_gone() {
 #[test]
 fn a_frame_for_an_unknown_id_is_answered_once_and_only_if_it_has_this_servers_shape() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let _other = seated(&registry, "other", now);
     let stranger = "client-box-00000000000000ab";
@@ -72,7 +73,7 @@ fn a_frame_for_an_unknown_id_is_answered_once_and_only_if_it_has_this_servers_sh
 #[test]
 fn ids_that_got_their_close_notice_are_not_answered_again() {
     let registry = registry(&[]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let (mut one, mut two) = (joined(&registry, "box"), joined(&registry, "box"));
     forward(&one, "1");
@@ -93,14 +94,14 @@ fn ids_that_got_their_close_notice_are_not_answered_again() {
 #[test]
 fn the_last_1024_ids_that_got_a_notice_are_remembered_and_no_more() {
     let registry = registry(&[]);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     check_memory_of_notices(&holder, 0);
 }
 
 #[test]
 fn a_claim_with_more_than_1024_queued_notices_remembers_no_more_either() {
     let registry = registry(&["--max-slot-queue-bytes", "4MiB"]);
-    let now = Instant::now();
+    let now = clock::now();
     let mut holder = seated(&registry, "box", now);
     let mut last = None;
     for _ in 0..REMEMBERED_NOTICES + 500 {
@@ -134,7 +135,7 @@ fn check_memory_of_notices(holder: &ServerSeat, base: usize) {
 #[test]
 fn unknown_ids_are_not_answered_while_the_queue_is_over_half_full() {
     let registry = registry(&SMALL);
-    let holder = seated(&registry, "box", Instant::now());
+    let holder = seated(&registry, "box", clock::now());
     let phones = [joined(&registry, "box"), joined(&registry, "box")];
     let stranger = "client-box-00000000000000ab";
     for phone in &phones {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
+use crate::clock::{self, Timer};
 use log::kv::Key;
 use log::{Level, Record, log};
 
@@ -81,7 +81,7 @@ impl Repeats {
 
     /// Tells all that was held back so far.
     pub fn tell(&self) {
-        let summaries = self.state().take(Instant::now(), |_| true);
+        let summaries = self.state().take(clock::now(), |_| true);
         summaries.iter().for_each(Summary::tell);
     }
 
@@ -99,7 +99,7 @@ impl Repeats {
                 }
             });
             Timer::at(deadline.await).await;
-            let now = Instant::now();
+            let now = clock::now();
             let summaries = {
                 let mut state = self.state();
                 let window = state.window;
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_first_of_a_minute_is_written_and_the_others_are_one_summary() {
-        let (repeats, start) = (Repeats::new(MINUTE), Instant::now());
+        let (repeats, start) = (Repeats::new(MINUTE), clock::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(admit(&repeats, Throttled::ProxyFault, "x", at(0)));
         assert_eq!(repeats.state().deadline(), None, "nothing to tell, nothing to wait for");
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn each_reason_of_a_refusal_is_a_kind_and_other_events_are_none() {
-        let (repeats, now) = (Repeats::new(MINUTE), Instant::now());
+        let (repeats, now) = (Repeats::new(MINUTE), clock::now());
         for _ in 0..3 {
             assert!(admit(&repeats, "server_claimed", "a", now));
         }
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_what_finds_no_place_shares_one() {
-        let (repeats, now) = (Repeats::new(MINUTE), Instant::now());
+        let (repeats, now) = (Repeats::new(MINUTE), clock::now());
         let mut written = 0;
         for number in 0..10_000 {
             written += usize::from(admit(&repeats, Throttled::Refused, &number.to_string(), now));
@@ -261,7 +261,7 @@ mod tests {
             let mut due = Box::pin(repeats.due());
             assert_eq!(poll_once(&mut due).await, None);
             assert!(repeats.state().waker.is_some(), "no timer while there is nothing to tell");
-            let now = Instant::now();
+            let now = clock::now();
             assert!(admit(&repeats, Throttled::ProxyFault, "", now));
             assert!(repeats.state().waker.is_some());
             assert!(!admit(&repeats, Throttled::ProxyFault, "", now));

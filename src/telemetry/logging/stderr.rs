@@ -12,6 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 
 use super::lost::Lost;
+use crate::clock;
 
 /// Makes a line of a record.
 type Make = fn(&Record<'_>, Option<SystemTime>) -> String;
@@ -33,7 +34,7 @@ impl Stderr {
     /// Writes a line, after one that tells how many were lost before it, if any were.
     pub(super) fn write(&self, record: &Record<'_>) {
         let written = self.lost.write(record, |record| {
-            let line = (self.make)(record, self.timestamps.then(SystemTime::now));
+            let line = (self.make)(record, self.timestamps.then(clock::wall));
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
             output.put(line.as_bytes())
         });

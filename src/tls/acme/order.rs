@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_io::Timer;
+use crate::clock::Timer;
 use async_trait::async_trait;
 use futures_lite::{FutureExt as _, StreamExt as _};
 use futures_rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};

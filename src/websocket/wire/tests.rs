@@ -11,6 +11,7 @@ use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encod
 use relay_test_kit::socket::MockSocket;
 
 use super::*;
+use crate::clock;
 use crate::limits::BATCH_BYTES as BATCH;
 
 const LARGEST: usize = 256 * 1024;
@@ -49,7 +50,7 @@ impl Peer {
         Self {
             incoming: Incoming::new(MockSocket::read_only(), leftover.to_vec(), LARGEST, codecs),
             scratch: Rc::default(),
-            start: Instant::now(),
+            start: clock::now(),
             packed: false,
         }
     }

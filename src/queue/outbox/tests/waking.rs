@@ -1,6 +1,7 @@
 //! Who is woken, and by what.
 
 use super::*;
+use crate::clock;
 
 #[test]
 fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
@@ -27,7 +28,7 @@ fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
 fn whatever_is_added_wakes_the_link_once() {
     let (lane, _ledger) = lane(usize::MAX);
     let outbox = Outbox::new(Some(Rc::clone(&lane)));
-    let probe = Rc::new(Probe::new(Instant::now()));
+    let probe = Rc::new(Probe::new(clock::now()));
     let additions: [&dyn Fn(); 8] = [
         &|| send(&outbox, "message"),
         &|| lane.push(Frame::text(&[b"from the slot"])).unwrap(),

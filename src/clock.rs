@@ -1,0 +1,38 @@
+//! The one place that asks for the time, or waits for it: `tests/layers.rs` holds that nobody goes around it.
+//!
+//! In the program this is [`Instant::now`], [`SystemTime::now`] and async-io's [`Timer`]. With the Cargo
+//! feature `simulation`, which no release has, a thread may run by a [`simulated`] clock instead.
+
+use std::time::{Duration, Instant, SystemTime};
+
+#[cfg(not(feature = "simulation"))]
+pub use async_io::Timer;
+
+#[cfg(feature = "simulation")]
+pub use self::simulated::Timer;
+
+#[cfg(feature = "simulation")]
+pub mod simulated;
+
+/// The monotonic clock.
+pub fn now() -> Instant {
+    #[cfg(feature = "simulation")]
+    if let Some(now) = simulated::now() {
+        return now;
+    }
+    Instant::now()
+}
+
+/// The wall clock, which may jump.
+pub fn wall() -> SystemTime {
+    #[cfg(feature = "simulation")]
+    if let Some(wall) = simulated::wall() {
+        return wall;
+    }
+    SystemTime::now()
+}
+
+/// How long ago `earlier` was, by the monotonic clock; zero for a time to come.
+pub fn since(earlier: Instant) -> Duration {
+    now().saturating_duration_since(earlier)
+}
