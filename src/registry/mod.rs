@@ -260,7 +260,7 @@ impl Registry {
             };
             self.metrics.grace_expiries.bump();
             events::server_expired(&server, slot.phones.len());
-            for (key, phone) in slot.phones {
+            for (key, phone) in slot.phones_in_order() {
                 phone.outbox.close(Close::NoServer, Manner::Abort);
                 let ended = Ended::ByRelay(Close::NoServer);
                 events::phone_unregistered(&server, &key.conn_id(&server), ended);
@@ -300,9 +300,13 @@ impl Registry {
                 Holder::Live { outbox, .. } => Some(outbox),
                 Holder::Grace { .. } => None,
             });
-            let phones = slots.iter().flat_map(|(_, slot)| slot.phones.values());
+            let phones = slots.iter().flat_map(|(_, slot)| slot.phones_in_order());
             let leaving = map.leaving.values().map(|leaving| &leaving.outbox);
-            holders.chain(phones.map(|phone| &phone.outbox)).chain(leaving).map(Rc::clone).collect()
+            holders
+                .chain(phones.map(|(_, phone)| &phone.outbox))
+                .chain(leaving)
+                .map(Rc::clone)
+                .collect()
         };
         for outbox in &outboxes {
             outbox.close(Close::ShuttingDown, Manner::Orderly);

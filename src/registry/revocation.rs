@@ -31,7 +31,7 @@ impl Registry {
                 probe.holder_gone();
             }
             events::server_revoked(server, slot.phones.len());
-            for (key, phone) in &slot.phones {
+            for (key, phone) in slot.phones_in_order() {
                 phone.outbox.close(Close::NoServer, Manner::Abort);
                 let ended = Ended::ByRelay(Close::NoServer);
                 events::phone_unregistered(server, &key.conn_id(server), ended);

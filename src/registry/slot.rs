@@ -1,6 +1,6 @@
 //! One server-id: its holder, its phones, and the queue towards its binary.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) struct Slot {
     pub(super) holder: Holder,
     /// The probe of the holder that is under way, if any.
     pub(super) probe: Option<Rc<Probe>>,
-    pub(super) phones: BTreeMap<PhoneKey, Phone>,
+    pub(super) phones: HashMap<PhoneKey, Phone>,
     /// Phones that the present connection was told about, oldest first.
     noticed: VecDeque<PhoneKey>,
     /// Pays for that table where it is large.
@@ -152,7 +152,7 @@ impl Slot {
             lane,
             holder,
             probe: None,
-            phones: BTreeMap::new(),
+            phones: HashMap::new(),
             noticed: VecDeque::new(),
             confirmation: None,
         }
@@ -242,14 +242,18 @@ impl Slot {
         is_whole || !phone.has_session()
     }
 
+    /// All of them, by their keys: what happens must not depend on the order of a table.
+    pub(super) fn phones_in_order(&self) -> Vec<(&PhoneKey, &Phone)> {
+        let mut phones: Vec<_> = self.phones.iter().collect();
+        phones.sort_unstable_by_key(|(key, _)| **key);
+        phones
+    }
+
     /// Closes phones that must begin anew, and drops what is queued of them.
     fn close_phones(&mut self, is_closed: impl Fn(&Self, &Phone) -> bool) -> Vec<Retired> {
-        let doomed: Vec<_> = self
-            .phones
-            .iter()
-            .filter(|(_, phone)| is_closed(self, phone))
-            .map(|(key, _)| *key)
-            .collect();
+        let phones = self.phones_in_order().into_iter();
+        let doomed: Vec<_> =
+            phones.filter(|(_, phone)| is_closed(self, phone)).map(|(key, _)| *key).collect();
         let close = |key| {
             self.phones.get(&key)?.outbox.close(Close::Reclaimed, Manner::Abort);
             self.retire(key, Ended::ByRelay(Close::Reclaimed), Remains::Dropped)

@@ -15,13 +15,9 @@
 #![allow(unreachable_pub, reason = "nothing outside could reach a test program's items")]
 #![allow(missing_docs, reason = "names say it, and nobody else calls it")]
 
-mod daemon;
-mod phone;
-mod site;
-mod text;
-mod vandal;
-mod wire;
-mod world;
+#[path = "../actors/mod.rs"]
+mod actors;
+mod process;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -31,10 +27,15 @@ use std::time::{Duration, Instant};
 
 use smol::{LocalExecutor, Timer};
 
-use self::site::{Relay, Site, field};
-use self::text::mix;
-use self::wire::{Cut, Link, Next, NoLink};
-use self::world::{Tally, World};
+use self::actors::site::Site;
+use self::actors::text::mix;
+use self::actors::wire::{self, Cut, Link, Next, NoLink};
+use self::actors::world::{Tally, World};
+use self::actors::{
+    GRACE, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, PROBE_TIMEOUT, WRITE_TIMEOUT, daemon, patience,
+    phone, read_log, scaled, setting, vandal,
+};
+use self::process::{Loopback, Relay};
 
 #[test]
 fn whoever_survives_has_everything_and_nothing_is_left_behind() {
@@ -99,7 +100,7 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
 /// As many connections as there may be, and not one more.
 fn all_permits_are_back(relay: &Relay) {
     let executor = Rc::new(LocalExecutor::new());
-    let site = Site::new(relay.address, Rc::clone(&executor), GRACE);
+    let site = Site::new(Rc::new(Loopback(relay.address)), Rc::clone(&executor), GRACE);
     let filling = async {
         let mut random = fastrand::Rng::with_seed(1);
         for number in 0_u32.. {
@@ -141,7 +142,7 @@ struct Round {
 impl Round {
     fn begin(relay: &Relay, grace: Duration, seed: u64, first: u32, servers: u32) -> Self {
         let executor = Rc::new(LocalExecutor::new());
-        let site = Site::new(relay.address, Rc::clone(&executor), grace);
+        let site = Site::new(Rc::new(Loopback(relay.address)), Rc::clone(&executor), grace);
         let mut by_id = HashMap::new();
         let worlds: Rc<[_]> = (first..first + servers)
             .map(|number| {
@@ -232,41 +233,6 @@ impl Round {
     }
 }
 
-fn read_log(line: &str, worlds: &HashMap<String, Rc<RefCell<World>>>) {
-    let told = || worlds.get(field(line, "server_id")?);
-    match field(line, "event") {
-        Some("server_claimed") => {
-            if let Some(world) = told() {
-                world.borrow_mut().claimed += 1;
-            }
-        }
-        Some("server_released") => {
-            if let Some(world) = told() {
-                world.borrow_mut().release_logged();
-            }
-        }
-        Some("server_reclaimed") => {
-            let count = |name| field(line, name).and_then(|text| text.parse().ok());
-            if let (Some(world), Some(kept), Some(closed)) =
-                (told(), count("kept"), count("closed"))
-            {
-                world.borrow_mut().reclaim_logged(kept, closed);
-            }
-        }
-        Some("server_expired") => {
-            if let Some(world) = told() {
-                world.borrow_mut().expiry_logged();
-            }
-        }
-        _ => {}
-    }
-    if line.contains("panicked") || line.contains("level=error") {
-        if let Some(world) = worlds.values().next() {
-            world.borrow_mut().accuse(format!("the relay says {line}"));
-        }
-    }
-}
-
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience();
     while !done() {
@@ -275,34 +241,10 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
-    match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not {text:?}")),
-        Err(_) => default,
-    }
-}
-
-/// A duration, stretched on slow machines.
-pub fn scaled(duration: Duration) -> Duration {
-    duration.mul_f64(setting("RELAY_TORTURE_SCALE", 1.0))
-}
-
-/// How long anybody waits for what must happen.
-pub fn patience() -> Duration {
-    scaled(Duration::from_secs(30))
-}
-
 const PHONES: u64 = 3;
 const VANDALS: u8 = 12;
 const MAX_CONNECTIONS: usize = 1500;
 const TICK: Duration = Duration::from_millis(20);
-const GRACE: Duration = Duration::from_millis(2500);
-const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(4000);
-const PROBE_TIMEOUT: Duration = Duration::from_millis(3000);
-const WRITE_TIMEOUT: Duration = Duration::from_millis(4000);
-/// More than a phone's queue and its sockets hold.
-pub const FLOOD_BYTES: usize = 3 << 20;
 /// For how long the report of a failure looks back for timers that rang late.
 const LATELY: Duration = Duration::from_secs(10);
 /// What a long run may add at rest.

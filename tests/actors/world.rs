@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use pyrycode_relay::clock;
+
 use super::text::Text;
 
 /// One server-id.
@@ -259,14 +261,14 @@ impl World {
         if self.journal.len() == JOURNAL {
             self.journal.pop_front();
         }
-        self.journal.push_back((Instant::now(), text));
+        self.journal.push_back((clock::now(), text));
     }
 
     pub fn accuse(&mut self, text: String) {
         if self.wrong.is_some() {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         let mut report = format!("{}: {text}", self.id);
         for (at, line) in &self.journal {
             report += &format!("\n    {:7.3} s before: {line}", (now - *at).as_secs_f64());
@@ -317,7 +319,7 @@ impl World {
     /// The log says that the window passed: nobody came back in time.
     pub fn expiry_logged(&mut self) {
         self.expired += 1;
-        let now = Instant::now();
+        let now = clock::now();
         let expired = self.connections.get_mut((self.claimed as usize).wrapping_sub(1));
         let Some(connection) = expired else {
             return self.accuse("a slot expired that was never claimed".to_owned());

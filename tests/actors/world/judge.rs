@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use pyrycode_relay::clock;
 use pyrycode_relay::limits::LINGER_TIME;
 
 use super::{Connection, End, Leaving, Phone, World, cut};
-use crate::text::{Text, Way};
+use crate::actors::text::{Text, Way};
 
 impl World {
     pub(super) fn judge_to_binary(
@@ -157,7 +158,7 @@ impl World {
             let late = |at: Instant| {
                 at.saturating_duration_since(known.dialed) >= CONFIRMATION.saturating_sub(early)
             };
-            known.disproved || late(known.confirmed.unwrap_or_else(Instant::now))
+            known.disproved || late(known.confirmed.unwrap_or_else(clock::now))
         };
         // The first of them was there before it.
         its_time.iter().any(changed) || its_time.iter().skip(1).any(unconfirmed)
@@ -211,7 +212,7 @@ impl World {
         let outlived = !is_in_directive && (1..text.connection).contains(&phone.first_heard_on);
         let known = &mut self.connections[text.connection as usize - 1];
         if outlived && known.confirmed.is_none() {
-            known.confirmed = Some(Instant::now());
+            known.confirmed = Some(clock::now());
         }
         self.phones.get_mut(&number).expect("indexed above").got =
             Some((text.connection, text.number));
@@ -273,7 +274,7 @@ impl World {
         let reclaimed = self.may_be_reclaimed(number, phone);
         let crossed = phone.directive.is_some() || reclaimed || expired || self.overdue();
         let unawaited =
-            crossed || phone.leaving_since.is_some_and(|since| since.elapsed() >= LINGER_TIME);
+            crossed || phone.leaving_since.is_some_and(|since| clock::since(since) >= LINGER_TIME);
         match (code, reason) {
             (Some(4404), "binary reclaimed server-id") if reclaimed => return Ok(()),
             (Some(4404), "no server with that id") if expired || self.overdue() => return Ok(()),
@@ -302,7 +303,7 @@ impl World {
     /// Whether the window has passed, though the log may not have told it yet.
     pub(super) fn overdue(&self) -> bool {
         let left = self.connections.last().and_then(|connection| connection.left);
-        left.is_some_and(|left| left.elapsed() >= self.grace)
+        left.is_some_and(|left| clock::since(left) >= self.grace)
     }
 }
 

@@ -2,18 +2,39 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use pyrycode_relay::clock::{self, Timer};
 
 pub use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 use relay_test_kit::frame::{Received, encode_with};
 use relay_test_kit::inbox::Inbox;
 use smol::channel::{Receiver, Sender, unbounded};
-use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use smol::net::TcpStream;
-use smol::{Async, LocalExecutor, Task, Timer};
-use socket2::{Domain, SockRef, Socket, Type};
+use smol::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use smol::{LocalExecutor, Task};
+
+/// The way to the relay.
+pub trait Network {
+    /// A connection from this address; `window` bounds the receive buffer, and so what the relay's socket can
+    /// accept for us.
+    fn connect(&self, source: Ipv4Addr, window: Option<usize>) -> Connecting;
+}
+
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Socket>>>>>;
+
+/// A client's socket.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// The same socket.
+    fn again(&self) -> Box<dyn Socket>;
+
+    fn shut_down(&self, how: Shutdown);
+
+    /// Makes the coming close a reset.
+    fn reset(&self);
+}
 
 /// How a connection cuts what it sends, and how much it reads at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +78,7 @@ enum Piece {
 
 /// One upgraded connection.
 pub struct Link {
-    stream: TcpStream,
+    stream: Box<dyn Socket>,
     input: Inbox,
     read_size: usize,
     buffer: Vec<u8>,
@@ -69,13 +90,13 @@ pub struct Link {
 
 /// How to dial.
 pub struct Dial<'a> {
-    pub address: SocketAddr,
+    pub network: &'a dyn Network,
     pub source: Ipv4Addr,
     pub head: String,
     /// Sent in the same segment as the request.
     pub behind: Vec<u8>,
     pub cut: Cut,
-    /// Of the receive buffer, which bounds what the relay's socket can accept for us.
+    /// Of the receive buffer.
     pub window: Option<usize>,
     pub executor: &'a LocalExecutor<'static>,
     pub seed: u64,
@@ -83,10 +104,10 @@ pub struct Dial<'a> {
 
 impl Link {
     pub async fn dial(dial: Dial<'_>) -> Result<Self, NoLink> {
-        let stream = connect(dial.address, dial.source, dial.window).await.map_err(lost)?;
+        let stream = dial.network.connect(dial.source, dial.window).await.map_err(lost)?;
         let random = Rc::new(RefCell::new(fastrand::Rng::with_seed(dial.seed)));
         let (outgoing, pieces) = unbounded();
-        let writing = write(stream.clone(), pieces, dial.cut, Rc::clone(&random));
+        let writing = write(stream.again(), pieces, dial.cut, Rc::clone(&random));
         let mut link = Self {
             stream,
             input: Inbox::default(),
@@ -102,7 +123,7 @@ impl Link {
             cut: dial.cut,
         };
         link.send_raw([dial.head.into_bytes(), dial.behind].concat());
-        let until = Instant::now() + super::patience();
+        let until = clock::now() + super::patience();
         loop {
             if let Some(head) = link.input.take_head() {
                 return match head.get(9..12).and_then(|status| status.parse().ok()) {
@@ -174,12 +195,12 @@ impl Link {
 
     /// Ends the connection with a reset.
     pub fn reset(self) {
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        self.stream.reset();
     }
 
     /// Ends the connection at once, in both directions.
     pub fn hang_up(self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.stream.shut_down(Shutdown::Both);
     }
 
     /// The next frame, answering pings, or `until`.
@@ -231,41 +252,15 @@ fn lost(error: io::Error) -> NoLink {
     NoLink::Lost(error.kind())
 }
 
-/// A connection from this source address.
-pub async fn connect(
-    address: SocketAddr,
-    source: Ipv4Addr,
-    window: Option<usize>,
-) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.bind(&SocketAddr::from((source, 0)).into())?;
-    if let Some(window) = window {
-        socket.set_recv_buffer_size(window)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
-    match socket.connect(&address.into()) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
-        Err(error) => return Err(error),
-    }
-    let stream = Async::new(std::net::TcpStream::from(socket))?;
-    stream.writable().await?;
-    match stream.get_ref().take_error()? {
-        Some(error) => Err(error),
-        None => Ok(stream.into()),
-    }
-}
-
 async fn write(
-    mut stream: TcpStream,
+    mut stream: Box<dyn Socket>,
     pieces: Receiver<Piece>,
     cut: Cut,
     random: Rc<RefCell<fastrand::Rng>>,
 ) {
     while let Ok(piece) = pieces.recv().await {
         let Piece::Bytes(mut bytes) = piece else {
-            let _ = stream.shutdown(Shutdown::Write);
+            stream.shut_down(Shutdown::Write);
             return;
         };
         let mut finishes = false;
@@ -298,10 +293,8 @@ async fn write(
             smol::future::yield_now().await;
         }
         if finishes {
-            let _ = stream.shutdown(Shutdown::Write);
+            stream.shut_down(Shutdown::Write);
             return;
         }
     }
 }
-
-const EINPROGRESS: i32 = 115;

@@ -3,13 +3,13 @@
 
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use smol::Timer;
+use pyrycode_relay::clock::{self, Timer};
 use smol::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::site::Site;
-use super::wire::{Cut, Link, Next, connect};
+use super::wire::{Cut, Link, Next};
 use super::world::World;
 
 /// Goes on until the worlds end.
@@ -36,7 +36,7 @@ async fn spoil_a_head(
     source: Ipv4Addr,
     random: &mut fastrand::Rng,
 ) -> std::io::Result<()> {
-    let mut stream = connect(site.address, source, None).await?;
+    let mut stream = site.network.connect(source, None).await?;
     let mut head = match random.bool() {
         true => site.phone_head("nobody"),
         false => site.binary_head("nobody"),
@@ -78,7 +78,7 @@ async fn spoil_frames(site: &Site, source: Ipv4Addr, number: u8, random: &mut fa
     let dial = site.dial(source, head, behind, Cut::Odd, None, random);
     let Ok(mut link) = Link::dial(dial).await else { return };
     link.send_raw(garbage);
-    let until = Instant::now() + Duration::from_millis(random.u64(..300));
+    let until = clock::now() + Duration::from_millis(random.u64(..300));
     while let Next::Frame(_) = link.next(until).await {}
     match random.bool() {
         true => link.reset(),

@@ -5,14 +5,13 @@ mod steps;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-use smol::Timer;
+use std::time::Duration;
 
 use super::site::Site;
 use super::wire::{CLOSE, Cut, Link, Next, NoLink, PING, PONG, TEXT, encode};
 use super::world::{Connection, Directive, End, World};
 use super::{patience, scaled};
+use pyrycode_relay::clock::{self, Timer};
 
 /// Lives from the world's beginning to its end.
 pub async fn serve(site: Rc<Site>, world: Rc<RefCell<World>>, seed: u64) {
@@ -79,7 +78,7 @@ impl Daemon {
         let mut exit = None;
         self.is_taciturn = self.random.u8(..3) == 0;
         let mut greets = !self.is_taciturn && self.random.u8(..4) > 0;
-        let mut due = Instant::now();
+        let mut due = clock::now();
         loop {
             let next = self.link.as_mut()?.next(due).await;
             if self.is_over() {
@@ -93,7 +92,7 @@ impl Daemon {
                 self.accuse(format!("the daemon's connection {on} ended, and nobody asked for it"));
                 return None;
             }
-            due = Instant::now() + self.site.pause(&mut self.random);
+            due = clock::now() + self.site.pause(&mut self.random);
             let (seated, usurpers, ending) = {
                 let world = self.world.borrow();
                 let seated = world.connections[self.on as usize - 1].seated;
@@ -130,7 +129,7 @@ impl Daemon {
     }
 
     async fn dial(&mut self) -> Option<()> {
-        let until = Instant::now() + patience();
+        let until = clock::now() + patience();
         loop {
             let cut = [Cut::Tiny, Cut::Odd, Cut::Huge][self.random.usize(..3)];
             let (source, head) = {
@@ -144,7 +143,7 @@ impl Daemon {
             };
             let late = behind.is_empty();
             let window = Some((8 * 1024) << self.random.usize(..6));
-            let dialed = Instant::now();
+            let dialed = clock::now();
             let dial = self.site.dial(source, head, behind, cut, window, &mut self.random);
             match Link::dial(dial).await {
                 Ok(link) => {
@@ -159,7 +158,7 @@ impl Daemon {
                     return Some(());
                 }
                 // The probe for a usurper is still under way.
-                Err(NoLink::Refused(503)) if Instant::now() < until => {
+                Err(NoLink::Refused(503)) if clock::now() < until => {
                     Timer::after(scaled(Duration::from_millis(50))).await;
                 }
                 Err(error) => {
@@ -191,7 +190,7 @@ impl Daemon {
                     let mut world = self.world.borrow_mut();
                     let connection = &mut world.connections[on as usize - 1];
                     if connection.seated.is_none() && frame.opcode != CLOSE {
-                        connection.seated = Some(Instant::now());
+                        connection.seated = Some(clock::now());
                         world.open = true;
                     }
                 }
@@ -284,7 +283,7 @@ impl Daemon {
         let on = self.on;
         self.world.borrow_mut().note(format!("the daemon leaves connection {on}: {exit:?}"));
         let Some(mut link) = self.link.take() else { return };
-        let now = Instant::now();
+        let now = clock::now();
         let (released, expired) = {
             let mut world = self.world.borrow_mut();
             world.connections[on as usize - 1].left = Some(now);
@@ -349,7 +348,7 @@ impl Daemon {
 
     /// Reads what is still on its way.
     async fn read_to_the_end(&mut self, mut link: Link) {
-        let until = Instant::now() + patience();
+        let until = clock::now() + patience();
         loop {
             let next = link.next(until).await;
             if self.is_over() {
@@ -373,7 +372,7 @@ impl Daemon {
         let Some(mut ghost) = self.ghost.take() else { return true };
         let (site, world, on) = (Rc::clone(&self.site), Rc::clone(&self.world), self.on);
         let reading = async move {
-            let until = Instant::now() + patience();
+            let until = clock::now() + patience();
             let wrong = loop {
                 match ghost.next(until).await {
                     Next::Frame(frame) if frame.opcode == CLOSE => match frame.close() {
@@ -396,9 +395,9 @@ impl Daemon {
 
     /// Waits for the log to tell it.
     async fn until(&self, done: impl Fn(&World) -> bool) {
-        let until = Instant::now() + patience();
+        let until = clock::now() + patience();
         while !done(&self.world.borrow()) && !self.is_over() {
-            if Instant::now() > until {
+            if clock::now() > until {
                 return self.accuse("the log does not tell of the daemon's end".to_owned());
             }
             Timer::after(Duration::from_millis(10)).await;

@@ -1,16 +1,15 @@
 //! What the daemon does while it is there.
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-use smol::Timer;
+use std::time::Duration;
 
 use super::Daemon;
-use crate::patience;
-use crate::scaled;
-use crate::text::{Text, Way};
-use crate::wire::{BINARY, CLOSE, Cut, Link, Next, PING, PONG};
-use crate::world::Directive;
+use crate::actors::patience;
+use crate::actors::scaled;
+use crate::actors::text::{Text, Way};
+use crate::actors::wire::{BINARY, CLOSE, Cut, Link, Next, PING, PONG};
+use crate::actors::world::Directive;
+use pyrycode_relay::clock::{self, Timer};
 
 impl Daemon {
     /// Speaks to everybody whose session the daemon keeps, as it does behind a new connection: the relay
@@ -161,7 +160,7 @@ impl Daemon {
         let Some(number) = stalled else { return };
         self.world.borrow_mut().note(format!("the daemon floods phone {number}"));
         let mut bytes = 0;
-        while bytes < crate::FLOOD_BYTES {
+        while bytes < crate::actors::FLOOD_BYTES {
             let Some((conn_id, text)) = self.next_text(number) else { return };
             bytes += text.len();
             let envelope = self.envelope(&conn_id, Some(&text), None);
@@ -269,7 +268,7 @@ impl Daemon {
             let outcome = match Link::dial(dial).await {
                 Ok(mut link) => {
                     link.send_text("{\"conn_id\":\"client-of-nobody\",\"frame\":1}");
-                    let until = Instant::now() + patience();
+                    let until = clock::now() + patience();
                     loop {
                         match link.next(until).await {
                             Next::Frame(frame) if frame.opcode == PONG => {}

@@ -2,15 +2,14 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-use smol::Timer;
+use std::time::Duration;
 
 use super::site::Site;
 use super::text::{Text, Way};
 use super::wire::{BINARY, CLOSE, CONTINUATION, Cut, Link, Next, PING, PONG, TEXT, encode};
 use super::world::{Leaving, Phone, World};
 use super::{patience, scaled};
+use pyrycode_relay::clock::{self, Timer};
 
 /// One place at a server-id, taken by phone after phone until the world ends.
 pub async fn keep_coming(site: Rc<Site>, world: Rc<RefCell<World>>, seed: u64) {
@@ -95,18 +94,18 @@ impl Life<'_> {
             let mut world = self.world.borrow_mut();
             world.note(format!("phone {} joins, {cut:?}", self.number));
             let phone = world.phones.get_mut(&self.number).unwrap();
-            phone.opened = Some(Instant::now());
+            phone.opened = Some(clock::now());
         }
         if late {
             link.send_text(&hello);
         }
         let mut steps = self.random.u32(1..25);
         let mut settling = false;
-        let mut due = Instant::now();
+        let mut due = clock::now();
         loop {
             match link.next(due).await {
                 Next::Time if self.site.is_over() => return,
-                Next::Time => due = Instant::now() + self.site.pause(self.random),
+                Next::Time => due = clock::now() + self.site.pause(self.random),
                 next => match self.take(&link, next) {
                     true => return,
                     false => continue,
@@ -227,7 +226,7 @@ impl Life<'_> {
         };
         self.world.borrow_mut().note(format!("phone {} leaves: {exit:?}", self.number));
         with(self.world, self.number, |phone| {
-            phone.leaving_since = Some(Instant::now());
+            phone.leaving_since = Some(clock::now());
             phone.leaving = (exit != Exit::Stall).then_some(leaving);
             phone.stalled = exit == Exit::Stall;
         });
@@ -259,7 +258,7 @@ impl Life<'_> {
             link.send_text(&late);
             with(self.world, self.number, |phone| phone.babbled = true);
         }
-        let until = Instant::now() + patience();
+        let until = clock::now() + patience();
         loop {
             match link.next(until).await {
                 Next::Time => {
