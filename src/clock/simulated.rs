@@ -80,14 +80,6 @@ impl Simulation {
     pub fn set_cost(&self, cost: Duration) {
         COST.set(cost);
     }
-
-    /// The wall clock is set, as by a user or by NTP.
-    pub fn set_wall(&self, wall: SystemTime) {
-        BEGUN.get().inspect(|begun| {
-            let age = NOW.get().map_or(Duration::ZERO, |now| now - *begun);
-            WALL.set(wall.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
-        });
-    }
 }
 
 impl Drop for Simulation {
@@ -95,6 +87,13 @@ impl Drop for Simulation {
         NOW.set(None);
         BEGUN.set(None);
         drop(TIMERS.replace(Timers::new()));
+    }
+}
+
+/// The wall clock of this thread's simulation is set, as by a user or by NTP.
+pub fn set_wall(wall: SystemTime) {
+    if let (Some(now), Some(begun)) = (NOW.get(), BEGUN.get()) {
+        WALL.set(wall.checked_sub(now - begun).unwrap_or(SystemTime::UNIX_EPOCH));
     }
 }
 

@@ -34,6 +34,12 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin {
 
     /// Makes the coming close a reset.
     fn reset(&self);
+
+    /// Has a middlebox end the connection, for the relay with a reset or in an orderly way, if there is one
+    /// here. Whether there is.
+    fn cut(&self, _by_reset: bool) -> bool {
+        false
+    }
 }
 
 /// How a connection cuts what it sends, and how much it reads at once.
@@ -193,9 +199,15 @@ impl Link {
         self.writer = None;
     }
 
-    /// Ends the connection with a reset.
+    /// Ends the connection with a reset, or has the path end it.
     pub fn reset(self) {
-        self.stream.reset();
+        let (is_cut, by_reset) = {
+            let mut random = self.random.borrow_mut();
+            (random.bool(), random.bool())
+        };
+        if !(is_cut && self.stream.cut(by_reset)) {
+            self.stream.reset();
+        }
     }
 
     /// Ends the connection at once, in both directions.

@@ -54,7 +54,7 @@ pub struct World {
 }
 
 /// What happened, for the report.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Tally {
     pub to_binary: u64,
     pub to_phone: u64,
@@ -325,7 +325,9 @@ impl World {
             return self.accuse("a slot expired that was never claimed".to_owned());
         };
         let early = connection.left.is_none_or(|left| now - left < self.grace);
-        if connection.end.replace(End::Expired { since: now }).is_none() || early {
+        // The daemon may still be reading what was on its way.
+        connection.end = Some(End::Expired { since: now });
+        if early {
             let claimed = self.claimed;
             return self.accuse(format!(
                 "the slot of connection {claimed} expired while it was held or in its window"
