@@ -39,6 +39,13 @@ pub struct Path {
     pub buffers: [usize; 2],
 }
 
+impl Path {
+    /// Whether everything arrives at once.
+    fn is_instant(&self) -> bool {
+        self.delay.is_zero() && self.jitter.is_zero() && self.bandwidth == u64::MAX
+    }
+}
+
 struct State {
     random: fastrand::Rng,
     path: Path,
@@ -420,7 +427,10 @@ impl State {
             }
         }
         for (arrives, event) in departures {
-            self.schedule(arrives, number, event);
+            match path.is_instant() {
+                true => self.happen(now, number, event),
+                false => self.schedule(arrives, number, event),
+            }
         }
     }
 
@@ -443,7 +453,7 @@ impl State {
         side: usize,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let delay = self.connections[&number].path.delay;
+        let path = self.connections[&number].path;
         let end = &mut self.connections.get_mut(&number).expect("it is open").ends[side];
         if end.received.is_empty() {
             if end.is_reset {
@@ -460,8 +470,11 @@ impl State {
             *place = byte;
         }
         if !end.is_reset {
-            let now = clock::now();
-            self.schedule(now + delay, number, Event::Acknowledged(1 - side, length));
+            let (now, event) = (clock::now(), Event::Acknowledged(1 - side, length));
+            match path.is_instant() {
+                true => self.happen(now, number, event),
+                false => self.schedule(now + path.delay, number, event),
+            }
         }
         Poll::Ready(Ok(length))
     }
