@@ -1,0 +1,364 @@
+//! A relay by a simulated clock for one test, and clients that the test drives: whatever takes a minute takes
+//! no time, and what must not come is waited for as long as it takes.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::{Ipv4Addr, Shutdown};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+use pyrycode_relay::clock::simulated::Simulation;
+use pyrycode_relay::clock::{self, Timer};
+use pyrycode_relay::config::{Config, Options};
+use pyrycode_relay::relay::Relay;
+use pyrycode_relay::server;
+use pyrycode_relay::signals::{Reload, Stop};
+use relay_test_kit::frame::{Received, encode_with};
+use relay_test_kit::inbox::Inbox;
+use smol::LocalExecutor;
+use smol::io::{AsyncRead as _, AsyncWriteExt as _};
+
+use crate::actors::site::Site;
+use crate::actors::wire::{CLOSE, Network as _, PING, PONG, Socket, TEXT};
+use crate::events;
+use crate::network::{Network, Path};
+use crate::run::{EventLoop, Flag};
+
+/// What a test has at hand.
+pub struct Rig {
+    pub network: Network,
+    pub relay: Rc<Relay>,
+    pub site: Rc<Site>,
+    pub stop: Stop,
+    pub reload: Reload,
+    /// For how long the machine is to stand still at the next occasion.
+    pub stall: Cell<Duration>,
+    lines: RefCell<Vec<String>>,
+}
+
+/// Runs `test` against a relay with these options, over paths that take no time. The relay must end when it
+/// is told to stop behind that, with nothing left.
+pub fn simulate(arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let simulation = Simulation::begin(1, wall);
+    events::collect();
+    let path = Path {
+        delay: Duration::ZERO,
+        jitter: Duration::ZERO,
+        bandwidth: u64::MAX,
+        segment: usize::MAX,
+        buffers: [64 * 1024; 2],
+    };
+    let network = Network::new(1, path);
+    let mut all = vec!["pyrycode-relay"];
+    for (option, value) in [("--rate-limit", "off"), ("--max-connections-per-ip", "off")] {
+        if !arguments.contains(&option) {
+            all.extend([option, value]);
+        }
+    }
+    all.extend(arguments);
+    let options = Options::parse_arguments(all).expect("the test's options parse");
+    let config = Config::from_options(options).expect("the test's options fit together");
+    let stop = Stop::new();
+    let executor = Rc::new(LocalExecutor::new());
+    let rig = Rig {
+        network: network.clone(),
+        relay: Relay::new(config, stop.clone()),
+        site: Site::new(Rc::new(network.clone()), Rc::clone(&executor), secs(30)),
+        stop: stop.clone(),
+        reload: Reload::new(),
+        stall: Cell::default(),
+        lines: RefCell::default(),
+    };
+    let relays = LocalExecutor::new();
+    let mut working =
+        Box::pin(server::work(&relays, vec![network.listener()], &rig.relay, &rig.reload));
+    let others = async {
+        executor.run(test(&rig)).await;
+        Ok(())
+    };
+    let mut event_loop = EventLoop {
+        simulation: &simulation,
+        network: &network,
+        stall: &rig.stall,
+        others: Box::pin(others),
+        turn: Flag::new(),
+        is_over: false,
+    };
+    let hear = |line: &str| {
+        rig.lines.borrow_mut().push(line.to_owned());
+        Ok(())
+    };
+    event_loop
+        .run(working.as_mut(), hear, || stop.raise())
+        .unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert!(event_loop.is_over, "the relay ended before the test");
+    drop((event_loop, working));
+    drop(relays);
+    let counts = rig.relay.registry.counts();
+    assert_eq!((counts.binaries, counts.phones, network.sockets()), (0, 0, 0), "at the end");
+}
+
+/// Lets time pass.
+pub async fn sleep(duration: Duration) {
+    Timer::after(duration).await;
+}
+
+pub const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+pub const fn millis(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+impl Rig {
+    /// A binary that holds `id`.
+    pub async fn binary(&self, id: &str) -> Ws {
+        self.upgrade(&self.site.binary_head(id), None).await.expect("a binary is let in")
+    }
+
+    /// A phone at `id`.
+    pub async fn phone(&self, id: &str) -> Ws {
+        self.upgrade(&self.site.phone_head(id), None).await.expect("a phone is let in")
+    }
+
+    /// A phone at `id` that has been registered, and its connection id.
+    pub async fn registered_phone(&self, id: &str) -> (Ws, String) {
+        let seen = self.mark();
+        let phone = self.phone(id).await;
+        let line = self.wait_after(seen, "phone_registered", &[("server_id", id)]).await;
+        (phone, line_field(&line, "conn_id"))
+    }
+
+    /// A binary, a phone, and the phone's connection id.
+    pub async fn pair(&self, id: &str) -> (Ws, Ws, String) {
+        let binary = self.binary(id).await;
+        let (phone, conn_id) = self.registered_phone(id).await;
+        (binary, phone, conn_id)
+    }
+
+    /// Sends `head`; the error is the status of a refusal. `window` bounds what the relay can write ahead.
+    pub async fn upgrade(&self, head: &str, window: Option<usize>) -> Result<Ws, String> {
+        let socket = self.network.connect(Ipv4Addr::LOCALHOST, window).await;
+        let mut ws = Ws {
+            socket: socket.expect("the relay listens"),
+            inbox: Inbox::default(),
+            answers_pings: true,
+        };
+        ws.socket.write_all(head.as_bytes()).await.expect("the relay takes a head");
+        loop {
+            if let Some(head) = ws.inbox.take_head() {
+                let status = head[9..12].to_owned();
+                return if status == "101" { Ok(ws) } else { Err(status) };
+            }
+            assert!(ws.fill().await.expect("a response") > 0, "no response");
+        }
+    }
+
+    /// The present end of the log.
+    pub fn mark(&self) -> usize {
+        self.lines.borrow().len()
+    }
+
+    /// How often this was logged.
+    pub fn count(&self, event: &str, fields: &[(&str, &str)]) -> usize {
+        self.lines.borrow().iter().filter(|line| is_event(line, event, fields)).count()
+    }
+
+    /// Waits until this is logged, from the beginning on.
+    pub async fn wait(&self, event: &str, fields: &[(&str, &str)]) -> String {
+        self.wait_after(0, event, fields).await
+    }
+
+    /// The same behind `mark`.
+    pub async fn wait_after(&self, mark: usize, event: &str, fields: &[(&str, &str)]) -> String {
+        let until = clock::now() + PATIENCE;
+        loop {
+            let found = self.lines.borrow()[mark..]
+                .iter()
+                .find(|line| is_event(line, event, fields))
+                .cloned();
+            if let Some(line) = found {
+                return line;
+            }
+            assert!(clock::now() < until, "no {event} with {fields:?} was logged");
+            sleep(millis(1)).await;
+        }
+    }
+}
+
+/// A field of a log line.
+pub fn line_field(line: &str, name: &str) -> String {
+    crate::actors::field(line, name).expect("the event has the field").to_owned()
+}
+
+fn is_event(line: &str, event: &str, fields: &[(&str, &str)]) -> bool {
+    // A value may have blanks in it.
+    let has = |(name, value): &(&str, &str)| {
+        let (field, next) = (format!(" {name}={value}"), format!(" {name}={value} "));
+        line.ends_with(&field) || line.contains(&next)
+    };
+    line.contains(&format!(" event={event}")) && fields.iter().all(has)
+}
+
+/// The envelope around a frame.
+pub fn envelope(conn_id: &str, frame: &str) -> String {
+    format!(r#"{{"conn_id":"{conn_id}","frame":{frame}}}"#)
+}
+
+/// The close notice for a phone.
+pub fn notice(conn_id: &str, code: u16) -> String {
+    format!(r#"{{"conn_id":"{conn_id}","close_code":{code}}}"#)
+}
+
+/// One upgraded connection, as a client has it.
+pub struct Ws {
+    socket: Box<dyn Socket>,
+    inbox: Inbox,
+    /// Answers pings by itself while reading. On unless a test plays dead.
+    pub answers_pings: bool,
+}
+
+impl Ws {
+    async fn fill(&mut self) -> io::Result<usize> {
+        let Self { socket, inbox, .. } = self;
+        poll_fn(|cx| {
+            let mut buffer = [0; 16 * 1024];
+            Pin::new(&mut *socket).poll_read(cx, &mut buffer).map_ok(|read| {
+                inbox.push(&buffer[..read]);
+                read
+            })
+        })
+        .await
+    }
+
+    /// Sends bytes as they are.
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.expect("the relay takes it");
+    }
+
+    /// Sends a masked frame.
+    pub async fn send_frame(&mut self, is_final: bool, opcode: u8, payload: &[u8]) {
+        self.send_raw(&encode_with(is_final, opcode, payload, Some([1, 2, 3, 4]))).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.send_frame(true, TEXT, text.as_bytes()).await;
+    }
+
+    pub async fn send_ping(&mut self, payload: &[u8]) {
+        self.send_frame(true, PING, payload).await;
+    }
+
+    pub async fn send_close(&mut self, code: u16) {
+        self.send_frame(true, CLOSE, &code.to_be_bytes()).await;
+    }
+
+    /// The next frame of any kind, or the error of the socket; the end of the stream is `UnexpectedEof`.
+    pub async fn try_read_frame(&mut self) -> io::Result<Received> {
+        loop {
+            if let Some(frame) = self.inbox.take_frame().expect("frames of a relay") {
+                if frame.opcode == PING && self.answers_pings {
+                    let pong = encode_with(true, PONG, &frame.payload, Some([1, 2, 3, 4]));
+                    let _ = self.socket.write_all(&pong).await;
+                }
+                return Ok(frame);
+            }
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// The next frame if one comes within `time`. What a binary is asked behind a message is none.
+    pub async fn read_within(&mut self, time: Duration) -> Option<Received> {
+        let mut timer = Timer::after(time);
+        loop {
+            let read = {
+                let mut reading = pin!(self.try_read_frame());
+                poll_fn(|cx| match reading.as_mut().poll(cx) {
+                    Poll::Ready(read) => Poll::Ready(Some(read)),
+                    Poll::Pending => Pin::new(&mut timer).poll(cx).map(|_| None),
+                })
+                .await
+            };
+            match read? {
+                Ok(frame) if frame.is_proof_ping() => {}
+                Ok(frame) => return Some(frame),
+                Err(error) => panic!("{error} while the connection should be there"),
+            }
+        }
+    }
+
+    /// The next frame of any kind.
+    pub async fn read_frame(&mut self) -> Received {
+        self.try_read_frame().await.expect("a frame")
+    }
+
+    /// The next frame that is no ping.
+    pub async fn read(&mut self) -> Received {
+        loop {
+            let frame = self.read_frame().await;
+            if frame.opcode != PING {
+                return frame;
+            }
+        }
+    }
+
+    /// The next message, which must be text.
+    pub async fn read_text(&mut self) -> String {
+        let frame = self.read().await;
+        assert_eq!(frame.opcode, TEXT, "{frame:?}");
+        String::from_utf8(frame.payload).expect("text is UTF-8")
+    }
+
+    /// Expects a close frame with this code and reason, and the end of the stream behind it.
+    pub async fn expect_close(&mut self, code: u16, reason: &str) {
+        let frame = self.read().await;
+        assert_eq!(frame.opcode, CLOSE, "{frame:?}");
+        assert_eq!(frame.close(), (code, reason.to_owned()));
+        self.expect_end().await;
+    }
+
+    /// Expects an orderly end of the stream, without another frame and without a reset.
+    pub async fn expect_end(&mut self) {
+        match self.try_read_frame().await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            other => panic!("{other:?} instead of the end of the stream"),
+        }
+    }
+
+    /// Expects that the connection is gone, by an end or by a reset, whatever comes before.
+    pub async fn expect_gone(&mut self) {
+        while self.try_read_frame().await.is_ok() {}
+    }
+
+    /// A round trip over a ping: everything that was sent before it has been read by the relay.
+    pub async fn sync(&mut self) {
+        self.send_ping(b"sync").await;
+        loop {
+            let frame = self.read_frame().await;
+            if frame.opcode == PONG && frame.payload == b"sync" {
+                return;
+            }
+            assert_eq!(frame.opcode, PING, "{frame:?} while only a pong was due");
+        }
+    }
+
+    /// Ends the connection without a close frame.
+    pub fn drop_connection(self) {
+        self.socket.shut_down(Shutdown::Both);
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        self.socket.reset();
+    }
+}
+
+/// How long a test waits for what must be logged, by the simulated clock.
+const PATIENCE: Duration = secs(3600);
