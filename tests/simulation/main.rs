@@ -15,6 +15,7 @@ mod network;
 mod plan;
 mod rig;
 mod run;
+mod sessions;
 mod timeouts;
 
 use std::sync::Mutex;

@@ -212,6 +212,11 @@ impl Network {
         state.ring();
     }
 
+    /// The connection that was dialed last.
+    pub fn latest(&self) -> u64 {
+        self.0.borrow().dialed
+    }
+
     /// One of the open connections.
     pub fn pick(&self) -> Option<u64> {
         let mut state = self.0.borrow_mut();
@@ -239,7 +244,7 @@ impl Network {
     }
 
     /// A middlebox ends a connection towards both ends, with a reset or in an orderly way, and forgets it.
-    fn cut(&self, number: u64, by_reset: bool) {
+    pub fn cut(&self, number: u64, by_reset: bool) {
         let now = clock::now();
         let mut state = self.0.borrow_mut();
         for end in 0..2 {

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Shutdown};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pyrycode_relay::clock::simulated::Simulation;
 use pyrycode_relay::clock::{self, Timer};
@@ -42,9 +42,6 @@ pub struct Rig {
 /// Runs `test` against a relay with these options, over paths that take no time. The relay must end when it
 /// is told to stop behind that, with nothing left.
 pub fn simulate(arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
-    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
-    let simulation = Simulation::begin(1, wall);
-    events::collect();
     let path = Path {
         delay: Duration::ZERO,
         jitter: Duration::ZERO,
@@ -52,7 +49,15 @@ pub fn simulate(arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
         segment: usize::MAX,
         buffers: [64 * 1024; 2],
     };
-    let network = Network::new(1, path);
+    simulate_over(path, 1, arguments, test);
+}
+
+/// The same over paths like `path`, with random numbers from a seed.
+pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+    let simulation = Simulation::begin(seed, wall);
+    events::collect();
+    let network = Network::new(seed, path);
     let mut all = vec!["pyrycode-relay"];
     for (option, value) in [("--rate-limit", "off"), ("--max-connections-per-ip", "off")] {
         if !arguments.contains(&option) {
@@ -274,21 +279,30 @@ impl Ws {
         }
     }
 
+    /// Sends a message, or says that the connection is broken.
+    pub async fn try_send_text(&mut self, text: &str) -> io::Result<()> {
+        let frame = encode_with(true, TEXT, text.as_bytes(), Some([1, 2, 3, 4]));
+        self.socket.write_all(&frame).await
+    }
+
+    /// The next frame of any kind if one comes before `time`, or the error of the socket.
+    pub async fn try_read_by(&mut self, time: Instant) -> io::Result<Option<Received>> {
+        let mut timer = Timer::at(time);
+        let mut reading = pin!(self.try_read_frame());
+        poll_fn(|cx| match reading.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(read.map(Some)),
+            Poll::Pending => Pin::new(&mut timer).poll(cx).map(|_| Ok(None)),
+        })
+        .await
+    }
+
     /// The next frame if one comes within `time`. What a binary is asked behind a message is none.
     pub async fn read_within(&mut self, time: Duration) -> Option<Received> {
-        let mut timer = Timer::after(time);
+        let until = clock::now() + time;
         loop {
-            let read = {
-                let mut reading = pin!(self.try_read_frame());
-                poll_fn(|cx| match reading.as_mut().poll(cx) {
-                    Poll::Ready(read) => Poll::Ready(Some(read)),
-                    Poll::Pending => Pin::new(&mut timer).poll(cx).map(|_| None),
-                })
-                .await
-            };
-            match read? {
-                Ok(frame) if frame.is_proof_ping() => {}
-                Ok(frame) => return Some(frame),
+            match self.try_read_by(until).await {
+                Ok(Some(frame)) if frame.is_proof_ping() => {}
+                Ok(frame) => return frame,
                 Err(error) => panic!("{error} while the connection should be there"),
             }
         }
