@@ -64,6 +64,8 @@ pub struct Sender {
     /// The number of its last message that a binary's socket has accepted whole; 0 if none.
     accepted: Cell<u64>,
     wanted: Cell<usize>,
+    /// Nothing of it is to be delivered any more.
+    is_dropped: Cell<bool>,
     blocked: RefCell<Blocked>,
 }
 
@@ -102,6 +104,7 @@ impl Sender {
             share: Cell::new(0),
             accepted: Cell::new(0),
             wanted: Cell::new(0),
+            is_dropped: Cell::new(false),
             blocked: RefCell::default(),
         })
     }
@@ -205,8 +208,10 @@ impl Lane {
         state.wake_first(self.limit);
     }
 
-    /// Drops the messages of `sender`, queued or parked, except one in progress.
+    /// Drops the messages of `sender`, queued or parked. One in progress goes on; if it breaks off, it is not sent
+    /// again on the next connection.
     pub fn drop_messages_of(&self, sender: &Rc<Sender>) {
+        sender.is_dropped.set(true);
         drop(sender.unpark());
         self.state.borrow_mut().stop_waiting(sender);
         self.drop_entries(|entry| {
@@ -294,15 +299,28 @@ impl Lane {
         }
     }
 
-    /// Forgets that the front frame was begun and returns its unsent remainder (empty if none was).
+    /// Forgets that the front frame was begun and returns its unsent remainder (empty if none was). The frame is
+    /// the first for the next connection, unless its sender was dropped meanwhile.
     pub fn rewind(&self) -> Vec<u8> {
-        let mut state = self.state.borrow_mut();
-        state.writer = None;
-        let begun = std::mem::take(&mut state.begun);
-        match state.entries.front() {
-            Some(entry) if begun > 0 => entry.bytes[begun..].to_vec(),
-            _ => Vec::new(),
+        let (rest, is_dropped) = {
+            let mut state = self.state.borrow_mut();
+            state.writer = None;
+            let begun = std::mem::take(&mut state.begun);
+            match state.entries.front() {
+                Some(entry) if begun > 0 => {
+                    let sender = entry.sender.as_ref();
+                    let is_dropped = sender.is_some_and(|sender| sender.is_dropped.get());
+                    (entry.bytes[begun..].to_vec(), is_dropped)
+                }
+                _ => (Vec::new(), false),
+            }
+        };
+        if is_dropped {
+            self.drop_entries(|entry| {
+                entry.sender.as_ref().is_some_and(|sender| sender.is_dropped.get())
+            });
         }
+        rest
     }
 
     /// Unsent bytes of a frame in progress.

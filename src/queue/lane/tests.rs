@@ -105,6 +105,23 @@ fn dropping_a_sources_messages_spares_the_one_in_progress_and_everybody_elses() 
 }
 
 #[test]
+fn what_breaks_off_of_a_sender_that_was_dropped_is_not_sent_again() {
+    let (lane, ledger) = lane();
+    let (gone, stays) =
+        (Sender::new(Account::open(&ledger, NOBODY)), Sender::new(Account::open(&ledger, NOBODY)));
+    for sender in [&gone, &stays] {
+        lane.offer(message(COST_100), sender).unwrap();
+    }
+    lane.advance(10);
+    lane.drop_messages_of(&gone);
+    assert_eq!(lane.unfinished(), 26, "on this connection it goes on");
+    assert_eq!(lane.rewind().len(), 26);
+    assert_eq!((gone.share(), stays.share(), lane.messages()), (0, 100, 1));
+    lane.advance(36);
+    assert!(lane.is_empty() && stays.is_delivered() && !gone.is_delivered());
+}
+
+#[test]
 fn a_message_counts_as_delivered_with_its_last_byte() {
     let (lane, ledger) = lane();
     let sender = Sender::new(Account::open(&ledger, NOBODY));
