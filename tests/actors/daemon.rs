@@ -252,7 +252,13 @@ impl Daemon {
                 let codes = [code, 4404];
                 let connection = self.on;
                 self.world.borrow_mut().phones.get_mut(&number).unwrap().directive =
-                    Some(Directive { codes, connection, behind: 0, carries: false });
+                    Some(Directive {
+                        codes,
+                        connection,
+                        since: clock::now(),
+                        behind: 0,
+                        carries: false,
+                    });
                 let envelope = self.envelope(&conn_id, None, Some(code));
                 self.send(|link| link.send_text(&envelope));
             } else if complete && directive.is_none() {

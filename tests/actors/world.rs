@@ -207,6 +207,7 @@ pub struct Phone {
 pub struct Directive {
     pub codes: [u16; 2],
     pub connection: u32,
+    pub since: Instant,
     /// Messages in front of it.
     pub behind: u64,
     /// The last of these is a part of it, and so confirms no phones that were kept.

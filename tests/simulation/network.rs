@@ -84,7 +84,7 @@ struct Connection {
     ends: [End; 2],
     fault: Option<Fault>,
     /// What is on its way while the path is silent.
-    held: Vec<Event>,
+    held: VecDeque<Event>,
     opening: Option<Waker>,
     is_open: bool,
     is_refused: bool,
@@ -233,13 +233,16 @@ impl Network {
     pub fn set_fault(&self, number: u64, fault: Option<Fault>) {
         let now = clock::now();
         let mut state = self.0.borrow_mut();
-        let Some(connection) = state.connections.get_mut(&number) else { return };
-        connection.fault = fault;
-        if fault.is_none() {
-            // At once: nothing that is still on its way may overtake it.
-            for event in std::mem::take(&mut connection.held) {
-                state.happen(now, number, event);
-            }
+        // What was held passes at once, and in order: nothing may overtake it.
+        while let Some(event) = state
+            .connections
+            .get_mut(&number)
+            .and_then(|connection| connection.held.pop_front().filter(|_| fault.is_none()))
+        {
+            state.apply(now, number, event);
+        }
+        if let Some(connection) = state.connections.get_mut(&number) {
+            connection.fault = fault;
         }
     }
 
@@ -325,7 +328,7 @@ impl State {
     fn happen(&mut self, at: Instant, number: u64, event: Event) {
         let Some(connection) = self.connections.get_mut(&number) else { return };
         match connection.fault {
-            Some(Fault::Silent) => return connection.held.push(event),
+            Some(Fault::Silent) => return connection.held.push_back(event),
             Some(Fault::Forgotten) => match event {
                 Event::Arrives(end, _) | Event::Finished(end) => {
                     return self.schedule(at, number, Event::Reset(1 - end));
@@ -334,6 +337,12 @@ impl State {
             },
             None => {}
         }
+        self.apply(at, number, event);
+    }
+
+    /// Lets it happen, whatever the path is like.
+    fn apply(&mut self, at: Instant, number: u64, event: Event) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
         self.moved += 1;
         number.hash(&mut self.trace);
         match event {
@@ -705,7 +714,7 @@ impl State {
             path,
             ends,
             fault: None,
-            held: Vec::new(),
+            held: VecDeque::new(),
             opening: None,
             is_open: false,
             is_refused: false,

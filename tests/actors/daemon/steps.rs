@@ -192,7 +192,13 @@ impl Daemon {
                 code => [code, code],
             };
             let behind = phone.answered;
-            phone.directive = Some(Directive { codes, connection: self.on, behind, carries });
+            phone.directive = Some(Directive {
+                codes,
+                connection: self.on,
+                since: clock::now(),
+                behind,
+                carries,
+            });
             phone.conn_id.clone().unwrap()
         };
         let envelope = self.envelope(&conn_id, frame.as_deref(), Some(code));

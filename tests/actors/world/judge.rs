@@ -278,6 +278,14 @@ impl World {
         match (code, reason) {
             (Some(4404), "binary reclaimed server-id") if reclaimed => return Ok(()),
             (Some(4404), "no server with that id") if expired || self.overdue() => return Ok(()),
+            // The relay has waited for two seconds until the close arrived: a reset meets what the phone still sends.
+            (None, _)
+                if phone
+                    .directive
+                    .is_some_and(|asked| clock::since(asked.since) >= LINGER_TIME) =>
+            {
+                return Ok(());
+            }
             (Some(1013), "backlog full") if phone.stalled => return Ok(()),
             (Some(1011), "heartbeat timeout") | (None, _) if phone.stalled => return Ok(()),
             _ => {}
