@@ -2,15 +2,15 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyrycode_relay::limits::HEADS_AT_STOP;
 
 use crate::rig::ws;
 use crate::rig::{
-    Relay, binary_head, connect, deadline, envelope, events, fresh_id, millis, notice, phone_head,
+    Relay, binary_head, connect, deadline, envelope, events, fresh_id, large_message, millis,
+    notice, phone_head, scaled,
 };
-use crate::timeouts::{large_message, milliseconds, narrow_phone};
 
 #[test]
 fn a_stop_closes_everyone_with_1001_and_returns_when_all_have_answered() {
@@ -31,7 +31,10 @@ fn a_stop_closes_everyone_with_1001_and_returns_when_all_have_answered() {
         peer.expect_end();
     }
     relay.join();
-    assert!(raised.elapsed() < milliseconds(50_000), "it waits for nobody who has answered");
+    assert!(
+        raised.elapsed() < scaled(Duration::from_millis(50_000)),
+        "it waits for nobody who has answered"
+    );
 }
 
 #[test]
@@ -39,7 +42,7 @@ fn a_stop_ends_in_time_with_peers_that_never_answer_and_peers_that_never_read() 
     let relay = Relay::start(&["--drain-timeout", &millis(500), "--write-timeout", "100s"]);
     let id = fresh_id("deaf");
     let mut deaf_binary = relay.narrow_binary(&id);
-    let (mut deaf_phone, conn_id) = narrow_phone(&relay, &id);
+    let (mut deaf_phone, conn_id) = relay.narrow_phone(&id);
     let (silent_binary, silent_phone, _) = relay.pair(&fresh_id("mute"));
     for number in 0..6 {
         deaf_phone.send_text(&large_message(number));
@@ -53,7 +56,10 @@ fn a_stop_ends_in_time_with_peers_that_never_answer_and_peers_that_never_read() 
     relay.raise_stop();
     relay.join();
     let elapsed = raised.elapsed();
-    assert!(elapsed < milliseconds(1800), "{elapsed:?} instead of the drain timeout");
+    assert!(
+        elapsed < scaled(Duration::from_millis(1800)),
+        "{elapsed:?} instead of the drain timeout"
+    );
     for mut peer in [silent_binary, silent_phone] {
         peer.expect_close(1001, "shutting down");
     }
@@ -67,7 +73,7 @@ fn what_was_queued_for_a_phone_before_the_stop_is_delivered_first() {
     let relay = Relay::start(&["--drain-timeout", "100s"]);
     let id = fresh_id("last-words");
     let mut binary = relay.binary(&id);
-    let (mut phone, conn_id) = narrow_phone(&relay, &id);
+    let (mut phone, conn_id) = relay.narrow_phone(&id);
     for number in 0..40 {
         binary.send_text(&envelope(&conn_id, &large_message(number)));
     }
@@ -105,7 +111,7 @@ fn a_peer_with_a_backlog_that_is_late_to_read_is_told_of_the_stop_ahead_of_it() 
     let relay = Relay::start(&["--drain-timeout", &millis(3000)]);
     let id = fresh_id("late-reader");
     let mut binary = relay.narrow_binary(&id);
-    let (mut late, conn_id) = narrow_phone(&relay, &id);
+    let (mut late, conn_id) = relay.narrow_phone(&id);
     for number in 0..40 {
         binary.send_text(&envelope(&conn_id, &large_message(number)));
     }
@@ -120,7 +126,7 @@ fn a_peer_with_a_backlog_that_is_late_to_read_is_told_of_the_stop_ahead_of_it() 
     relay.raise_stop();
     sender.expect_close(1001, "shutting down");
     // Neither reads for more than half of the time.
-    std::thread::sleep(milliseconds(1700));
+    std::thread::sleep(scaled(Duration::from_millis(1700)));
     for (peer, queued) in [(&mut late, 40), (&mut binary, 8)] {
         let mut read = 0;
         let close = loop {
@@ -180,7 +186,7 @@ fn request_heads_that_do_not_go_on_are_closed_a_moment_after_the_stop() {
     // Connections are accepted in their order, so with this one the halves have been. It does not
     // read, and the drain waits for it.
     let mut binary = relay.binary(&id);
-    let (deaf, conn_id) = narrow_phone(&relay, &id);
+    let (deaf, conn_id) = relay.narrow_phone(&id);
     for number in 0..20 {
         binary.send_text(&envelope(&conn_id, &large_message(number)));
     }
@@ -259,7 +265,7 @@ fn a_request_on_its_way_at_a_stop_is_answered_and_not_upgraded_any_more() {
         // Nothing is left to wait for.
         let raised = Instant::now();
         relay.join();
-        assert!(raised.elapsed() < milliseconds(50_000));
+        assert!(raised.elapsed() < scaled(Duration::from_millis(50_000)));
         if let Some(answers) = answers {
             break answers;
         }

@@ -7,7 +7,8 @@ use std::io;
 use std::net::{Ipv4Addr, Shutdown};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use pyrycode_relay::clock::simulated::Simulation;
@@ -16,10 +17,12 @@ use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server;
 use pyrycode_relay::signals::{Reload, Stop};
-use relay_test_kit::frame::{Received, encode_with};
+use relay_test_kit::frame::{Received, encode, encode_with};
 use relay_test_kit::inbox::Inbox;
 use smol::LocalExecutor;
-use smol::io::{AsyncRead as _, AsyncWriteExt as _};
+use smol::channel::bounded;
+use smol::future::or;
+use smol::io::{AsyncRead as _, AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::actors::site::Site;
 use crate::actors::wire::{CLOSE, Network as _, PING, PONG, Socket, TEXT};
@@ -36,7 +39,11 @@ pub struct Rig {
     pub reload: Reload,
     /// For how long the machine is to stand still at the next occasion.
     pub stall: Cell<Duration>,
+    pub simulation: Rc<Simulation>,
     lines: RefCell<Vec<String>>,
+    has_ended: Cell<bool>,
+    /// Who waits for a line, or for the relay's end.
+    waiting: RefCell<Vec<Waker>>,
 }
 
 /// Runs `test` against a relay with these options, over paths that take no time. The relay must end when it
@@ -55,7 +62,7 @@ pub fn simulate(arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
 /// The same over paths like `path`, with random numbers from a seed.
 pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
-    let simulation = Simulation::begin(seed, wall);
+    let simulation = Rc::new(Simulation::begin(seed, wall));
     events::collect();
     let network = Network::new(seed, path);
     let mut all = vec!["pyrycode-relay"];
@@ -76,11 +83,21 @@ pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl Async
         stop: stop.clone(),
         reload: Reload::new(),
         stall: Cell::default(),
+        simulation: Rc::clone(&simulation),
         lines: RefCell::default(),
+        has_ended: Cell::new(false),
+        waiting: RefCell::default(),
     };
-    let relays = LocalExecutor::new();
-    let mut working =
-        Box::pin(server::work(&relays, vec![network.listener()], &rig.relay, &rig.reload));
+    let (over, is_over) = bounded(1);
+    let mut working = Box::pin(async {
+        let relays = LocalExecutor::new();
+        server::work(&relays, vec![network.listener()], &rig.relay, &rig.reload).await;
+        drop(relays);
+        rig.has_ended.set(true);
+        rig.wake();
+        // Whoever stops the relay himself may see what is left of it.
+        let _ = is_over.recv().await;
+    });
     let others = async {
         executor.run(test(&rig)).await;
         Ok(())
@@ -95,14 +112,15 @@ pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl Async
     };
     let hear = |line: &str| {
         rig.lines.borrow_mut().push(line.to_owned());
+        rig.wake();
         Ok(())
     };
-    event_loop
-        .run(working.as_mut(), hear, || stop.raise())
-        .unwrap_or_else(|wrong| panic!("{wrong}"));
-    assert!(event_loop.is_over, "the relay ended before the test");
+    let ended = || {
+        stop.raise();
+        let _ = over.try_send(());
+    };
+    event_loop.run(working.as_mut(), hear, ended).unwrap_or_else(|wrong| panic!("{wrong}"));
     drop((event_loop, working));
-    drop(relays);
     let counts = rig.relay.registry.counts();
     assert_eq!((counts.binaries, counts.phones, network.sockets()), (0, 0, 0), "at the end");
 }
@@ -146,22 +164,52 @@ impl Rig {
         (binary, phone, conn_id)
     }
 
-    /// Sends `head`; the error is the status of a refusal. `window` bounds what the relay can write ahead.
-    pub async fn upgrade(&self, head: &str, window: Option<usize>) -> Result<Ws, String> {
+    /// Sends `head`, with whatever is behind it; the error is the head of a refusal. `window` bounds what the
+    /// relay can write ahead.
+    pub async fn upgrade(
+        &self,
+        head: impl AsRef<[u8]>,
+        window: Option<usize>,
+    ) -> Result<Ws, String> {
+        let mut ws = self.connect(window).await;
+        ws.send_raw(head.as_ref()).await;
+        let head = ws.read_head().await;
+        if head.starts_with("HTTP/1.1 101 ") { Ok(ws) } else { Err(head) }
+    }
+
+    /// A binary that holds `id` and takes in little while it does not read.
+    pub async fn narrow_binary(&self, id: &str) -> Ws {
+        self.upgrade(self.site.binary_head(id), Some(NARROW)).await.expect("a binary is let in")
+    }
+
+    /// A registered phone that takes in little while it does not read, and its connection id.
+    pub async fn narrow_phone(&self, id: &str) -> (Ws, String) {
+        let seen = self.mark();
+        let phone = self.upgrade(self.site.phone_head(id), Some(NARROW)).await;
+        let line = self.wait_after(seen, "phone_registered", &[("server_id", id)]).await;
+        (phone.expect("a phone is let in"), line_field(&line, "conn_id"))
+    }
+
+    /// A connection over which nothing has been sent.
+    pub async fn connect(&self, window: Option<usize>) -> Ws {
         let socket = self.network.connect(Ipv4Addr::LOCALHOST, window).await;
-        let mut ws = Ws {
+        Ws {
             socket: socket.expect("the relay listens"),
             inbox: Inbox::default(),
             answers_pings: true,
-        };
-        ws.socket.write_all(head.as_bytes()).await.expect("the relay takes a head");
-        loop {
-            if let Some(head) = ws.inbox.take_head() {
-                let status = head[9..12].to_owned();
-                return if status == "101" { Ok(ws) } else { Err(status) };
-            }
-            assert!(ws.fill().await.expect("a response") > 0, "no response");
+            unproven: false,
         }
+    }
+
+    /// Connected binaries and phones.
+    pub fn health(&self) -> (usize, usize) {
+        let counts = self.relay.registry.counts();
+        (counts.binaries, counts.phones)
+    }
+
+    /// Waits for the relay's end, once it was told to stop.
+    pub async fn join(&self) {
+        self.wait_until(|| self.has_ended.get().then_some(())).await.expect("it ends");
     }
 
     /// The present end of the log.
@@ -174,25 +222,36 @@ impl Rig {
         self.lines.borrow().iter().filter(|line| is_event(line, event, fields)).count()
     }
 
-    /// Waits until this is logged, from the beginning on.
+    /// Waits until this is logged, from the beginning on: at the very time when it is.
     pub async fn wait(&self, event: &str, fields: &[(&str, &str)]) -> String {
         self.wait_after(0, event, fields).await
     }
 
     /// The same behind `mark`.
     pub async fn wait_after(&self, mark: usize, event: &str, fields: &[(&str, &str)]) -> String {
-        let until = clock::now() + PATIENCE;
-        loop {
-            let found = self.lines.borrow()[mark..]
-                .iter()
-                .find(|line| is_event(line, event, fields))
-                .cloned();
-            if let Some(line) = found {
-                return line;
+        let find = || {
+            let lines = self.lines.borrow();
+            lines[mark..].iter().find(|line| is_event(line, event, fields)).cloned()
+        };
+        let found = self.wait_until(find).await;
+        found.unwrap_or_else(|| panic!("no {event} with {fields:?} was logged"))
+    }
+
+    /// The answer of `look`, which is asked again whenever there is news; none within [`PATIENCE`].
+    async fn wait_until<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
+        let mut timer = Timer::after(PATIENCE);
+        poll_fn(|cx| {
+            if let Some(answer) = look() {
+                return Poll::Ready(Some(answer));
             }
-            assert!(clock::now() < until, "no {event} with {fields:?} was logged");
-            sleep(millis(1)).await;
-        }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Pin::new(&mut timer).poll(cx).map(|_| None)
+        })
+        .await
+    }
+
+    fn wake(&self) {
+        self.waiting.take().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -220,12 +279,29 @@ pub fn notice(conn_id: &str, code: u16) -> String {
     format!(r#"{{"conn_id":"{conn_id}","close_code":{code}}}"#)
 }
 
-/// One upgraded connection, as a client has it.
+/// The `number`th of many messages that differ.
+pub fn large_message(number: usize) -> String {
+    format!("\"{number:06}{}\"", "x".repeat(60_000))
+}
+
+/// A message each way, and nothing else before it.
+pub async fn assert_talk(binary: &mut Ws, phone: &mut Ws, conn_id: &str) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let text = format!("\"talk {}\"", NEXT.fetch_add(1, Ordering::Relaxed));
+    phone.send_text(&text).await;
+    assert_eq!(binary.read_text().await, envelope(conn_id, &text));
+    binary.send_text(&envelope(conn_id, &text)).await;
+    assert_eq!(phone.read_text().await, text);
+}
+
+/// One connection, as a client has it; an upgraded one, mostly.
 pub struct Ws {
     socket: Box<dyn Socket>,
     inbox: Inbox,
     /// Answers pings by itself while reading. On unless a test plays dead.
     pub answers_pings: bool,
+    /// The last message read was a phone's, and no ping behind it has been answered.
+    unproven: bool,
 }
 
 impl Ws {
@@ -241,6 +317,23 @@ impl Ws {
         .await
     }
 
+    /// The head of the relay's answer.
+    pub async fn read_head(&mut self) -> String {
+        loop {
+            if let Some(head) = self.inbox.take_head() {
+                return head;
+            }
+            assert!(self.fill().await.expect("a response") > 0, "no response");
+        }
+    }
+
+    /// Reads up to `most` bytes ahead, for a peer that reads at its own pace.
+    pub async fn read_ahead(&mut self, most: usize) {
+        let mut buffer = vec![0; most];
+        let read = self.socket.read(&mut buffer).await.expect("something to read");
+        self.inbox.push(&buffer[..read]);
+    }
+
     /// Sends bytes as they are.
     pub async fn send_raw(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.expect("the relay takes it");
@@ -253,6 +346,31 @@ impl Ws {
 
     pub async fn send_text(&mut self, text: &str) {
         self.send_frame(true, TEXT, text.as_bytes()).await;
+    }
+
+    /// Sends text messages made by number until the relay takes no more, or `most` are sent. Returns how many
+    /// were begun, and what of the last one is still to be sent.
+    pub async fn send_until_blocked(
+        &mut self,
+        most: usize,
+        text: impl Fn(usize) -> String,
+    ) -> (usize, Vec<u8>) {
+        let mut rest = Vec::new();
+        for begun in 1..=most {
+            rest = encode(true, TEXT, text(begun - 1).as_bytes());
+            while !rest.is_empty() {
+                let writing = async { Some(self.socket.write(&rest).await) };
+                let pause = async {
+                    sleep(millis(1)).await;
+                    None
+                };
+                match or(writing, pause).await {
+                    Some(written) => drop(rest.drain(..written.expect("the relay takes it"))),
+                    None => return (begun, rest),
+                }
+            }
+        }
+        (most, rest)
     }
 
     pub async fn send_ping(&mut self, payload: &[u8]) {
@@ -270,7 +388,9 @@ impl Ws {
                 if frame.opcode == PING && self.answers_pings {
                     let pong = encode_with(true, PONG, &frame.payload, Some([1, 2, 3, 4]));
                     let _ = self.socket.write_all(&pong).await;
+                    self.unproven &= !frame.is_proof_ping();
                 }
+                self.unproven |= frame.opcode == TEXT && is_envelope_of_a_message(&frame.payload);
                 return Ok(frame);
             }
             if self.fill().await? == 0 {
@@ -323,6 +443,16 @@ impl Ws {
         }
     }
 
+    /// The next frame of any kind but a ping that asks what a binary has read.
+    pub async fn read_besides_proofs(&mut self) -> Received {
+        loop {
+            let frame = self.read_frame().await;
+            if !frame.is_proof_ping() {
+                return frame;
+            }
+        }
+    }
+
     /// The next message, which must be text.
     pub async fn read_text(&mut self) -> String {
         let frame = self.read().await;
@@ -335,6 +465,13 @@ impl Ws {
         let frame = self.read().await;
         assert_eq!(frame.opcode, CLOSE, "{frame:?}");
         assert_eq!(frame.close(), (code, reason.to_owned()));
+        self.expect_end().await;
+    }
+
+    /// Expects a close frame with this code, whatever the reason says.
+    pub async fn expect_close_code(&mut self, code: u16) {
+        let frame = self.read().await;
+        assert_eq!((frame.opcode, frame.close().0), (CLOSE, code), "{frame:?}");
         self.expect_end().await;
     }
 
@@ -363,6 +500,22 @@ impl Ws {
         }
     }
 
+    /// Proves to the relay what this binary has read: answers the ping that follows it, and sees that the
+    /// relay has the answer.
+    pub async fn prove(&mut self) {
+        assert!(self.answers_pings, "who plays dead proves nothing");
+        while self.unproven {
+            let frame = self.read_frame().await;
+            assert_eq!(frame.opcode, PING, "{frame:?} while only a ping was due");
+        }
+        self.sync().await;
+    }
+
+    /// Ends what is sent, and reads on.
+    pub fn shut_down_writing(&self) {
+        self.socket.shut_down(Shutdown::Write);
+    }
+
     /// Ends the connection without a close frame.
     pub fn drop_connection(self) {
         self.socket.shut_down(Shutdown::Both);
@@ -374,5 +527,14 @@ impl Ws {
     }
 }
 
+/// Whether it is an envelope around a message, and no close notice.
+fn is_envelope_of_a_message(payload: &[u8]) -> bool {
+    // The longest `conn_id` ends well before that.
+    let key = b"\"frame\":";
+    payload.windows(key.len()).take(1024).any(|bytes| bytes == key)
+}
+
+/// What a client that takes in little receives ahead.
+const NARROW: usize = 4096;
 /// How long a test waits for what must be logged, by the simulated clock.
 const PATIENCE: Duration = secs(3600);

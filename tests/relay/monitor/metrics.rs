@@ -1,16 +1,13 @@
 //! Each event moves exactly the samples that name it, by one or by what they measure, and no other
 //! sample of the whole page.
 
-use std::io::Write as _;
 use std::time::Instant;
 
 use serde_json::Value;
 
 use super::{Samples, expect_moved, get, monitored, samples, wait_until};
 use crate::rig::ws::{self, Ws};
-use crate::rig::{
-    Relay, UPGRADE, binary_head, connect, connect_narrow, envelope, fresh_id, millis, phone_head,
-};
+use crate::rig::{Relay, UPGRADE, binary_head, connect, envelope, fresh_id, millis, phone_head};
 use crate::stop::LateRequests;
 
 /// What a queue adds to a message.
@@ -403,7 +400,7 @@ fn a_request_that_comes_too_late_for_a_stop_is_a_refusal_too() {
         let id = fresh_id("late");
         let mut binary = relay.binary(&id);
         // The relay, and with it its page, stays for a phone that does not take what it is sent.
-        let (stalled, conn_id) = narrow_phone(&relay, &id);
+        let (stalled, conn_id) = relay.narrow_phone(&id);
         for _ in 0..50 {
             binary.send_text(&envelope(&conn_id, &format!("\"{}\"", "x".repeat(100_000))));
         }
@@ -459,7 +456,7 @@ fn what_is_queued_for_a_phone_is_what_was_sent_and_not_forwarded() {
     let relay = monitored(&[]);
     let id = fresh_id("queued");
     let mut binary = relay.binary(&id);
-    let (phone, conn_id) = narrow_phone(&relay, &id);
+    let (phone, conn_id) = relay.narrow_phone(&id);
     let before = samples(relay.metrics.unwrap());
     let frame = format!("\"{}\"", "x".repeat(60_000));
     let count = 100_u32;
@@ -486,8 +483,8 @@ fn a_phone_closed_for_the_budget_moves_the_evictions() {
     let relay = monitored(&["--max-queue-bytes", "2MiB", "--memory-budget", "3MiB"]);
     let id = fresh_id("budget");
     let mut binary = relay.binary(&id);
-    let (first, first_id) = narrow_phone(&relay, &id);
-    let (second, second_id) = narrow_phone(&relay, &id);
+    let (first, first_id) = relay.narrow_phone(&id);
+    let (second, second_id) = relay.narrow_phone(&id);
     let watch = Watch::begin(&relay);
     let frame = format!("\"{}\"", "x".repeat(100_000));
     // Far more than the kernel takes off the two queues, and the first one's is the longer.
@@ -509,17 +506,6 @@ fn a_phone_closed_for_the_budget_moves_the_evictions() {
         .collect();
     assert_eq!(others, ["pyrycode_relay_connected_phones"], "{moved:#?}");
     drop((first, second));
-}
-
-/// A phone with a receive buffer so small that the relay cannot write much ahead of it, and its
-/// connection id.
-fn narrow_phone(relay: &Relay, id: &str) -> (Ws, String) {
-    let seen = crate::rig::events::mark();
-    let mut stream = connect_narrow(relay.address);
-    stream.write_all(phone_head(id).as_bytes()).unwrap();
-    let phone = Ws::after_request(stream);
-    let line = crate::rig::events::wait_after(seen, "phone_registered", &[("server_id", id)]);
-    (phone, crate::rig::events::field(&line, "conn_id"))
 }
 
 #[test]

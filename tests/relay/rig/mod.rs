@@ -158,6 +158,15 @@ impl Relay {
         Ws::after_request(stream)
     }
 
+    /// A registered phone that has such a buffer, and its connection id.
+    pub fn narrow_phone(&self, id: &str) -> (Ws, String) {
+        let seen = events::mark();
+        let mut stream = connect_narrow(self.address);
+        stream.write_all(phone_head(id).as_bytes()).unwrap();
+        let line = events::wait_after(seen, "phone_registered", &[("server_id", id)]);
+        (Ws::after_request(stream), events::field(&line, "conn_id"))
+    }
+
     /// A phone at `id`.
     pub fn phone(&self, id: &str) -> Ws {
         Ws::upgrade(self.address, &phone_head(id))
@@ -284,6 +293,11 @@ pub fn phone_head(id: &str) -> String {
 /// The envelope around a frame.
 pub fn envelope(conn_id: &str, frame: &str) -> String {
     format!(r#"{{"conn_id":"{conn_id}","frame":{frame}}}"#)
+}
+
+/// The `number`th of many messages that differ.
+pub fn large_message(number: usize) -> String {
+    format!("\"{number:06}{}\"", "x".repeat(60_000))
 }
 
 /// The close notice for a phone.
