@@ -1,11 +1,9 @@
-//! The grace window and what survives it.
-
-use std::time::{Duration, Instant};
+//! The grace window and what survives it. Where time decides: `tests/simulation/grace.rs`.
 
 use crate::monitor::{monitored, samples};
-use crate::rig::events::{self, Event};
+use crate::rig::events;
 use crate::rig::ws::{CLOSE, PING, TEXT, encode};
-use crate::rig::{Relay, Ws, binary_head, deadline, envelope, fresh_id, millis, notice, scaled};
+use crate::rig::{Relay, Ws, binary_head, envelope, fresh_id, notice};
 
 const RECLAIMED: &str = "binary reclaimed server-id";
 
@@ -48,109 +46,6 @@ fn phones_stay_attached_under_their_own_ids_in_both_directions() {
     }
     assert_eq!(relay.health(), (1, 2));
     assert_eq!(events::count("phone_unregistered", &[("server_id", &id)]), 0);
-}
-
-#[test]
-fn a_binary_that_closes_keeps_its_server_id_for_the_window_and_no_longer() {
-    keeps_its_server_id_for_the_window(close);
-}
-
-#[test]
-fn a_binary_that_drops_keeps_its_server_id_for_the_window_and_no_longer() {
-    keeps_its_server_id_for_the_window(Ws::drop_connection);
-}
-
-#[test]
-fn a_binary_that_resets_keeps_its_server_id_for_the_window_and_no_longer() {
-    keeps_its_server_id_for_the_window(Ws::reset);
-}
-
-fn keeps_its_server_id_for_the_window(end: fn(Ws)) {
-    let grace = scaled(Duration::from_millis(1200));
-    let relay = Relay::start(&["--grace", &millis(1200)]);
-    let id = fresh_id("expiry");
-    let binary = relay.binary(&id);
-    let began = Instant::now();
-    end(binary);
-    let released = events::wait("server_released", &[("server_id", &id)]);
-    assert_fields(&released, &[("server_id", &id)]);
-    assert_eq!(relay.health(), (0, 0));
-    let (mut phone, conn_id) = relay.registered_phone(&id);
-    phone.send_text("\"hello?\"");
-    phone.sync();
-    assert_eq!(relay.health(), (0, 1));
-
-    let expired = events::wait("server_expired", &[("server_id", &id)]);
-    assert!(began.elapsed() >= grace, "released after {:?}", began.elapsed());
-    assert_fields(&expired, &[("server_id", &id), ("phones", "1")]);
-    phone.expect_close(4404, "no server with that id");
-    let left = events::wait("phone_unregistered", &[("conn_id", &conn_id)]);
-    assert_eq!(events::field(&left, "reason"), "no server with that id");
-    relay.phone(&id).expect_close(4404, "no server with that id");
-    assert_eq!(relay.health(), (0, 0));
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 1);
-}
-
-#[test]
-fn an_expired_window_leaves_nothing_to_the_next_claim() {
-    let relay = Relay::start(&["--grace", &millis(150)]);
-    let id = fresh_id("forgotten");
-    let (mut binary, mut phone, conn_id) = relay.pair(&id);
-    assert_talk(&mut binary, &mut phone, &conn_id);
-    binary.reset();
-    phone.send_text("\"into the void\"");
-    phone.expect_close(4404, "no server with that id");
-    let mut binary = relay.binary(&id);
-    binary.sync();
-    binary.send_text(&envelope(&conn_id, "1"));
-    assert_eq!(binary.read_text(), notice(&conn_id, 1001), "an id like any unknown one");
-}
-
-#[test]
-fn a_stale_timer_never_releases_a_newer_claim() {
-    let relay = Relay::start(&["--grace", &millis(400)]);
-    let id = fresh_id("stale");
-    let (binary, mut phone, conn_id) = relay.pair(&id);
-    end_and_wait(Ws::drop_connection, binary, &id);
-    let mut binary = relay.binary(&id);
-    relay.let_a_window_pass();
-    assert_talk(&mut binary, &mut phone, &conn_id);
-    assert_eq!(relay.health(), (1, 1));
-    assert_eq!(events::count("server_expired", &[("server_id", &id)]), 0);
-}
-
-#[test]
-fn stale_timers_of_50_quick_reconnects_release_nothing() {
-    let relay = Relay::start(&["--grace", &millis(1000)]);
-    let id = fresh_id("flapping");
-    let (mut binary, mut phone, conn_id) = relay.pair(&id);
-    let ends = [close, Ws::drop_connection, Ws::reset];
-    for round in 0..50 {
-        ends[round % 3](binary);
-        events::wait_nth(0, "server_released", &[("server_id", &id)], round + 1);
-        binary = relay.binary(&id);
-    }
-    relay.let_a_window_pass();
-    assert_talk(&mut binary, &mut phone, &conn_id);
-    assert_eq!(relay.health(), (1, 1));
-    assert_eq!(events::count("server_expired", &[("server_id", &id)]), 0);
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 50);
-}
-
-#[test]
-fn every_disconnect_gets_a_whole_window_of_its_own() {
-    let grace = scaled(Duration::from_millis(600));
-    let relay = Relay::start(&["--grace", &millis(600)]);
-    let id = fresh_id("anew");
-    let (binary, mut phone, _) = relay.pair(&id);
-    end_and_wait(Ws::reset, binary, &id);
-    let binary = relay.binary(&id);
-    let (mut witness, _) = relay.registered_phone(&id);
-    witness.sync();
-    let began = Instant::now();
-    binary.reset();
-    phone.expect_close(4404, "no server with that id");
-    assert!(began.elapsed() >= grace, "released after {:?}", began.elapsed());
 }
 
 #[test]
@@ -197,31 +92,6 @@ fn half_a_message_of_a_binary_dies_with_its_connection() {
     end_and_wait(Ws::drop_connection, binary, &id);
     let mut binary = relay.binary(&id);
     assert_talk(&mut binary, &mut phone, &conn_id);
-}
-
-#[test]
-fn half_a_message_of_a_binary_costs_every_session_since_nobody_knows_whose_it_is() {
-    let timeout = millis(300);
-    let ends: [fn(Ws); 3] = [Ws::reset, Ws::drop_connection, |mut binary| {
-        binary.expect_close(1008, "message timeout");
-    }];
-    for end in ends {
-        let relay = Relay::start(&["--message-timeout", &timeout]);
-        let id = fresh_id("half");
-        let (mut binary, mut phone, conn_id) = relay.pair(&id);
-        let mut fresh = relay.phone(&id);
-        phone.send_text("1");
-        assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
-        binary.prove();
-        let frame = encode(true, TEXT, envelope(&conn_id, "\"half\"").as_bytes());
-        binary.send_raw(&frame[..frame.len() - 1]);
-        end_and_wait(end, binary, &id);
-        let mut binary = relay.binary(&id);
-        phone.expect_close(4404, "binary reclaimed server-id");
-        assert_eq!(binary.read_text(), notice(&conn_id, 4404));
-        fresh.send_text("\"no session yet\"");
-        assert!(binary.read_text().contains("no session yet"));
-    }
 }
 
 #[test]
@@ -470,114 +340,6 @@ fn phones_are_pushed_back_in_the_window_and_everything_arrives_after_it() {
 }
 
 #[test]
-fn a_phone_held_back_when_the_window_passes_is_closed_like_the_others() {
-    let relay = Relay::start(&[
-        "--max-frame-bytes",
-        "16KiB",
-        "--max-slot-queue-bytes",
-        "64KiB",
-        "--grace",
-        &millis(800),
-    ]);
-    let id = fresh_id("stuck");
-    let (binary, mut phone, _) = relay.pair(&id);
-    end_and_wait(Ws::reset, binary, &id);
-    let text = |number| numbered(number, 10_000);
-    phone.send_until_blocked(16, text);
-    phone.expect_close(4404, "no server with that id");
-    assert_eq!(relay.health(), (0, 0));
-}
-
-#[test]
-fn after_a_heartbeat_timeout_the_phones_are_closed_at_the_claim_and_not_before() {
-    let relay =
-        Relay::start(&["--heartbeat-interval", &millis(600), "--heartbeat-timeout", &millis(600)]);
-    let id = fresh_id("silence");
-    let (mut binary, mut known, known_id) = relay.pair(&id);
-    let (mut unknown, unknown_id) = relay.registered_phone(&id);
-    assert_talk(&mut binary, &mut known, &known_id);
-    binary.answers_pings = false;
-    let until = Instant::now() + deadline();
-    while events::count("server_released", &[("server_id", &id)]) == 0 {
-        assert!(Instant::now() < until, "a silent binary is still there");
-        for phone in [&mut known, &mut unknown] {
-            phone.sync();
-        }
-    }
-    binary.expect_close(1011, "heartbeat timeout");
-    for phone in [&mut known, &mut unknown] {
-        phone.send_text("\"kept, it seems\"");
-        phone.sync();
-    }
-    assert_eq!(relay.health(), (0, 2));
-    let mut binary = relay.binary(&id);
-    known.expect_close(4404, RECLAIMED);
-    let left = events::wait("phone_unregistered", &[("conn_id", &known_id)]);
-    assert_eq!(events::field(&left, "reason"), RECLAIMED);
-    // Of a phone that the silent binary never heard of, nothing can be lost.
-    assert_eq!(binary.read_text(), envelope(&unknown_id, "\"kept, it seems\""));
-    assert_eq!(binary.read_text(), notice(&known_id, 4404), "and nothing that was kept for it");
-    binary.sync();
-    assert_talk(&mut binary, &mut unknown, &unknown_id);
-    assert_eq!(events::count("server_id_takeover", &[("server_id", &id)]), 0);
-}
-
-#[test]
-fn after_a_write_timeout_the_phones_are_closed_at_the_claim_but_not_those_that_came_later() {
-    let relay = Relay::start(&["--write-timeout", &millis(500), "--max-slot-queue-bytes", "8MiB"]);
-    let id = fresh_id("deafness");
-    let (_stalled, mut known, known_id) = stall_a_binary(&relay, &id);
-    events::wait("server_released", &[("server_id", &id)]);
-    let (mut late, late_id) = relay.registered_phone(&id);
-    late.send_text("\"fresh\"");
-    late.sync();
-    known.send_text("\"stale\"");
-    known.sync();
-
-    let mut binary = relay.binary(&id);
-    known.expect_close(4404, RECLAIMED);
-    let mut got = [binary.read_text(), binary.read_text()];
-    got.sort();
-    let mut expected = [envelope(&late_id, "\"fresh\""), notice(&known_id, 4404)];
-    expected.sort();
-    assert_eq!(got, expected);
-    assert_talk(&mut binary, &mut late, &late_id);
-    binary.send_text(&notice(&late_id, 4421));
-    late.expect_close_code(4421);
-}
-
-#[test]
-fn a_holder_that_falls_silent_during_its_probe_costs_its_phones_their_sessions_too() {
-    let relay = Relay::start(&[
-        "--probe-timeout",
-        "10m",
-        "--write-timeout",
-        &millis(500),
-        "--max-slot-queue-bytes",
-        "8MiB",
-    ]);
-    let id = fresh_id("fading");
-    let (_stalled, mut known, known_id) = stall_a_binary(&relay, &id);
-    let mut newcomer = relay.binary(&id);
-    known.expect_close(4404, RECLAIMED);
-    assert_eq!(newcomer.read_text(), notice(&known_id, 4404));
-    newcomer.sync();
-    assert_eq!(relay.health(), (1, 0));
-}
-
-#[test]
-fn what_was_kept_for_a_silent_holder_is_dropped_at_the_takeover() {
-    let relay = Relay::start(&["--probe-timeout", &millis(300), "--max-slot-queue-bytes", "8MiB"]);
-    let id = fresh_id("dropped");
-    let (_stalled, mut known, known_id) = stall_a_binary(&relay, &id);
-    let mut newcomer = relay.binary(&id);
-    known.expect_close(4404, RECLAIMED);
-    events::wait("server_id_takeover", &[("server_id", &id)]);
-    assert_eq!(newcomer.read_text(), notice(&known_id, 4404));
-    newcomer.sync();
-}
-
-#[test]
 fn a_phone_that_joins_in_the_window_is_served_by_the_next_connection() {
     let relay = Relay::start(&[]);
     let id = fresh_id("joins");
@@ -698,22 +460,6 @@ fn the_phone_cap_holds_in_the_window() {
 }
 
 #[test]
-fn slots_in_their_window_count_against_the_connection_cap() {
-    let relay = Relay::start(&["--max-connections", "2", "--grace", &millis(800)]);
-    let (one, two) = (fresh_id("slot"), fresh_id("slot"));
-    for id in [&one, &two] {
-        end_and_wait(Ws::reset, relay.binary(id), id);
-    }
-    let (head, _) = relay.request(binary_head(&fresh_id("slot")));
-    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
-    assert!(head.contains("\r\nRetry-After: "), "{head}");
-    let mut binary = relay.binary(&one);
-    events::wait("server_expired", &[("server_id", &two)]);
-    relay.binary(&fresh_id("slot")).sync();
-    binary.sync();
-}
-
-#[test]
 fn a_stop_in_the_window_closes_the_phones() {
     let relay = Relay::start(&[]);
     let id = fresh_id("stop");
@@ -824,19 +570,6 @@ fn end_and_wait(end: fn(Ws), binary: Ws, id: &str) {
     events::wait("server_released", &[("server_id", id)]);
 }
 
-/// A binary that stops reading in the middle of what its one phone sends, and that knows the
-/// phone.
-fn stall_a_binary(relay: &Relay, id: &str) -> (Ws, Ws, String) {
-    let mut binary = relay.narrow_binary(id);
-    let (mut phone, conn_id) = relay.registered_phone(id);
-    assert_talk(&mut binary, &mut phone, &conn_id);
-    for number in 0..10 {
-        phone.send_text(&large(number));
-    }
-    phone.sync();
-    (binary, phone, conn_id)
-}
-
 /// A binary that stops reading in the middle of what ten phones send, one large message each. It knows
 /// all of them, and has proved that.
 fn stall_a_binary_of_many(relay: &Relay, id: &str) -> (Ws, Vec<(Ws, String)>) {
@@ -908,11 +641,4 @@ fn assert_talk(binary: &mut Ws, phone: &mut Ws, conn_id: &str) {
     assert_eq!(binary.read_text(), envelope(conn_id, &text));
     binary.send_text(&envelope(conn_id, &text));
     assert_eq!(phone.read_text(), text);
-}
-
-/// Exactly these fields, in this order.
-fn assert_fields(event: &Event, expected: &[(&str, &str)]) {
-    let fields: Vec<_> =
-        event.fields.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    assert_eq!(fields, expected, "{}", event.name);
 }

@@ -10,6 +10,7 @@
 #[path = "../actors/mod.rs"]
 mod actors;
 mod events;
+mod grace;
 mod household;
 mod network;
 mod plan;

@@ -284,6 +284,11 @@ pub fn large_message(number: usize) -> String {
     format!("\"{number:06}{}\"", "x".repeat(60_000))
 }
 
+/// Message `number` of `length` bytes and a few, a JSON string.
+pub fn numbered(number: usize, length: usize) -> String {
+    format!("\"{number}:{}\"", "x".repeat(length))
+}
+
 /// A message each way, and nothing else before it.
 pub async fn assert_talk(binary: &mut Ws, phone: &mut Ws, conn_id: &str) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -337,6 +342,11 @@ impl Ws {
     /// Sends bytes as they are.
     pub async fn send_raw(&mut self, bytes: &[u8]) {
         self.socket.write_all(bytes).await.expect("the relay takes it");
+    }
+
+    /// The same, or says that the connection is broken.
+    pub async fn try_send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.write_all(bytes).await
     }
 
     /// Sends a masked frame.
@@ -401,8 +411,7 @@ impl Ws {
 
     /// Sends a message, or says that the connection is broken.
     pub async fn try_send_text(&mut self, text: &str) -> io::Result<()> {
-        let frame = encode_with(true, TEXT, text.as_bytes(), Some([1, 2, 3, 4]));
-        self.socket.write_all(&frame).await
+        self.try_send_raw(&encode(true, TEXT, text.as_bytes())).await
     }
 
     /// The next frame of any kind if one comes before `time`, or the error of the socket.
