@@ -1,11 +1,11 @@
-//! Claiming a server-id: the first wins, a silent holder loses, a loser owns nothing.
+//! Claiming a server-id: the first wins, a silent holder loses, a loser owns nothing. Where time decides:
+//! `tests/simulation/claims.rs`.
 
 use std::io::{Read as _, Write as _};
-use std::time::{Duration, Instant};
 
 use crate::rig::events::{self, Event};
 use crate::rig::ws::{PING, PONG, TEXT, encode};
-use crate::rig::{Relay, Ws, binary_head, connect, envelope, fresh_id, millis, notice, phone_head};
+use crate::rig::{Relay, Ws, binary_head, connect, envelope, fresh_id, notice, phone_head};
 
 /// Long enough that no test waits for it: what happens sooner has another reason.
 const NEVER: &str = "10m";
@@ -163,24 +163,6 @@ fn a_second_claim_loses_against_a_holder_that_answers() {
 }
 
 #[test]
-fn the_end_of_a_loser_releases_schedules_and_counts_nothing() {
-    let relay = Relay::start(&["--grace", &millis(150)]);
-    let id = fresh_id("loser");
-    let (mut holder, mut phone, conn_id) = relay.pair(&id);
-    for end in [Ws::reset, Ws::drop_connection, drop::<Ws>] {
-        let (mut loser, payload) = contest(&relay, &id, &mut holder);
-        holder.send_frame(true, PONG, &payload);
-        loser.expect_close(4409, "server-id already claimed");
-        end(loser);
-    }
-    relay.let_a_window_pass();
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 0);
-    assert_eq!(events::count("server_expired", &[("server_id", &id)]), 0);
-    assert_talk(&mut holder, &mut phone, &conn_id);
-    assert_eq!(relay.health(), (1, 1));
-}
-
-#[test]
 fn messages_pass_between_holder_and_phones_while_the_holder_is_probed() {
     let relay = Relay::start(&["--probe-timeout", NEVER]);
     let id = fresh_id("busy");
@@ -205,126 +187,6 @@ fn nothing_that_a_loser_sends_reaches_a_phone() {
     holder.send_frame(true, PONG, &payload);
     newcomer.expect_close(4409, "server-id already claimed");
     assert_talk(&mut holder, &mut phone, &conn_id);
-}
-
-#[test]
-fn a_silent_holder_is_taken_over() {
-    let relay = Relay::start(&["--probe-timeout", &millis(1200)]);
-    let id = fresh_id("ghost");
-    let (mut holder, mut known, known_id) = relay.pair(&id);
-    let (mut unknown, unknown_id) = relay.registered_phone(&id);
-    known.send_text("1");
-    assert_eq!(holder.read_text(), envelope(&known_id, "1"));
-    holder.answers_pings = false;
-    let began = Instant::now();
-    let mut newcomer = relay.binary(&id);
-    known.expect_close(4404, "binary reclaimed server-id");
-    assert!(began.elapsed() >= Duration::from_millis(1200), "not before the timeout");
-    holder.expect_close(1011, "heartbeat timeout");
-    let event = events::wait("server_id_takeover", &[("server_id", &id)]);
-    assert_fields(&event, &[("server_id", &id), ("remote", "127.0.0.1")]);
-    events::wait_nth(0, "server_claimed", &[("server_id", &id)], 2);
-    let event = events::wait("server_reclaimed", &[("server_id", &id)]);
-    assert_fields(
-        &event,
-        &[("server_id", &id), ("kept", "1"), ("closed", "1"), ("reason", "silent")],
-    );
-    let event = events::wait("phone_unregistered", &[("conn_id", &known_id)]);
-    assert_eq!(events::field(&event, "reason"), "binary reclaimed server-id");
-    assert_eq!(newcomer.read_text(), notice(&known_id, 4404));
-    newcomer.sync();
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 0);
-    assert_eq!(events::count("server_id_conflict", &[("server_id", &id)]), 0);
-    assert_eq!(relay.health(), (1, 1));
-    // Nothing of this one can be lost.
-    assert_talk(&mut newcomer, &mut unknown, &unknown_id);
-    let (mut phone, conn_id) = relay.registered_phone(&id);
-    assert_talk(&mut newcomer, &mut phone, &conn_id);
-}
-
-#[test]
-fn the_end_of_a_holder_that_was_taken_over_releases_nothing() {
-    let relay = Relay::start(&["--probe-timeout", &millis(100), "--grace", &millis(200)]);
-    let id = fresh_id("revenant");
-    let mut holder = relay.binary(&id);
-    let (mut newcomer, payload) = contest(&relay, &id, &mut holder);
-    events::wait("server_id_takeover", &[("server_id", &id)]);
-    let (mut phone, conn_id) = relay.registered_phone(&id);
-    holder.send_frame(true, PONG, &payload);
-    holder.send_text(&envelope(&conn_id, "\"from the grave\""));
-    holder.send_text(&notice(&conn_id, 4401));
-    holder.expect_close(1011, "heartbeat timeout");
-    holder.reset();
-    relay.let_a_window_pass();
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 0);
-    assert_talk(&mut newcomer, &mut phone, &conn_id);
-    assert_eq!(relay.health(), (1, 1));
-}
-
-#[test]
-fn a_single_byte_later_than_a_second_after_the_ping_is_an_answer() {
-    let relay = Relay::start(&["--probe-timeout", NEVER, "--grace", "1100ms"]);
-    let id = fresh_id("byte");
-    let (mut holder, mut phone, conn_id) = relay.pair(&id);
-    let (mut newcomer, _) = contest(&relay, &id, &mut holder);
-    relay.let_a_window_pass();
-    let frame = encode(true, TEXT, envelope(&conn_id, "\"slow\"").as_bytes());
-    holder.send_raw(&frame[..1]);
-    newcomer.expect_close(4409, "server-id already claimed");
-    holder.send_raw(&frame[1..]);
-    assert_eq!(phone.read_text(), "\"slow\"");
-    assert_eq!(events::count("server_id_takeover", &[("server_id", &id)]), 0);
-}
-
-#[test]
-fn neither_early_bytes_nor_a_strange_pong_answer_a_probe() {
-    let relay = Relay::start(&["--probe-timeout", &millis(1200)]);
-    // What is sent later than a second after the ping would be an answer: then once more.
-    for attempt in 0.. {
-        assert!(attempt < 5, "a machine this slow cannot tell");
-        let id = fresh_id("deaf");
-        let (mut holder, mut phone, conn_id) = relay.pair(&id);
-        let (mut first, stale) = contest(&relay, &id, &mut holder);
-        holder.send_frame(true, PONG, &stale);
-        first.expect_close(4409, "server-id already claimed");
-        let began = Instant::now();
-        let (mut newcomer, payload) = contest(&relay, &id, &mut holder);
-        assert_ne!(stale, payload);
-        for pong in [&stale[..], b"", &payload[1..], &[&payload[..], b"x"].concat()] {
-            holder.send_frame(true, PONG, pong);
-        }
-        holder.send_text(&envelope(&conn_id, "\"on its way\""));
-        assert_eq!(phone.read_text(), "\"on its way\"");
-        holder.sync();
-        if began.elapsed() < Duration::from_millis(950) {
-            phone.expect_close(4404, "binary reclaimed server-id");
-            holder.expect_close(1011, "heartbeat timeout");
-            newcomer.sync();
-            return;
-        }
-    }
-}
-
-#[test]
-fn what_a_newcomer_sends_during_the_probe_arrives_in_order_after_a_takeover() {
-    let relay = Relay::start(&["--probe-timeout", &millis(100)]);
-    let id = fresh_id("patient");
-    let mut holder = relay.binary(&id);
-    holder.answers_pings = false;
-    // Frames for phones that do not exist are answered one by one.
-    let stranger = |number: usize| format!("client-{id}-{number:016x}");
-    let frame = |number| encode(true, TEXT, envelope(&stranger(number), "1").as_bytes());
-    let head = [binary_head(&id).as_bytes(), &frame(0), &frame(1)[..20]].concat();
-    let mut newcomer = Ws::upgrade_with(relay.address, &head);
-    read_probe(&mut holder);
-    newcomer.send_raw(&frame(1)[20..]);
-    for number in 2..20 {
-        newcomer.send_raw(&frame(number));
-    }
-    for number in 0..20 {
-        assert_eq!(newcomer.read_text(), notice(&stranger(number), 1001));
-    }
-    events::wait("server_id_takeover", &[("server_id", &id)]);
 }
 
 #[test]
@@ -390,88 +252,6 @@ fn a_claim_that_is_refused_during_a_probe_takes_no_connection_while_it_lingers()
     refused.read_to_string(&mut response).unwrap();
     assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
     relay.phone(&id).sync();
-}
-
-#[test]
-fn a_holder_that_closes_during_its_probe_leaves_the_slot_to_the_newcomer_at_once() {
-    newcomer_inherits(|mut holder| {
-        holder.send_close(1000, "");
-        holder.expect_close(1000, "");
-    });
-}
-
-#[test]
-fn the_close_frame_of_a_holder_is_its_end_and_no_answer() {
-    let relay = Relay::start(&["--probe-timeout", NEVER, "--grace", "1100ms"]);
-    let id = fresh_id("farewell");
-    let (mut holder, mut phone, conn_id) = relay.pair(&id);
-    let (mut newcomer, _) = contest(&relay, &id, &mut holder);
-    // From here on any other byte would be an answer.
-    relay.let_a_window_pass();
-    holder.send_close(1001, "");
-    holder.expect_close(1001, "");
-    assert_talk(&mut newcomer, &mut phone, &conn_id);
-    assert_eq!(events::count("server_id_conflict", &[("server_id", &id)]), 0);
-}
-
-#[test]
-fn a_holder_that_drops_during_its_probe_leaves_the_slot_to_the_newcomer_at_once() {
-    newcomer_inherits(Ws::drop_connection);
-}
-
-#[test]
-fn a_holder_that_resets_during_its_probe_leaves_the_slot_to_the_newcomer_at_once() {
-    newcomer_inherits(Ws::reset);
-}
-
-fn newcomer_inherits(end: fn(Ws)) {
-    let relay = Relay::start(&["--probe-timeout", NEVER, "--grace", &millis(200)]);
-    let id = fresh_id("heir");
-    let (mut holder, mut phone, conn_id) = relay.pair(&id);
-    let (mut silent, silent_id) = relay.registered_phone(&id);
-    phone.send_text("1");
-    assert_eq!(holder.read_text(), envelope(&conn_id, "1"));
-    holder.prove();
-    let (mut newcomer, _) = contest(&relay, &id, &mut holder);
-    newcomer.send_text(&envelope(&conn_id, "\"early\""));
-    end(holder);
-    assert_eq!(phone.read_text(), "\"early\"");
-    events::wait_nth(0, "server_claimed", &[("server_id", &id)], 2);
-    relay.let_a_window_pass();
-    for (phone, conn_id) in [(&mut phone, &conn_id), (&mut silent, &silent_id)] {
-        assert_talk(&mut newcomer, phone, conn_id);
-    }
-    assert_eq!(relay.health(), (1, 2));
-    for (name, times) in [
-        ("server_released", 1),
-        ("server_expired", 0),
-        ("server_id_takeover", 0),
-        ("server_id_conflict", 0),
-        ("phone_unregistered", 0),
-    ] {
-        assert_eq!(events::count(name, &[("server_id", &id)]), times, "{name}");
-    }
-}
-
-#[test]
-fn a_newcomer_that_leaves_during_the_probe_takes_nothing_with_it() {
-    let relay = Relay::start(&["--probe-timeout", NEVER, "--grace", &millis(150)]);
-    let id = fresh_id("fickle");
-    let (mut holder, mut phone, conn_id) = relay.pair(&id);
-    for leave in [Ws::reset, Ws::drop_connection] {
-        let (newcomer, payload) = contest(&relay, &id, &mut holder);
-        leave(newcomer);
-        relay.let_a_window_pass();
-        assert_talk(&mut holder, &mut phone, &conn_id);
-        holder.send_frame(true, PONG, &payload);
-        holder.sync();
-        assert_talk(&mut holder, &mut phone, &conn_id);
-    }
-    relay.let_a_window_pass();
-    assert_eq!(events::count("server_released", &[("server_id", &id)]), 0);
-    assert_eq!(events::count("server_claimed", &[("server_id", &id)]), 1);
-    assert_talk(&mut holder, &mut phone, &conn_id);
-    assert_eq!(relay.health(), (1, 1));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 #[path = "../actors/mod.rs"]
 mod actors;
+mod claims;
 mod events;
 mod grace;
 mod household;

@@ -196,14 +196,6 @@ impl Relay {
         (count("connected_binaries"), count("connected_phones"))
     }
 
-    /// Lets a whole grace window pass. Whatever windows began before this call have passed too
-    /// when it returns.
-    pub fn let_a_window_pass(&self) {
-        let id = fresh_id("bystander");
-        self.binary(&id).drop_connection();
-        events::wait("server_expired", &[("server_id", &id)]);
-    }
-
     /// Sends a request as it stands; returns head and body of the response, read to its end.
     pub fn request(&self, text: impl AsRef<[u8]>) -> (String, String) {
         request(self.address, text)
