@@ -1,16 +1,15 @@
 //! How connections end: the close handshake from either side, what the binary is told of a phone
-//! that left, and peers that do not play along.
+//! that left, and peers that do not play along. Where time decides: `tests/simulation/close.rs`.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode, is_timeout};
+use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode};
 use crate::rig::{
-    Relay, Ws, binary_head, connect, deadline, envelope, events, fresh_id, fresh_source, millis,
-    notice, phone_head, scaled,
+    Relay, Ws, binary_head, connect, deadline, envelope, events, fresh_id, notice, phone_head,
 };
 
 #[test]
@@ -357,89 +356,6 @@ fn a_claim_that_loses_gets_its_close_frame_in_spite_of_unread_input() {
     loser.expect_close(4409, "server-id already claimed");
     holder.send_text(&envelope(&conn_id, "1"));
     assert_eq!(phone.read_text(), "1");
-}
-
-#[test]
-fn a_peer_that_never_answers_a_close_is_let_go_after_two_seconds() {
-    let relay = Relay::start(&[]);
-    let (mut binary, mut phone, conn_id) = relay.pair(&fresh_id("mute"));
-    let source = fresh_source();
-    let started = Instant::now();
-    binary.send_text(&notice(&conn_id, 4000));
-    let lost = phone_head(&fresh_id("nobody"));
-    let mut lost = Ws::upgrade_from(source, relay.address, &lost);
-    phone.expect_close(4000, "");
-    lost.expect_close(4404, "no server with that id");
-    events::wait("connection_closed", &[("conn_id", &conn_id)]);
-    events::wait("connection_closed", &[("remote", &source.to_string())]);
-    // The answers were read long ago; that the ends took the time can be told from one side only.
-    assert!(started.elapsed() >= Duration::from_secs(2));
-    binary.sync();
-}
-
-#[test]
-fn a_peer_that_answers_or_ends_is_let_go_before_one_that_does_nothing() {
-    let relay = Relay::start(&[]);
-    let id = fresh_id("answer");
-    let mut binary = relay.binary(&id);
-    let (mut mute, mute_id) = relay.registered_phone(&id);
-    let (mut polite, polite_id) = relay.registered_phone(&id);
-    let (mut ending, ending_id) = relay.registered_phone(&id);
-    let (mut first, first_id) = relay.registered_phone(&id);
-    for conn_id in [&mute_id, &polite_id, &ending_id] {
-        binary.send_text(&notice(conn_id, 4000));
-    }
-    for phone in [&mut mute, &mut polite, &mut ending] {
-        phone.expect_close(4000, "");
-    }
-    first.send_close(1000, "");
-    first.expect_close(1000, "");
-    polite.send_close(4000, "");
-    for phone in [&first, &ending] {
-        phone.stream.shutdown(Shutdown::Write).unwrap();
-    }
-    for conn_id in [&first_id, &polite_id, &ending_id] {
-        events::wait("connection_closed", &[("conn_id", conn_id)]);
-    }
-    assert_eq!(events::count("connection_closed", &[("conn_id", &mute_id)]), 0);
-}
-
-#[test]
-fn a_peer_that_never_stops_sending_is_let_go_after_its_close_frame() {
-    let relay = Relay::start(&[]);
-    let mut phone = relay.phone(&fresh_id("nobody"));
-    phone.expect_close(4404, "no server with that id");
-    let started = Instant::now();
-    let mut written = 0;
-    let error = loop {
-        match phone.stream.write(&[b'x'; 64 * 1024]) {
-            Ok(bytes) => written += bytes,
-            Err(error) => break error,
-        }
-        assert!(started.elapsed() < deadline(), "the relay reads for ever");
-    };
-    assert!(!is_timeout(&error), "the connection is still there");
-    assert!(written >= 1024 * 1024, "cut off after {written} bytes");
-}
-
-#[test]
-fn a_close_frame_that_does_not_get_out_in_time_ends_in_a_reset() {
-    let relay = Relay::start(&["--write-timeout", &millis(3000)]);
-    let (mut binary, mut healthy, healthy_id) = relay.pair(&fresh_id("healthy"));
-    let started = Instant::now();
-    let (_binary, mut phone, conn_id) = stalled_phone(&relay);
-    phone.send_frame(true, 0x3, b"");
-    events::wait("connection_closed", &[("conn_id", &conn_id)]);
-    assert!(started.elapsed() >= scaled(Duration::from_millis(3000)));
-    let error = loop {
-        match phone.try_read_frame() {
-            Ok(frame) => assert_eq!(frame.opcode, TEXT),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    healthy.send_text("1");
-    assert_eq!(binary.read_text(), envelope(&healthy_id, "1"));
 }
 
 /// A binary with a phone that stays while others leave.

@@ -1,4 +1,5 @@
-//! The stop: everybody is told, what is queued goes first, and nobody can delay it.
+//! The stop: everybody is told, and what is queued goes first. That nobody can delay it:
+//! `tests/simulation/stop.rs`.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,8 +9,8 @@ use pyrycode_relay::limits::HEADS_AT_STOP;
 
 use crate::rig::ws;
 use crate::rig::{
-    Relay, binary_head, connect, deadline, envelope, events, fresh_id, large_message, millis,
-    notice, phone_head, scaled,
+    Relay, binary_head, connect, deadline, envelope, events, fresh_id, large_message, notice,
+    phone_head, scaled,
 };
 
 #[test]
@@ -35,37 +36,6 @@ fn a_stop_closes_everyone_with_1001_and_returns_when_all_have_answered() {
         raised.elapsed() < scaled(Duration::from_millis(50_000)),
         "it waits for nobody who has answered"
     );
-}
-
-#[test]
-fn a_stop_ends_in_time_with_peers_that_never_answer_and_peers_that_never_read() {
-    let relay = Relay::start(&["--drain-timeout", &millis(500), "--write-timeout", "100s"]);
-    let id = fresh_id("deaf");
-    let mut deaf_binary = relay.narrow_binary(&id);
-    let (mut deaf_phone, conn_id) = relay.narrow_phone(&id);
-    let (silent_binary, silent_phone, _) = relay.pair(&fresh_id("mute"));
-    for number in 0..6 {
-        deaf_phone.send_text(&large_message(number));
-    }
-    for number in 0..30 {
-        deaf_binary.send_text(&envelope(&conn_id, &large_message(number)));
-    }
-    let mut witness = relay.registered_phone(&id).0;
-    witness.sync();
-    let raised = Instant::now();
-    relay.raise_stop();
-    relay.join();
-    let elapsed = raised.elapsed();
-    assert!(
-        elapsed < scaled(Duration::from_millis(1800)),
-        "{elapsed:?} instead of the drain timeout"
-    );
-    for mut peer in [silent_binary, silent_phone] {
-        peer.expect_close(1001, "shutting down");
-    }
-    for mut peer in [deaf_binary, deaf_phone] {
-        peer.expect_gone();
-    }
 }
 
 #[test]
@@ -107,41 +77,6 @@ fn what_was_queued_for_a_binary_before_the_stop_is_delivered_first() {
 }
 
 #[test]
-fn a_peer_with_a_backlog_that_is_late_to_read_is_told_of_the_stop_ahead_of_it() {
-    let relay = Relay::start(&["--drain-timeout", &millis(3000)]);
-    let id = fresh_id("late-reader");
-    let mut binary = relay.narrow_binary(&id);
-    let (mut late, conn_id) = relay.narrow_phone(&id);
-    for number in 0..40 {
-        binary.send_text(&envelope(&conn_id, &large_message(number)));
-    }
-    let (mut sender, sender_id) = relay.registered_phone(&id);
-    for number in 0..8 {
-        sender.send_text(&large_message(number));
-    }
-    sender.sync();
-    // Everything that the binary sent has been handled by now, too.
-    binary.send_text(&envelope(&sender_id, "\"handled\""));
-    assert_eq!(sender.read_text(), "\"handled\"");
-    relay.raise_stop();
-    sender.expect_close(1001, "shutting down");
-    // Neither reads for more than half of the time.
-    std::thread::sleep(scaled(Duration::from_millis(1700)));
-    for (peer, queued) in [(&mut late, 40), (&mut binary, 8)] {
-        let mut read = 0;
-        let close = loop {
-            let frame = peer.read_besides_proofs();
-            if frame.opcode != ws::TEXT {
-                break frame;
-            }
-            read += 1;
-        };
-        assert_eq!(close.payload, [&1001_u16.to_be_bytes()[..], b"shutting down"].concat());
-        assert!(read < queued, "all {queued} of the backlog came first");
-    }
-}
-
-#[test]
 fn connections_are_refused_after_the_stop() {
     let relay = Relay::start(&["--drain-timeout", "100s"]);
     let address = relay.address;
@@ -160,49 +95,6 @@ fn connections_are_refused_after_the_stop() {
     phone.send_close(1001, "");
     assert_eq!(binary.read().opcode, ws::CLOSE);
     binary.send_close(1001, "");
-    relay.join();
-}
-
-#[test]
-fn request_heads_that_do_not_go_on_are_closed_a_moment_after_the_stop() {
-    let relay = Relay::start(&[
-        "--drain-timeout",
-        "100s",
-        "--write-timeout",
-        "100s",
-        "--header-timeout",
-        "100s",
-    ]);
-    let id = fresh_id("half-a-head");
-    let head = phone_head(&id);
-    let mut halves: Vec<_> = ["", &head[..40]]
-        .iter()
-        .map(|beginning| {
-            let mut stream = connect(relay.address);
-            stream.write_all(beginning.as_bytes()).unwrap();
-            stream
-        })
-        .collect();
-    // Connections are accepted in their order, so with this one the halves have been. It does not
-    // read, and the drain waits for it.
-    let mut binary = relay.binary(&id);
-    let (deaf, conn_id) = relay.narrow_phone(&id);
-    for number in 0..20 {
-        binary.send_text(&envelope(&conn_id, &large_message(number)));
-    }
-    binary.sync();
-    relay.raise_stop();
-    for stream in &mut halves {
-        let mut answer = Vec::new();
-        match stream.read_to_end(&mut answer) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-            Err(error) => panic!("{error} while the drain goes on"),
-        }
-        assert_eq!(answer, b"");
-    }
-    deaf.reset();
-    drop(binary);
     relay.join();
 }
 
@@ -274,18 +166,4 @@ fn a_request_on_its_way_at_a_stop_is_answered_and_not_upgraded_any_more() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert_eq!(answer.contains("\r\nRetry-After: "), status == "503", "{answer}");
     }
-}
-
-#[test]
-fn a_newcomer_whose_probe_is_under_way_hears_of_the_stop() {
-    let relay = Relay::start(&["--drain-timeout", &millis(1000), "--probe-timeout", "100s"]);
-    let id = fresh_id("undecided");
-    let mut holder = relay.binary(&id);
-    holder.answers_pings = false;
-    let mut newcomer = relay.binary(&id);
-    assert_eq!(holder.read_frame().opcode, ws::PING);
-    relay.raise_stop();
-    holder.expect_close(1001, "shutting down");
-    newcomer.expect_close(1001, "shutting down");
-    relay.join();
 }

@@ -10,14 +10,17 @@
 #[path = "../actors/mod.rs"]
 mod actors;
 mod claims;
+mod close;
 mod events;
 mod grace;
 mod household;
 mod network;
 mod plan;
+mod queues;
 mod rig;
 mod run;
 mod sessions;
+mod stop;
 mod timeouts;
 
 use std::sync::Mutex;

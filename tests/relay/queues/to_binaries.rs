@@ -1,13 +1,12 @@
 //! Queues towards binaries: nothing is lost, and phones are pushed back instead.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
     FLOOD_LENGTH, Flooder, flood, introduce, narrow_binary, numbered, patient, read_slowly, settle,
     widen,
 };
-use crate::rig::ws::{PING, PONG, TEXT, encode};
-use crate::rig::{Relay, Ws, envelope, events, fresh_id, millis, notice, scaled};
+use crate::rig::{Relay, Ws, envelope, events, fresh_id, millis, notice};
 
 /// Small queues, so that a stalled binary is soon felt.
 const SMALL: [&str; 4] = ["--max-frame-bytes", "16KiB", "--max-slot-queue-bytes", "128KiB"];
@@ -152,82 +151,6 @@ fn phones_that_flood_together_are_let_in_by_turns() {
     floods.read_until(&mut binary, &counts);
     let mut phones: Vec<_> = flooding.into_iter().map(|phone| phone.join().unwrap()).collect();
     phones.iter_mut().for_each(Ws::sync);
-}
-
-#[test]
-fn a_phone_that_is_held_back_is_judged_by_neither_heartbeat_nor_message_timeout() {
-    let (interval, timeout, message) = (millis(200), millis(900), millis(800));
-    let (relay, mut bystander) = start(&[
-        "--heartbeat-interval",
-        &interval,
-        "--heartbeat-timeout",
-        &timeout,
-        "--message-timeout",
-        &message,
-    ]);
-    let id = fresh_id("unjudged");
-    let mut binary = narrow_binary(&relay, &id);
-    let (flooding, flooding_id) = relay.registered_phone(&id);
-    // It does not read, but it lives.
-    let keep_alive = |binary: &mut Ws| binary.send_frame(true, PONG, b"unsolicited");
-    let flooder = Flooder::new(flooding, || {
-        bystander.sync();
-        keep_alive(&mut binary);
-    });
-    // The lingering ones: one says nothing, one never ends what it began.
-    let (mut silent, silent_id) = relay.registered_phone(&id);
-    let (mut dawdling, dawdling_id) = relay.registered_phone(&id);
-    silent.answers_pings = false;
-    dawdling.send_raw(&encode(true, TEXT, b"\"never ending\"")[..10]);
-    // The pings that this one answers are the clock.
-    let (mut clock, _) = relay.registered_phone(&id);
-    clock.answers_pings = false;
-    let started = Instant::now();
-    for _ in 0..7 {
-        let frame = clock.read_frame();
-        assert_eq!(frame.opcode, PING);
-        clock.send_frame(true, PONG, &frame.payload);
-        keep_alive(&mut binary);
-    }
-    assert!(started.elapsed() > scaled(Duration::from_millis(180 + 900)));
-    let reasons = [(&silent_id, "heartbeat timeout"), (&dawdling_id, "message timeout")];
-    for (conn_id, reason) in reasons {
-        let left = events::wait("phone_unregistered", &[("conn_id", conn_id)]);
-        assert_eq!(events::field(&left, "reason"), reason);
-    }
-    silent.expect_close(1011, "heartbeat timeout");
-    dawdling.expect_close_code(1008);
-    widen(&binary);
-    let (count, flooding) = flooder.finish();
-    Floods::of(&[flooding_id]).read_until(&mut binary, &[count]);
-    flooding.join().unwrap().sync();
-}
-
-#[test]
-fn a_binary_that_stalls_for_longer_than_the_write_timeout_is_cut_and_a_healthy_one_stays() {
-    let timeout = millis(400);
-    let (relay, mut bystander) = start(&["--write-timeout", &timeout]);
-    let (mut other, mut other_phone, other_id) = relay.pair(&fresh_id("healthy"));
-    let id = fresh_id("cut");
-    let mut stalled = narrow_binary(&relay, &id);
-    let (mut phone, conn_id) = relay.registered_phone(&id);
-    introduce(&mut phone, &mut stalled, &conn_id);
-    let started = Instant::now();
-    let flooder = Flooder::new(phone, || bystander.sync());
-    events::wait("server_released", &[("server_id", &id)]);
-    assert!(started.elapsed() >= scaled(Duration::from_millis(400)));
-    assert_eq!(events::count("phone_unregistered", &[("conn_id", &conn_id)]), 0);
-    stalled.expect_gone();
-    introduce(&mut other_phone, &mut other, &other_id);
-    // It fell silent: what its socket had accepted may be lost, so the session is over.
-    let mut binary = relay.binary(&id);
-    let mut phone = flooder.phone;
-    phone.expect_close(4404, "binary reclaimed server-id");
-    let left = events::wait("phone_unregistered", &[("conn_id", &conn_id)]);
-    assert_eq!(events::field(&left, "reason"), "binary reclaimed server-id");
-    assert_eq!(binary.read_text(), notice(&conn_id, 4404), "what was kept is dropped");
-    let (mut phone, conn_id) = relay.registered_phone(&id);
-    introduce(&mut phone, &mut binary, &conn_id);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Queues towards phones.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{deliver, introduce, narrow_phone, numbered, patient, read_slowly, settle, widen};
 use crate::rig::ws::{CLOSE, PONG, TEXT};
-use crate::rig::{envelope, events, fresh_id, millis, notice, scaled};
+use crate::rig::{envelope, events, fresh_id, millis, notice};
 
 /// What the kernel may hold of a stalled narrow connection, generously, and one batch.
 const OUT_OF_REACH: usize = 512 * 1024;
@@ -79,29 +79,6 @@ fn a_phone_that_reads_late_gets_a_whole_file_within_the_bound_in_order() {
         assert!(phone.read_text() == numbered(number, 80_500), "chunk {number}");
     }
     phone.sync();
-}
-
-#[test]
-fn a_phone_that_stalls_below_the_bound_is_cut_after_the_write_timeout() {
-    let timeout = millis(400);
-    let relay = patient(&["--write-timeout", &timeout]);
-    let id = fresh_id("write-timeout");
-    let mut binary = relay.binary(&id);
-    let (mut stalled, stalled_id) = narrow_phone(&relay, &id);
-    let (mut sibling, sibling_id) = relay.registered_phone(&id);
-    introduce(&mut stalled, &mut binary, &stalled_id);
-    let started = Instant::now();
-    for number in 0..64 {
-        deliver(&mut binary, &stalled_id, &numbered(number, 16 * 1024));
-    }
-    let left = events::wait("phone_unregistered", &[("conn_id", &stalled_id)]);
-    assert!(started.elapsed() >= scaled(Duration::from_millis(400)));
-    assert_eq!(events::field(&left, "reason"), "write timeout");
-    assert_eq!(binary.read_text(), notice(&stalled_id, 1001));
-    stalled.expect_gone();
-    binary.send_text(&envelope(&sibling_id, "\"healthy\""));
-    assert_eq!(sibling.read_text(), "\"healthy\"");
-    introduce(&mut sibling, &mut binary, &sibling_id);
 }
 
 #[test]
