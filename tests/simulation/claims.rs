@@ -34,6 +34,8 @@ fn a_silent_holder_is_taken_over() {
         let (mut unknown, unknown_id) = rig.registered_phone("ghost").await;
         known.send_text("1").await;
         assert_eq!(holder.read_text().await, envelope(&known_id, "1"));
+        // Its session is whole by every other rule.
+        holder.prove().await;
         holder.answers_pings = false;
         let began = clock::now();
         let mut newcomer = rig.binary("ghost").await;

@@ -197,6 +197,8 @@ fn after_a_heartbeat_timeout_the_phones_are_closed_at_the_claim_and_not_before()
         let (mut binary, mut known, known_id) = rig.pair("silence").await;
         let (mut unknown, unknown_id) = rig.registered_phone("silence").await;
         assert_talk(&mut binary, &mut known, &known_id).await;
+        // Its session is whole by every other rule.
+        binary.prove().await;
         let silent_since = clock::now();
         binary.answers_pings = false;
         while rig.count("server_released", &[]) == 0 {

@@ -56,7 +56,13 @@ pub fn simulate(arguments: &[&str], test: impl AsyncFnOnce(&Rig)) {
         segment: usize::MAX,
         buffers: [64 * 1024; 2],
     };
-    simulate_over(path, 1, arguments, test);
+    simulate_over(path, 1, arguments, async |rig| {
+        let too_long = async {
+            sleep(LONGEST).await;
+            panic!("the test waits for what does not come");
+        };
+        or(test(rig), too_long).await;
+    });
 }
 
 /// The same over paths like `path`, with random numbers from a seed.
@@ -545,5 +551,7 @@ fn is_envelope_of_a_message(payload: &[u8]) -> bool {
 
 /// What a client that takes in little receives ahead.
 const NARROW: usize = 4096;
+/// How long a test may take, by the simulated clock: pings keep it going for ever.
+const LONGEST: Duration = secs(24 * 3600);
 /// How long a test waits for what must be logged, by the simulated clock.
 const PATIENCE: Duration = secs(3600);
