@@ -2,7 +2,8 @@
 //! reconnects, restarts of the relay, and a machine that stands still once a day.
 //!
 //! What must hold: a ping comes when it is due, every message arrives once and in order, and nobody loses a
-//! connection that he did not end himself, but for a restart, or for a reclaim amid messages.
+//! connection that he did not end himself, but for a restart, for a reclaim amid messages, or because his
+//! daemon says nothing behind a reclaim. Then he must. While nothing is under way the relay holds no memory.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,7 +29,7 @@ use crate::actors::site::Site;
 use crate::actors::wire::{CLOSE, Network as _, PING, PONG, Socket, TEXT};
 use crate::events;
 use crate::network::{Network, Path};
-use crate::run::{EventLoop, Flag};
+use crate::run::{EventLoop, Flag, leftover};
 
 /// What happens to a household.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +90,10 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         stalled: Cell::new(clock::now()),
         stop: RefCell::new(Stop::new()),
         restarted: Cell::new(clock::now()),
-        reclaimed: Cell::new(None),
+        relay: RefCell::default(),
+        empty: Cell::new(clock::now()),
+        unconfirmed: Cell::default(),
+        refuted: Cell::default(),
     });
     executor.spawn(daemon(Rc::clone(&home))).detach();
     for number in 1..=3 {
@@ -110,6 +114,9 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         let all = ["pyrycode-relay", "--rate-limit", "off"];
         let config = Config::from_options(Options::parse_arguments(all).unwrap()).unwrap();
         let relay = Relay::new(config, stop.clone());
+        *home.relay.borrow_mut() = Rc::downgrade(&relay);
+        home.empty.set(clock::now());
+        home.unconfirmed.set(None);
         let relays = LocalExecutor::new();
         network.listen();
         let reload = Reload::new();
@@ -118,11 +125,11 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         event_loop.run(working.as_mut(), |line| home.hear(line), || stop.raise())?;
         drop(working);
         drop(relays);
-        let counts = relay.registry.counts();
+        let left = leftover(&relay, &network);
         let ledger = Rc::clone(&relay.ledger);
         drop(relay);
-        if (counts.binaries, counts.phones, ledger.total(), network.sockets()) != (0, 0, 0, 0) {
-            return Err(format!("something is left after a stop: {counts:?}{}", network.report()));
+        if (left, ledger.total()) != (None, 0) {
+            return Err(format!("something is left after a stop: {left:?}{}", network.report()));
         }
     }
     let mut figures = home.figures.get();
@@ -145,8 +152,13 @@ struct Home {
     stop: RefCell<Stop>,
     /// When the relay was told to stop.
     restarted: Cell<Instant>,
-    /// When phones were last closed at a reclaim.
-    reclaimed: Cell<Option<Instant>>,
+    relay: RefCell<Weak<Relay>>,
+    /// When the relay was last seen to hold nothing for anybody.
+    empty: Cell<Instant>,
+    /// Since when the daemon has said nothing to its phones that were kept, and how many these are.
+    unconfirmed: Cell<Option<(Instant, u64)>>,
+    /// When phones were last closed because the daemon had said nothing.
+    refuted: Cell<Option<Instant>>,
 }
 
 /// Messages counted both ways.
@@ -188,14 +200,60 @@ impl Home {
                 figures.kept += kept;
                 figures.closed += closed;
             });
-            if closed > 0 {
-                self.reclaimed.set(Some(clock::now()));
+            match field("reason") {
+                Some("unconfirmed") => self.hear_refutation()?,
+                _ if kept > 0 => self.unconfirmed.set(Some((clock::now(), kept))),
+                _ => {}
             }
+        }
+        if field("event") == Some("server_released") {
+            self.unconfirmed.set(None);
         }
         if line.contains("level=error") {
             return Err(line.to_owned());
         }
         Ok(())
+    }
+
+    /// Phones are closed because the daemon has said nothing: it had 5 s.
+    fn hear_refutation(&self) -> Result<(), String> {
+        self.refuted.set(Some(clock::now()));
+        let lasted = self.unconfirmed.take().map(|(since, _)| clock::since(since));
+        let is_early = lasted.is_none_or(|lasted| lasted < CONFIRMATION);
+        match is_early && !self.stood_still() {
+            true => Err(format!("phones are closed as unconfirmed: {lasted:?}")),
+            false => Ok(()),
+        }
+    }
+
+    fn stood_still(&self) -> bool {
+        clock::since(self.stalled.get()) < Duration::from_secs(60)
+    }
+
+    /// The daemon speaks to a phone on its present connection, and knew it before, or not.
+    fn speaks_to(&self, was_known: bool) {
+        let Some((since, kept)) = self.unconfirmed.get() else { return };
+        let silence = clock::since(since);
+        if was_known {
+            self.unconfirmed.set(None);
+            if silence > CONFIRMATION + Duration::from_secs(1) && !self.stood_still() {
+                self.accuse(format!("phones were kept for {silence:?} with no word to them"));
+            }
+        } else if silence < Duration::from_secs(1) {
+            // It may have come in the window: no session of it was kept, and so none is to be confirmed.
+            self.unconfirmed.set(Some((since, kept - 1)).filter(|(_, kept)| *kept > 0));
+        }
+    }
+
+    /// Nothing is under way for more than a moment: within two hours the ledger is seen empty.
+    fn judge_ledger(&self) {
+        let Some(relay) = self.relay.borrow().upgrade() else { return };
+        let bytes = relay.ledger.total();
+        if bytes == 0 {
+            self.empty.set(clock::now());
+        } else if clock::since(self.empty.get()) > Duration::from_secs(2 * 3600 + 60) {
+            self.accuse(format!("{bytes} bytes are on the ledger of an idle relay"));
+        }
     }
 
     /// Lets the time pass until `ends`, with a stall a day and a restart a week.
@@ -204,6 +262,7 @@ impl Home {
         while clock::now() < ends {
             Timer::at(stall.min(restart).min(ends).min(clock::now() + Duration::from_secs(3600)))
                 .await;
+            self.judge_ledger();
             if let Some(wrong) = self.wrong.borrow_mut().take() {
                 return Err(wrong + &self.network.report());
             }
@@ -348,9 +407,8 @@ impl Link {
         // What was sent at this very time may have crossed it.
         let [last, before] = self.spoke;
         let silence = clock::since(if last == clock::now() { before } else { last });
-        let stood_still = clock::since(self.home.stalled.get()) < Duration::from_secs(60);
         let is_early = silence < Duration::from_secs(27);
-        let is_late = silence > Duration::from_millis(34_500) && !stood_still;
+        let is_late = silence > Duration::from_millis(34_500) && !self.home.stood_still();
         if is_early || is_late {
             self.home.accuse(format!("a ping came after a silence of {silence:?}"));
         }
@@ -383,8 +441,12 @@ async fn daemon(home: Rc<Home>) {
             continue;
         };
         let known: Vec<_> = home.sessions.borrow().keys().cloned().collect();
-        for conn_id in known {
-            speak(&home, &mut link, &conn_id).await;
+        // One time in three it says nothing before it is spoken to.
+        if home.draw(3) > 0 {
+            for conn_id in &known {
+                home.speaks_to(true);
+                speak(&home, &mut link, conn_id).await;
+            }
         }
         let leaves = home.in_hours(48);
         loop {
@@ -407,6 +469,7 @@ async fn daemon(home: Rc<Home>) {
                         home.accuse(format!("the daemon got {number} of {conn_id}, {due} was due"));
                     }
                     home.count(|figures| figures.messages += 1);
+                    home.speaks_to(known.contains(&conn_id));
                     speak(&home, &mut link, &conn_id).await;
                 }
                 Next::Time => {
@@ -482,6 +545,7 @@ async fn phone(home: Rc<Home>, number: u8) {
                     break;
                 }
                 Next::Close(4404, _) if clock::since(active) < Duration::from_secs(40) => break,
+                Next::Close(4404, _) if home.refuted.get() == Some(clock::now()) => break,
                 Next::Close(code, reason) if !is_excused(&home) => {
                     home.accuse(format!(
                         "phone {number} was closed: {code} {reason}, {:?} after a message",
@@ -498,3 +562,6 @@ async fn phone(home: Rc<Home>, number: u8) {
         }
     }
 }
+
+/// How long the relay waits until a daemon speaks to one of the phones that were kept for it.
+const CONFIRMATION: Duration = Duration::from_secs(5);

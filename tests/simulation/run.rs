@@ -89,7 +89,7 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
         simulation: &simulation,
         network: &network,
         stall: &everybody.stall,
-        others: Box::pin(everybody.site.executor.run(everybody.live(plan, &reload))),
+        others: Box::pin(everybody.site.executor.run(everybody.live(plan, &relay, &reload))),
         turn: Flag::new(),
         is_over: false,
     };
@@ -102,6 +102,7 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
     if !event_loop.is_over {
         return Err("the relay has ended, and nobody asked for it".to_owned());
     }
+    drop(event_loop);
     drop(working);
     at_the_end(plan, &simulation, &everybody, relay, relays)
 }
@@ -179,22 +180,17 @@ fn at_the_end(
     let tasks = usize::from(!executor.is_empty());
     // Whoever does not read when the relay stops is left behind by it.
     drop(executor);
-    let counts = relay.registry.counts();
+    let left = leftover(&relay, &everybody.network);
     let ledger = Rc::clone(&relay.ledger);
     if Rc::strong_count(&relay) > 1 {
         return Err("somebody holds on to the relay".to_owned());
     }
     // What is kept for binaries that are away goes with it.
     drop(relay);
-    let left = [
-        ("binaries", counts.binaries),
-        ("phones", counts.phones),
-        ("bytes", ledger.total()),
-        ("sockets", everybody.network.sockets()),
-        ("tasks", if plan.has(Mischief::Stop) { 0 } else { tasks }),
-    ];
-    if let Some((what, count)) = left.into_iter().find(|(_, count)| *count > 0) {
-        return Err(format!("{count} {what} are left at the end{}", everybody.network.report()));
+    let tasks = if plan.has(Mischief::Stop) { 0 } else { tasks };
+    let more = || first_of(&[("bytes", ledger.total()), ("tasks", tasks)]);
+    if let Some(left) = left.or_else(more) {
+        return Err(format!("left at the end: {left}{}", everybody.network.report()));
     }
     let mut tally = Tally::default();
     for world in &*everybody.worlds {
@@ -202,6 +198,25 @@ fn at_the_end(
     }
     let (trace, moved) = (everybody.network.trace(), everybody.network.moved());
     Ok(Outcome { trace, age: simulation.age(), moved, tally })
+}
+
+/// What a relay holds for connections, though none should be left.
+pub fn leftover(relay: &Relay, network: &Network) -> Option<String> {
+    let counts = relay.registry.counts();
+    let mut cx = Context::from_waker(Waker::noop());
+    let permits = relay.permits.poll_all_back(&mut cx).is_pending();
+    first_of(&[
+        ("binaries", counts.binaries),
+        ("phones", counts.phones),
+        ("sockets", network.sockets()),
+    ])
+    .or_else(|| permits.then(|| "permits".to_owned()))
+}
+
+/// The first of which there is any.
+fn first_of(counts: &[(&str, usize)]) -> Option<String> {
+    let (what, count) = counts.iter().find(|(_, count)| *count > 0)?;
+    Some(format!("{count} {what}"))
 }
 
 fn config() -> Config {
@@ -265,7 +280,7 @@ impl Everybody {
     }
 
     /// Until the plan's time is over and every world at rest, or something is wrong.
-    async fn live(&self, plan: &Plan, reload: &Reload) -> Result<(), String> {
+    async fn live(&self, plan: &Plan, relay: &Relay, reload: &Reload) -> Result<(), String> {
         let ends = clock::now() + Duration::from_secs(plan.seconds);
         let mut deadline = None;
         loop {
@@ -287,7 +302,10 @@ impl Everybody {
                 }
                 deadline = Some(clock::now() + 4 * patience());
             }
-            let unrest = || self.worlds.iter().find_map(|world| world.borrow().unrest());
+            let unrest = || {
+                let unrest = self.worlds.iter().find_map(|world| world.borrow().unrest());
+                unrest.or_else(|| self.remains(relay))
+            };
             match deadline.map(|deadline| (deadline, unrest())) {
                 Some((_, None)) => return Ok(()),
                 Some((deadline, Some(unrest))) if clock::now() > deadline => {
@@ -296,6 +314,15 @@ impl Everybody {
                 _ => {}
             }
         }
+    }
+
+    /// What a relay still has that nobody is connected to. The slots of the strangers that came last have
+    /// their windows first.
+    fn remains(&self, relay: &Relay) -> Option<String> {
+        let in_grace = relay.registry.counts().in_grace;
+        let more = || first_of(&[("slots", in_grace), ("bytes", relay.ledger.total())]);
+        let left = leftover(relay, &self.network).or_else(more)?;
+        Some(format!("nobody is there, and the relay still has {left}"))
     }
 
     async fn do_mischief(&self, plan: &Plan, reload: &Reload) {
