@@ -72,7 +72,8 @@ fn a_stalled_binary_holds_its_phones_back_and_loses_nothing_when_it_reads_again(
 
 #[test]
 fn a_stalled_binarys_own_frames_flow_meanwhile() {
-    let (relay, mut bystander) = start(&[]);
+    // It does not read for as long as this takes, on however slow a machine.
+    let (relay, mut bystander) = start(&["--write-timeout", "1h"]);
     let id = fresh_id("independent");
     let mut binary = narrow_binary(&relay, &id);
     let (flooding, flooding_id) = relay.registered_phone(&id);
