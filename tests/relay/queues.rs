@@ -120,6 +120,8 @@ impl Flooder {
     /// makes, each of which gives it the opportunity.
     fn new(phone: Ws, mut elsewhere: impl FnMut()) -> Self {
         let mut flooder = Self { phone, count: 0, unsent: Vec::new() };
+        // A pong would wait for room like anything else, and get into the middle of a message.
+        flooder.phone.answers_pings = false;
         flooder.phone.stream.set_nonblocking(true).unwrap();
         let mut idle = 0;
         while idle < IDLE_ROUND_TRIPS {
@@ -152,6 +154,7 @@ impl Flooder {
             for number in self.count..count {
                 self.phone.send_raw(&encode(true, TEXT, flood(number).as_bytes()));
             }
+            self.phone.answers_pings = true;
             self.phone
         });
         (count, thread)
