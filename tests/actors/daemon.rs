@@ -51,6 +51,8 @@ struct Daemon {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Exit {
     Close(u16),
+    /// Sends its close frame, and is gone before it has read what is on its way to it.
+    Abandon,
     HalfClose,
     Wrong,
     Reset,
@@ -272,7 +274,8 @@ impl Daemon {
 
     fn exit(&mut self, dice: u8) -> Exit {
         match dice {
-            0..30 => Exit::Close([1000, 1001, 1005, 4000][self.random.usize(..4)]),
+            0..24 => Exit::Close([1000, 1001, 1005, 4000][self.random.usize(..4)]),
+            24..30 => Exit::Abandon,
             30..42 => Exit::HalfClose,
             42..50 => Exit::Wrong,
             50..65 => Exit::Reset,
@@ -310,6 +313,12 @@ impl Daemon {
                 self.world.borrow_mut().end_connection(on, End::Clean);
             }
             Exit::Reset | Exit::Vanish => {
+                self.world.borrow_mut().end_connection(on, End::Reset);
+                link.reset();
+            }
+            Exit::Abandon => {
+                link.send_close(1001);
+                Timer::after(Duration::from_millis(self.random.u64(..200))).await;
                 self.world.borrow_mut().end_connection(on, End::Reset);
                 link.reset();
             }

@@ -1,9 +1,10 @@
 //! A daemon and three phones at home, for as long as anybody wants: idle but for a few messages, with
 //! reconnects, restarts of the relay, and a machine that stands still once a day.
 //!
-//! What must hold: a ping comes when it is due, every message arrives once and in order, and nobody loses a
-//! connection that he did not end himself, but for a restart, for a reclaim amid messages, or because his
-//! daemon says nothing behind a reclaim. Then he must. While nothing is under way the relay holds no memory.
+//! What must hold: a ping comes when it is due, every message arrives once, in order and without delay, and
+//! nobody loses a connection that he did not end himself, but for a restart, for a reclaim amid messages, or
+//! because his daemon says nothing behind a reclaim. Then he must. While nothing is under way the relay holds
+//! no memory.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -90,6 +91,7 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         stalled: Cell::new(clock::now()),
         stop: RefCell::new(Stop::new()),
         restarted: Cell::new(clock::now()),
+        begun: clock::now(),
         relay: RefCell::default(),
         empty: Cell::new(clock::now()),
         unconfirmed: Cell::default(),
@@ -152,6 +154,7 @@ struct Home {
     stop: RefCell<Stop>,
     /// When the relay was told to stop.
     restarted: Cell<Instant>,
+    begun: Instant,
     relay: RefCell<Weak<Relay>>,
     /// When the relay was last seen to hold nothing for anybody.
     empty: Cell<Instant>,
@@ -223,6 +226,20 @@ impl Home {
         match is_early && !self.stood_still() {
             true => Err(format!("phones are closed as unconfirmed: {lasted:?}")),
             false => Ok(()),
+        }
+    }
+
+    /// The time, as messages tell when they were sent: milliseconds from the beginning.
+    fn moment(&self) -> u64 {
+        u64::try_from(clock::since(self.begun).as_millis()).unwrap()
+    }
+
+    /// A message arrives that was sent at that moment. Its way was open from `since` on.
+    fn judge_delay(&self, sent: u64, since: Instant) {
+        let sent = self.begun + Duration::from_millis(sent);
+        let took = clock::since(sent.max(since));
+        if took > Duration::from_secs(1) && !self.stood_still() {
+            self.accuse(format!("a message was under way for {took:?}"));
         }
     }
 
@@ -440,6 +457,7 @@ async fn daemon(home: Rc<Home>) {
             Timer::after(Duration::from_millis(500)).await;
             continue;
         };
+        let connected = clock::now();
         let known: Vec<_> = home.sessions.borrow().keys().cloned().collect();
         // One time in three it says nothing before it is spoken to.
         if home.draw(3) > 0 {
@@ -458,7 +476,9 @@ async fn daemon(home: Rc<Home>) {
                         home.sessions.borrow_mut().remove(&conn_id);
                         continue;
                     }
-                    let number = envelope["frame"][0].as_u64().unwrap();
+                    let [number, sent] =
+                        [0, 1].map(|place| envelope["frame"][place].as_u64().unwrap());
+                    home.judge_delay(sent, connected);
                     let due = {
                         let mut sessions = home.sessions.borrow_mut();
                         let session = sessions.entry(conn_id.clone()).or_default();
@@ -503,7 +523,8 @@ async fn speak(home: &Home, link: &mut Link, conn_id: &str) {
         session.sent += 1;
         session.sent - 1
     };
-    link.send(TEXT, format!("{{\"conn_id\":\"{conn_id}\",\"frame\":[{number}]}}").as_bytes()).await;
+    let frame = format!("[{number},{}]", home.moment());
+    link.send(TEXT, format!("{{\"conn_id\":\"{conn_id}\",\"frame\":{frame}}}").as_bytes()).await;
 }
 
 async fn phone(home: Rc<Home>, number: u8) {
@@ -513,6 +534,7 @@ async fn phone(home: Rc<Home>, number: u8) {
             Timer::after(Duration::from_millis(500)).await;
             continue;
         };
+        let connected = clock::now();
         let mut session = Session::default();
         let leaves = home.in_hours(24);
         let mut speaks = clock::now();
@@ -521,12 +543,14 @@ async fn phone(home: Rc<Home>, number: u8) {
         loop {
             match link.next(leaves.min(speaks)).await {
                 Next::Text(text) => {
-                    let due = format!("[{}]", session.received);
+                    let [got, sent]: [u64; 2] = serde_json::from_str(&text).unwrap();
+                    let due = session.received;
                     session.received += 1;
                     active = clock::now();
-                    if text != due {
-                        home.accuse(format!("phone {number} got {text}, {due} was due"));
+                    if got != due {
+                        home.accuse(format!("phone {number} got {got}, {due} was due"));
                     }
+                    home.judge_delay(sent, connected);
                 }
                 Next::Time if clock::now() >= leaves => {
                     link.leave().await;
@@ -534,7 +558,8 @@ async fn phone(home: Rc<Home>, number: u8) {
                     break;
                 }
                 Next::Time => {
-                    link.send(TEXT, format!("[{}]", session.sent).as_bytes()).await;
+                    let text = format!("[{},{}]", session.sent, home.moment());
+                    link.send(TEXT, text.as_bytes()).await;
                     session.sent += 1;
                     active = clock::now();
                     speaks = home.in_hours(2);
