@@ -168,13 +168,19 @@ fn every_promise_of_the_threat_model_is_held_by_tests_that_exist() {
     }
 }
 
-/// Whether there is a test of this name, `module::name`, be it of the relay over sockets, of a file
-/// of the sources or of a program beside them.
+/// Whether there is a test of this name, `module::name`, be it of the relay over sockets or by virtual time, of a
+/// file of the sources or of a program beside them.
 fn is_a_test(path: &str) -> bool {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let Some((module, name)) = path.rsplit_once("::") else { return false };
     let module = module.replace("::", "/");
-    let files = ["tests/relay/{}.rs", "tests/{}.rs", "src/{}.rs", "src/{}/tests.rs"];
+    let files = [
+        "tests/relay/{}.rs",
+        "tests/simulation/{}.rs",
+        "tests/{}.rs",
+        "src/{}.rs",
+        "src/{}/tests.rs",
+    ];
     files.iter().any(|file| {
         let source = std::fs::read_to_string(root.join(file.replace("{}", &module)));
         let lines: Vec<_> = source.iter().flat_map(|text| text.lines().map(str::trim)).collect();
