@@ -63,7 +63,8 @@ pub struct Sender {
     share: Cell<usize>,
     /// The number of its last message that a binary's socket has accepted whole; 0 if none.
     accepted: Cell<u64>,
-    wanted: Cell<usize>,
+    /// Bytes that the message needs that found no room; 32 bits, so that the sender takes no more for the flag.
+    wanted: Cell<u32>,
     /// Nothing of it is to be delivered any more.
     is_dropped: Cell<bool>,
     blocked: RefCell<Blocked>,
@@ -129,6 +130,10 @@ impl Sender {
         self.blocked.borrow_mut().waker = Some(waker.clone());
     }
 
+    fn wanted(&self) -> usize {
+        usize::try_from(self.wanted.get()).unwrap_or(usize::MAX)
+    }
+
     fn wake(&self) {
         let waker = self.blocked.borrow_mut().waker.take();
         if let Some(waker) = waker {
@@ -177,7 +182,7 @@ impl Lane {
     pub fn offer(&self, frame: Frame, sender: &Rc<Sender>) -> Result<(), Frame> {
         let mut state = self.state.borrow_mut();
         let cost = cost(frame.len());
-        sender.wanted.set(cost);
+        sender.wanted.set(u32::try_from(cost).unwrap_or(u32::MAX));
         if sender.share.get() + cost > self.limit / 2 {
             state.stop_waiting(sender);
             return Err(frame);
@@ -405,7 +410,7 @@ impl Lane {
                     }
                     // Only a sender that waits for room in its own half is woken here; `blocked`
                     // of one that waits in line stays until its turn.
-                    let room = sender.share.get() + sender.wanted.get() <= self.limit / 2;
+                    let room = sender.share.get() + sender.wanted() <= self.limit / 2;
                     if room && !state.waiting.iter().any(|other| Rc::ptr_eq(other, sender)) {
                         sender.wake();
                     }
@@ -457,7 +462,7 @@ impl Contents {
     /// Wakes the first in line if its message fits by now.
     fn wake_first(&mut self, limit: usize) {
         if let Some(first) = self.waiting.front() {
-            if self.held + first.wanted.get() <= limit {
+            if self.held + first.wanted() <= limit {
                 first.wake();
             }
         }
