@@ -1,7 +1,7 @@
 //! The one place that asks for the time, or waits for it: `tests/layers.rs` holds that nobody goes around it.
 //!
 //! In the program this is [`Instant::now`], [`SystemTime::now`] and async-io's [`Timer`]. With the Cargo
-//! feature `simulation`, which no release has, a thread may run by a [`simulated`] clock instead.
+//! feature `simulation`, which no release has, a thread may run by a simulated clock instead.
 
 use std::time::{Duration, Instant, SystemTime};
 
