@@ -11,8 +11,12 @@ thread_local! {
     static BEGUN: Cell<Option<Instant>> = const { Cell::new(None) };
     static WALL: Cell<SystemTime> = const { Cell::new(SystemTime::UNIX_EPOCH) };
     static COST: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static LOOKS: Cell<u64> = const { Cell::new(0) };
     static TIMERS: RefCell<Timers> = const { RefCell::new(Timers::new()) };
 }
+
+/// Looks at the clock at one time before it is certain that nobody will ever rest.
+const MOST_LOOKS: u64 = 1_000_000;
 
 /// Who waits for which time, soonest first; of one time, who began to wait first.
 struct Timers {
@@ -45,6 +49,7 @@ impl Simulation {
         BEGUN.set(Some(start));
         WALL.set(wall);
         COST.set(Duration::ZERO);
+        LOOKS.set(0);
         Self(())
     }
 
@@ -61,6 +66,7 @@ impl Simulation {
 
     /// Goes on to `time`, unless it is later already, and wakes whoever waited for it.
     pub fn advance(&self, time: Instant) {
+        LOOKS.set(0);
         let now = NOW.get().map_or(time, |now| now.max(time));
         NOW.set(Some(now));
         loop {
@@ -102,8 +108,14 @@ pub(crate) fn is_running() -> bool {
     NOW.get().is_some()
 }
 
+/// # Panics
+///
+/// Where somebody looks for ever, while time stands still: a task that wakes itself again and again would never
+/// let it go on.
 pub(super) fn now() -> Option<Instant> {
     let now = NOW.get()? + COST.get();
+    LOOKS.set(LOOKS.get() + 1);
+    assert!(LOOKS.get() < MOST_LOOKS, "a task wakes itself for ever, and the clock stands still");
     NOW.set(Some(now));
     Some(now)
 }
@@ -161,14 +173,10 @@ impl Future for Timer {
                 timers.serial += 1;
                 timers.serial
             });
-            match timers.waiting.entry((time, serial)) {
-                std::collections::btree_map::Entry::Occupied(mut known) => {
-                    known.get_mut().clone_from(cx.waker());
-                }
-                std::collections::btree_map::Entry::Vacant(place) => {
-                    place.insert(cx.waker().clone());
-                }
-            }
+            let place = timers.waiting.entry((time, serial));
+            place
+                .and_modify(|known| known.clone_from(cx.waker()))
+                .or_insert_with(|| cx.waker().clone());
             Poll::Pending
         })
     }

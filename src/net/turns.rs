@@ -65,4 +65,20 @@ mod tests {
         }
         assert!(ran.get() >= TASKS, "none is left out: {} turns", ran.get());
     }
+
+    #[test]
+    #[cfg(feature = "simulation")]
+    #[should_panic(expected = "a task wakes itself for ever")]
+    fn a_task_that_never_rests_is_noticed_where_the_clock_stands_still() {
+        let seed = 1;
+        let _simulation = clock::simulated::Simulation::begin(seed, std::time::UNIX_EPOCH);
+        let executor = LocalExecutor::new();
+        let restless = async {
+            loop {
+                yield_now().await;
+            }
+        };
+        executor.spawn(restless).detach();
+        smol::block_on(run(&executor, std::future::pending::<()>()));
+    }
 }
