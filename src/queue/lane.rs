@@ -307,23 +307,16 @@ impl Lane {
     /// Forgets that the front frame was begun and returns its unsent remainder (empty if none was). The frame is
     /// the first for the next connection, unless its sender was dropped meanwhile.
     pub fn rewind(&self) -> Vec<u8> {
-        let (rest, is_dropped) = {
-            let mut state = self.state.borrow_mut();
-            state.writer = None;
-            let begun = std::mem::take(&mut state.begun);
-            match state.entries.front() {
-                Some(entry) if begun > 0 => {
-                    let sender = entry.sender.as_ref();
-                    let is_dropped = sender.is_some_and(|sender| sender.is_dropped.get());
-                    (entry.bytes[begun..].to_vec(), is_dropped)
-                }
-                _ => (Vec::new(), false),
-            }
-        };
-        if is_dropped {
-            self.drop_entries(|entry| {
-                entry.sender.as_ref().is_some_and(|sender| sender.is_dropped.get())
-            });
+        let mut state = self.state.borrow_mut();
+        state.writer = None;
+        let begun = std::mem::take(&mut state.begun);
+        let Contents { entries, held, .. } = &mut *state;
+        let Some(front) = entries.front().filter(|_| begun > 0) else { return Vec::new() };
+        let rest = front.bytes[begun..].to_vec();
+        if front.sender.as_ref().is_some_and(|sender| sender.is_dropped.get()) {
+            self.refund(held, front);
+            entries.pop_front();
+            state.wake_first(self.limit);
         }
         rest
     }
