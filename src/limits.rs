@@ -177,14 +177,13 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const ACCEPT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest pause after failed accepts.
 pub const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Bytes that a TLS connection holds beyond what every connection may, at rest and in a handshake
-/// before anything has arrived; measured.
-pub const TLS_HELD: usize = 6 * 1024;
-/// Largest buffer of rustls for input, in bytes: handshake messages may have 64 KiB.
-pub const TLS_READ_BUFFER: usize = 64 * 1024;
-/// Bytes that a TLS connection may hold until its socket accepts them: two records of the largest
-/// size (RFC 8446, section 5.1). More would only wait here instead of in the queue.
-pub const TLS_WRITE_BUFFER: usize = 32 * 1024;
+/// Bytes that a TLS connection holds beyond what every connection may, besides what is on its way.
+pub const TLS_HELD: usize = 1024;
+/// Bytes that a TLS handshake holds besides what the peer has sent; measured.
+pub const TLS_HANDSHAKE_HELD: usize = 6 * 1024;
+/// The longest ClientHello, in bytes, and the longest handshake message altogether. Those with a post-quantum key
+/// share have about 1.8 KB.
+pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
 /// The pages report a certificate that expires sooner than this, or within the last sixth of
 /// its life if that is shorter. ACME would have renewed it by then.
 pub const CERTIFICATE_PROBLEM: Duration = Duration::from_secs(14 * 24 * 60 * 60);

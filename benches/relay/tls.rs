@@ -12,12 +12,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_rustls::pki_types::ServerName;
-use futures_rustls::rustls::client::Resumption;
-use futures_rustls::rustls::crypto::ring::default_provider;
-use futures_rustls::rustls::{
-    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, version,
-};
+use rustls::client::Resumption;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, version};
 
 use super::bench::{Bench, Cost};
 use super::fleet::{binary_head, envelope_head, phone_head};

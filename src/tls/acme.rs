@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::clock::{self, Timer};
-use futures_rustls::rustls::ServerConfig;
+use rustls::ServerConfig;
 
 pub(crate) use self::settings::Settings;
 use crate::limits::ORDER_TIMEOUT;
@@ -167,7 +167,7 @@ mod tests {
 
     use futures_lite::FutureExt as _;
     use futures_lite::future::block_on;
-    use futures_rustls::rustls::crypto::ring::default_provider;
+    use rustls::crypto::ring::default_provider;
     use tempfile::TempDir;
 
     use super::*;

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_rustls::pki_types::pem::PemObject as _;
-use futures_rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use futures_rustls::rustls::client::verify_server_name;
-use futures_rustls::rustls::crypto::ring::sign::any_supported_type;
-use futures_rustls::rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
-use futures_rustls::rustls::sign::CertifiedKey;
-use futures_rustls::rustls::{Error, InconsistentKeys};
+use rustls::client::verify_server_name;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{Error, InconsistentKeys};
 use x509_parser::extensions::GeneralName;
 
 use crate::telemetry::certificate::Condition;

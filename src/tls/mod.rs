@@ -5,8 +5,11 @@ pub(crate) mod cache;
 pub(crate) mod certificates;
 mod events;
 pub(crate) mod files;
+mod handshake;
+mod keys;
 pub(crate) mod names;
 pub(crate) mod options;
+mod record;
 pub(crate) mod stream;
 
 use std::cell::RefCell;
@@ -19,18 +22,19 @@ use std::time::Instant;
 
 use crate::clock::{self, Timer};
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _, FutureExt as _};
-use futures_rustls::LazyConfigAcceptor;
-use futures_rustls::rustls::crypto::ring::{Ticketer, default_provider};
-use futures_rustls::rustls::server::{Acceptor, NoServerSessionStorage, ResolvesServerCert};
-use futures_rustls::rustls::{Error, ServerConfig};
+use rustls::crypto::ring::{Ticketer, default_provider};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::{Error, ServerConfig};
 
 use self::acme::Challenges;
 use self::cache::Cache;
 use self::certificates::Certificates;
 use self::files::Files;
+use self::handshake::{HANDSHAKE, Opening, Secrets, invalid};
 use self::options::{CertificateSource, TlsSettings};
-use self::stream::{Ciphertext, Tls};
-use crate::limits::{CERTIFICATE_CHECK, TLS_WRITE_BUFFER};
+use self::stream::Tls;
+use crate::limits::CERTIFICATE_CHECK;
+use crate::net::scratch::Scratch;
 use crate::net::transport::Tcp;
 use crate::queue::budget::Account;
 use crate::telemetry::certificate::Condition;
@@ -48,6 +52,10 @@ pub(crate) struct Secure {
     config: Arc<ServerConfig>,
     /// The same, with a certificate for nobody.
     refusing: Arc<ServerConfig>,
+    /// What both tell about the handshake in progress.
+    secrets: Arc<Secrets>,
+    /// What records are sealed in.
+    scratch: Rc<Scratch>,
 }
 
 /// What came of a handshake.
@@ -104,6 +112,10 @@ impl Secure {
         domains: Vec<String>,
     ) -> Result<Self, String> {
         let certificates = Arc::<Certificates>::default();
+        let secrets = Arc::<Secrets>::default();
+        let scratch = Rc::<Scratch>::default();
+        // It is there from the beginning, so that nobody takes it for what a connection holds.
+        drop(scratch.lend());
         let configure = || -> Result<ServerConfig, Error> {
             let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
                 .with_safe_default_protocol_versions()?
@@ -112,7 +124,7 @@ impl Secure {
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
             config.ticketer = Ticketer::new()?;
             config.session_storage = Arc::new(NoServerSessionStorage {});
-            Ok(config)
+            Ok(secrets.heard_of(config))
         };
         let config = configure().map_err(|error| format!("cannot set up TLS: {error}"))?;
         let mut refusing = config.clone();
@@ -125,6 +137,8 @@ impl Secure {
             challenges: Rc::default(),
             config: Arc::new(config),
             refusing: Arc::new(refusing),
+            secrets,
+            scratch,
         })
     }
 
@@ -242,37 +256,60 @@ impl Secure {
         if opening.first() != Some(&HANDSHAKE) {
             return Handshake::NotTls(tcp);
         }
-        let ciphertext = Ciphertext::new(tcp, opening, account);
-        let begun = match LazyConfigAcceptor::new(Acceptor::default(), ciphertext).await {
-            Ok(begun) => begun,
-            Err(error) => return failed(error),
-        };
-        let protocols = begun.client_hello().alpn().into_iter().flatten();
-        // While nothing is ordered it is refused like any other unknown protocol.
-        let challenge = if protocols.eq([ACME_TLS_ALPN]) { self.challenges.config() } else { None };
-        if let Some(config) = challenge {
-            return match begun.into_stream(config).await {
-                Ok(mut stream) => {
-                    // The certificate was the answer.
-                    let _ = stream.close().await;
-                    Handshake::Challenge
-                }
-                Err(error) => failed(error),
-            };
+        let mut opening = Opening::new(tcp, opening, account);
+        if let Err(error) = opening.read_client_hello().await {
+            return failed(error);
         }
-        let is_allowed = may_sign();
-        let is_served = self.serves(begun.client_hello().server_name().unwrap_or_default());
-        let config = if is_allowed && is_served { &self.config } else { &self.refusing };
-        let completed = begun.into_stream_with(Arc::clone(config), |session| {
-            session.set_buffer_limit(Some(TLS_WRITE_BUFFER));
-        });
-        match completed.await {
-            Ok(stream) => Handshake::Done(Tls::new(stream)),
+        let Choice { config, is_challenge, is_allowed, is_served } =
+            match self.choose(&opening, may_sign) {
+                Ok(choice) => choice,
+                Err((error, alert)) => {
+                    let told = opening.refuse(&alert).await;
+                    return failed(told.err().unwrap_or_else(|| invalid(error)));
+                }
+            };
+        match opening.shake(config, &self.secrets, &self.scratch).await {
+            Ok(mut tls) if is_challenge => {
+                // The certificate was the answer.
+                let _ = tls.close().await;
+                Handshake::Challenge
+            }
+            Ok(tls) => Handshake::Done(tls),
             Err(_) if !is_allowed => Handshake::Forbidden,
             Err(error) if !is_served => Handshake::Unwanted(Refused::TlsName, error),
             Err(error) => failed(error),
         }
     }
+
+    /// Decides by what the client wants. If it is no handshake, the error is what it is to be told.
+    fn choose(
+        &self,
+        opening: &Opening,
+        may_sign: impl FnOnce() -> bool,
+    ) -> Result<Choice, (Error, Vec<u8>)> {
+        let accepted = opening.client_hello()?;
+        let client_hello = accepted.client_hello();
+        let protocols = client_hello.alpn().into_iter().flatten();
+        // While nothing is ordered it is refused like any other unknown protocol.
+        let challenge = if protocols.eq([ACME_TLS_ALPN]) { self.challenges.config() } else { None };
+        let is_challenge = challenge.is_some();
+        let is_allowed = is_challenge || may_sign();
+        let is_served = self.serves(client_hello.server_name().unwrap_or_default());
+        let config = match challenge {
+            Some(config) => Arc::new(self.secrets.heard_of((*config).clone())),
+            None if is_allowed && is_served => Arc::clone(&self.config),
+            None => Arc::clone(&self.refusing),
+        };
+        Ok(Choice { config, is_challenge, is_allowed, is_served })
+    }
+}
+
+/// With what a handshake goes on, and why.
+struct Choice {
+    config: Arc<ServerConfig>,
+    is_challenge: bool,
+    is_allowed: bool,
+    is_served: bool,
 }
 
 fn failed(error: io::Error) -> Handshake {
@@ -289,9 +326,6 @@ fn without_port(host: &str) -> &str {
 
 /// What a check of an ACME directory speaks, and nothing else (RFC 8737, section 4).
 const ACME_TLS_ALPN: &[u8] = b"acme-tls/1";
-/// The content type of a record with a handshake message (RFC 8446, section 5.1), which is the first
-/// byte of every TLS connection.
-const HANDSHAKE: u8 = 0x16;
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,8 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use futures_lite::future::block_on;
-use futures_rustls::pki_types::PrivateKeyDer;
-use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use super::*;
 use crate::clock;

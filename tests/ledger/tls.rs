@@ -6,10 +6,10 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
-use futures_rustls::pki_types::ServerName;
-use futures_rustls::rustls::crypto::ring::default_provider;
-use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use relay_test_kit::frame::{TEXT, encode};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use tempfile::TempDir;
 
 use crate::client::{Stream, Ws, connect, connect_narrow, envelope, introduce, json};
@@ -80,19 +80,20 @@ impl Site {
 fn a_handshake_that_stalls_is_charged_as_it_is_allocated() {
     const CONNECTIONS: usize = 16;
     let mut site = Site::start();
-    // Records of a ClientHello (RFC 8446, sections 4 and 5.1) that announces 65,000 bytes.
-    let record = |length: usize| [&[0x16, 3, 1, 0x40, 0][..], &vec![0; length]].concat();
-    let mut hello = record(16 * 1024);
-    hello[5..9].copy_from_slice(&[1, 0, 0xfd, 0xe8]);
-    let many = [hello.clone(), record(16 * 1024), record(16 * 1024 - 1)].concat();
-    let mut one = hello.clone();
-    one[5..9].copy_from_slice(&[1, 0, 0x3f, 0xfc]);
+    // A ClientHello (RFC 8446, sections 4 and 5.1) in one record, and in records of 4 KiB.
+    let record =
+        |length: u16| [&[0x16, 3, 1][..], &length.to_be_bytes(), &vec![0; length.into()]].concat();
+    let mut one = record(16 * 1024);
+    let mut many = record(4 * 1024).repeat(4);
+    for hello in [&mut one, &mut many] {
+        hello[5..9].copy_from_slice(&[1, 0, 0x3f, 0xfc]);
+    }
     for (what, bytes) in [
         ("nothing", &[][..]),
-        ("a byte", &hello[..1]),
+        ("a byte", &one[..1]),
         ("half of 16 KiB", &one[..8 * 1024]),
         ("all but a byte of 16 KiB", &one[..16 * 1024 + 4]),
-        ("48 KiB of 65,000 bytes", &many),
+        ("all but a byte of four records", &many[..many.len() - 1]),
     ] {
         let stalled: Vec<_> = (0..CONNECTIONS)
             .map(|_| {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use crate::clock::Timer;
 use async_trait::async_trait;
 use futures_lite::{FutureExt as _, StreamExt as _};
-use futures_rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use futures_rustls::rustls::crypto::ring::{default_provider, sign::any_ecdsa_type};
-use futures_rustls::rustls::{ClientConfig, RootCertStore, SignatureScheme};
+use rustls::crypto::ring::{default_provider, sign::any_ecdsa_type};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 use rustls_acme::acme::{AcmeError, Auth, Identifier, Problem};
 use rustls_acme::{AccountCache, AcmeConfig, CertCache, EventError, OrderError};
 use smol::channel::{Sender, bounded};
@@ -270,8 +270,8 @@ mod tests {
     use futures_lite::future::block_on;
     use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
     use futures_rustls::TlsAcceptor;
-    use futures_rustls::rustls::ServerConfig;
     use rcgen::{Certificate, CertificateParams, KeyPair};
+    use rustls::ServerConfig;
     use rustls_acme::acme::{Account, AuthStatus, Challenge, ChallengeType, Directory};
 
     use super::*;

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_rustls::TlsConnector;
-use futures_rustls::pki_types::ServerName;
-use futures_rustls::rustls::crypto::ring::default_provider;
-use futures_rustls::rustls::{
+use rcgen::{CertificateParams, KeyPair};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::ServerName;
+use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, version,
 };
-use rcgen::{CertificateParams, KeyPair};
 use smol::Async;
 use smol::future::or;
 use smol::io::AsyncWriteExt as _;
@@ -181,7 +181,7 @@ impl Client {
     ) -> io::Result<(String, Met)> {
         let mut session = self.session(name);
         session.complete_io(&mut tcp)?;
-        let mut stream = futures_rustls::rustls::Stream::new(&mut session, &mut tcp);
+        let mut stream = rustls::Stream::new(&mut session, &mut tcp);
         stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
         let mut response = String::new();
         // It fails unless the relay says by a close_notify that this is the end.

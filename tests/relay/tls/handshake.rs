@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::time::Instant;
 
-use futures_rustls::rustls::{HandshakeKind, ProtocolVersion};
+use rustls::{HandshakeKind, ProtocolVersion};
 
 use super::client::{Client, Files, NAME};
 use crate::rig::{
@@ -15,7 +15,7 @@ use crate::rig::{
 fn http_1_1_is_agreed_on_in_tls_1_3_and_in_1_2() {
     let files = Files::new();
     let relay = files.relay(&[]);
-    let offering = |config: &mut futures_rustls::rustls::ClientConfig| {
+    let offering = |config: &mut rustls::ClientConfig| {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     };
     for (client, expected) in [

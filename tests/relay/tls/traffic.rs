@@ -108,7 +108,7 @@ fn a_directive_closes_a_phone_with_its_code_and_tls_ends_in_order() {
     let seen = events::mark();
     let mut tcp = connect(relay.tls.unwrap());
     let mut session = files.client().session(NAME);
-    let mut stream = futures_rustls::rustls::Stream::new(&mut session, &mut tcp);
+    let mut stream = rustls::Stream::new(&mut session, &mut tcp);
     stream.write_all(phone_head(&id).as_bytes()).unwrap();
     let registered = events::wait_after(seen, "phone_registered", &[("server_id", &id)]);
     let conn_id = events::field(&registered, "conn_id");
