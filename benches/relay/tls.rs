@@ -1,6 +1,6 @@
 //! Profile `tls`: what TLS 1.3 with a P-256 certificate adds, beside the same without it: resident
 //! memory of 1,000 connections that are idle, and once each has carried 64 KiB both ways; processor
-//! time of a handshake, full and resumed; messages of 80.5 KB.
+//! time of a handshake, full and resumed; messages of 80.5 KB in a stream, and of 700 B one at a time.
 //!
 //! The clients wait for one thing at a time, and of large messages one sends while the other reads.
 //! What they cost themselves is in no figure but the rate of messages, which is theirs as much as the
@@ -32,6 +32,9 @@ pub fn run(bench: &mut Bench<'_>) -> io::Result<()> {
     handshakes(bench, &certificate)?;
     for way in &ways {
         messages(bench, &certificate, way.as_ref())?;
+    }
+    for way in &ways {
+        words(bench, &certificate, way.as_ref())?;
     }
     Ok(())
 }
@@ -126,6 +129,27 @@ fn messages(bench: &mut Bench<'_>, certificate: &Certificate, way: Option<&Way>)
         bench.record(&format!("{what}: CPU a frame"), "us", cpu * 1e6 / f64::from(frames));
         bench.record(&format!("{what}: bytes"), "MB/s", bytes / seconds / 1e6);
     }
+    Ok(())
+}
+
+/// Short messages, each of which waits for the one before.
+fn words(bench: &mut Bench<'_>, certificate: &Certificate, way: Option<&Way>) -> io::Result<()> {
+    let site = Site::start(bench, certificate)?;
+    let rounds = if bench.quick { 500 } else { 10_000 };
+    let mut binary = site.dial_binary(way, "words")?;
+    let mut phone = site.dial(way, &phone_head("words"))?;
+    let envelope = introduce(&mut binary, &mut phone, 64)?;
+    let mut inner = Vec::new();
+    STAMP.write(&mut inner, WORD_BYTES);
+    let cost = Cost::begin(&site.running);
+    for _ in 0..rounds {
+        phone.send(&[&inner])?;
+        binary.message(|_| ())?;
+        binary.send(&[&envelope, &inner, b"}"])?;
+        phone.message(|_| ())?;
+    }
+    let each = cost.target_seconds() * 1e6 / f64::from(2 * rounds);
+    bench.record(&format!("{}, 700 B alone: CPU a message", kind(way)), "us", each);
     Ok(())
 }
 
@@ -410,6 +434,7 @@ impl Drop for Certificate {
 const NAME: &str = "localhost";
 const STAMP: Stamp = Stamp { phone: 0, sequence: 0, sent: 0 };
 const LARGE_BYTES: usize = 64 * 1024;
+const WORD_BYTES: usize = 700;
 const CHUNKS: u32 = 373;
 const CHUNK_BYTES: usize = 80_500;
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -72,7 +72,17 @@ impl Process {
 
     /// Bytes that were asked of the allocator and not given back.
     pub fn allocated(&mut self) -> usize {
-        self.control.get_mut().write_all(b"?").unwrap();
+        self.ask(HELD)
+    }
+
+    /// How often the allocator has been asked for memory.
+    #[cfg(feature = "tls")]
+    pub fn allocations(&mut self) -> usize {
+        self.ask(COUNT)
+    }
+
+    fn ask(&mut self, what: u8) -> usize {
+        self.control.get_mut().write_all(&[what]).unwrap();
         let mut figure = [0; 8];
         self.control.read_exact(&mut figure).expect("an answer within the deadline");
         usize::try_from(u64::from_ne_bytes(figure)).unwrap()
@@ -86,7 +96,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a relay, and answers each byte on standard input with the allocator's figure.
+/// Runs a relay, and answers each byte on standard input with a figure of the allocator's.
 #[test]
 #[ignore = "it is the relay that the tests start"]
 fn the_relay_itself() {
@@ -109,12 +119,19 @@ fn the_relay_itself() {
         run_on(&LocalExecutor::new(), sockets, config, &Stop::new(), &Reload::new()).unwrap();
     });
     // Nothing below allocates.
-    while control.read_exact(&mut [0]).is_ok() {
+    let mut asked = [0];
+    while control.read_exact(&mut asked).is_ok() {
         let figures = ALLOCATOR.stats();
-        let held = figures.bytes_allocated - figures.bytes_deallocated;
-        control.write_all(&(held as u64).to_ne_bytes()).unwrap();
+        let figure = match asked {
+            [COUNT] => figures.allocations + figures.reallocations,
+            _ => figures.bytes_allocated - figures.bytes_deallocated,
+        };
+        control.write_all(&(figure as u64).to_ne_bytes()).unwrap();
     }
 }
 
+/// What it is asked: the bytes that it holds, and how often it has asked for memory.
+const HELD: u8 = b'?';
+const COUNT: u8 = b'#';
 /// The relay's options, one per line.
 const OPTIONS: &str = "LEDGER_RELAY_OPTIONS";

@@ -1,7 +1,7 @@
 //! Connections over TLS, from the first byte of the handshake on.
 
 use std::fs::Permissions;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -106,6 +106,17 @@ fn a_handshake_that_stalls_is_charged_as_it_is_allocated() {
         site.watched.check(&format!("ClientHello, {what}"), CONNECTIONS, expected);
         drop(stalled);
     }
+    // They get an answer, and say no more.
+    let silent: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut secured = site.secure(site.connect());
+            secured.conn.write_tls(&mut secured.sock).unwrap();
+            secured.sock.read_exact(&mut [0]).unwrap();
+            secured
+        })
+        .collect();
+    site.watched.check("ServerHello", CONNECTIONS, AtLeast(CONNECTIONS * 1000));
+    drop(silent);
     site.watched.finish();
 }
 
@@ -179,6 +190,44 @@ fn a_queue_towards_a_phone_that_does_not_read_is_charged_as_it_is_allocated_over
     site.watched.check("TLS, a queue that was read", 2, AtLeast(2000));
     drop((binary, phone));
     site.watched.finish();
+}
+
+#[test]
+#[cfg_attr(relay_emulated, ignore = "the emulator takes several wake-ups for one message")]
+fn a_message_over_tls_costs_at_most_one_allocation_more_than_without() {
+    const MESSAGES: usize = 100;
+    let mut site = Site::start();
+    let (mut binary, mut phone) = (site.watched.binary("plain"), site.watched.phone("plain"));
+    let conn_id = introduce(&mut phone, &mut binary);
+    let plain = allocations(&mut site, MESSAGES, &mut binary, &mut phone, &conn_id);
+    let (mut binary, mut phone, conn_id) = site.pair("tls");
+    let tls = allocations(&mut site, MESSAGES, &mut binary, &mut phone, &conn_id);
+    println!("TLS, allocations a message: {plain:.2} without, {tls:.2} with");
+    assert!(tls <= plain + 1.0, "{plain} without, {tls} with");
+}
+
+/// Allocations of the relay for a message of 700 bytes, one at a time in both directions: the fewest of several
+/// rounds, for whatever else the relay has to do.
+fn allocations(
+    site: &mut Site,
+    messages: usize,
+    binary: &mut Ws,
+    phone: &mut Ws,
+    conn_id: &str,
+) -> f64 {
+    let message = json(700);
+    let enveloped = envelope(conn_id, &message);
+    let rounds = (0..5).map(|_| {
+        let before = site.watched.relay.allocations();
+        for _ in 0..messages {
+            phone.send_text(&message);
+            binary.read_messages(1);
+            binary.send_text(&enveloped);
+            phone.read_messages(1);
+        }
+        site.watched.relay.allocations() - before
+    });
+    rounds.min().unwrap_or_default() as f64 / (2 * messages) as f64
 }
 
 const NAME: &str = "relay.test";
