@@ -415,11 +415,6 @@ impl Ws {
         }
     }
 
-    /// Sends a message, or says that the connection is broken.
-    pub async fn try_send_text(&mut self, text: &str) -> io::Result<()> {
-        self.try_send_raw(&encode(true, TEXT, text.as_bytes())).await
-    }
-
     /// The next frame of any kind if one comes before `time`, or the error of the socket.
     pub async fn try_read_by(&mut self, time: Instant) -> io::Result<Option<Received>> {
         let mut timer = Timer::at(time);
