@@ -77,14 +77,21 @@ pub async fn try_one(place: &impl Place, cut: Cut, seed: u64) -> Vec<String> {
         for phone in &phones {
             executor.spawn(keep_talking(place, phone)).detach();
         }
+        let soon = clock::now() + place.scaled(SOON);
         for phone in &phones {
-            while !phone.is_open.get() {
+            while !phone.is_open.get() && !serving.is_finished() && clock::now() < soon {
                 Timer::after(TICK).await;
             }
         }
         // A quiet phone is quiet for longer than the contract lets a message be on its way.
         pause(place, &mut rng, 2_500..3_500).await;
 
+        if serving.is_finished() {
+            return vec![format!(
+                "the daemon's connection ended before the cut: {}",
+                serving.await
+            )];
+        }
         // With very many trials at once, some had to dial twice.
         for phone in &phones {
             phone.dials.set(1);
@@ -109,7 +116,7 @@ pub async fn try_one(place: &impl Place, cut: Cut, seed: u64) -> Vec<String> {
         let (connection, _new_path) = place.claim().await;
         let back = clock::now();
         daemon.is_back.set(true);
-        let _serving = executor.spawn(serve(place, &daemon, connection));
+        let serving = executor.spawn(serve(place, &daemon, connection));
 
         let mut faults = Vec::new();
         for phone in &phones {
@@ -117,6 +124,9 @@ pub async fn try_one(place: &impl Place, cut: Cut, seed: u64) -> Vec<String> {
                 Timer::after(TICK).await;
             }
             faults.extend(phone.faults(cut, back));
+        }
+        if serving.is_finished() {
+            faults.push(format!("the daemon's new connection ended: {}", serving.await));
         }
         faults
     };
@@ -185,8 +195,8 @@ impl Daemon {
     }
 }
 
-/// Serves the daemon's phones over one connection.
-async fn serve(place: &impl Place, daemon: &Daemon, mut connection: impl Connection) {
+/// Serves the daemon's phones over one connection; returns how that ended.
+async fn serve(place: &impl Place, daemon: &Daemon, mut connection: impl Connection) -> String {
     let mut due = clock::now();
     loop {
         if daemon.says_goodbye.get() {
@@ -195,7 +205,7 @@ async fn serve(place: &impl Place, daemon: &Daemon, mut connection: impl Connect
             while matches!(connection.next_by(end).await, Ok(Some(frame)) if frame.opcode != CLOSE)
             {
             }
-            return;
+            return "goodbye".to_owned();
         }
         let answers = match connection.next_by(due).await {
             Ok(None) => {
@@ -207,8 +217,7 @@ async fn serve(place: &impl Place, daemon: &Daemon, mut connection: impl Connect
                 Vec::from_iter(daemon.answer(&envelope))
             }
             Ok(Some(frame)) if frame.opcode != CLOSE => continue,
-            // The end has come: it waits for the connection that takes this one's place.
-            _ => std::future::pending().await,
+            end => return format!("{end:?}"),
         };
         for answer in answers {
             let _ = connection.send(TEXT, answer.to_string().as_bytes()).await;
