@@ -67,15 +67,8 @@ fn try_all(cut: Cut) {
     let trials =
         number("RELAY_SESSION_TRIALS").unwrap_or(if cfg!(relay_emulated) { 4 } else { 16 });
     let seed = number("RELAY_SESSION_SEED").unwrap_or_else(|| fastrand::u64(..));
-    let (second, probe) = (crate::rig::millis(1_000), crate::rig::millis(1_000));
-    let relay = Relay::start(&[
-        "--heartbeat-interval",
-        &second,
-        "--heartbeat-timeout",
-        &second,
-        "--probe-timeout",
-        &probe,
-    ]);
+    // No short heartbeat: a busy machine misses it.
+    let relay = Relay::start(&["--probe-timeout", &crate::rig::millis(1_000)]);
     let executor = Rc::new(LocalExecutor::new());
     let ended: Vec<_> = (0..trials)
         .map(|trial| {
