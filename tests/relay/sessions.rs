@@ -1,7 +1,8 @@
 //! Sessions over connections that break, over real sockets: see `tests/actors/session.rs`.
 //!
 //! `tests/simulation/sessions.rs` has the same by virtual time, and thousands of trials; here the kernel's own TCP is
-//! what breaks. `RELAY_SESSION_TRIALS=200 RELAY_SESSION_SEED=7 cargo test --test relay sessions:: -- --ignored`.
+//! what breaks. More trials than the ordinary run has:
+//! `RELAY_SESSION_TRIALS=200 RELAY_SESSION_SEED=7 cargo test --test relay sessions::`.
 
 #[path = "../actors/session.rs"]
 mod session;
@@ -23,37 +24,31 @@ use self::session::{Connection, Cut, DELAY, Place, try_one};
 use crate::rig::{Relay, binary_head, fresh_id, phone_head, scaled};
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn resets_break_no_session() {
     try_all(Cut::Reset);
 }
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn ends_of_the_stream_break_no_session() {
     try_all(Cut::Fin);
 }
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn orderly_closes_break_no_session_and_quiet_phones_stay() {
     try_all(Cut::CloseFrame);
 }
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn proxies_that_die_break_no_session() {
     try_all(Cut::ProxyDies);
 }
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn silence_breaks_no_session() {
     try_all(Cut::Silence);
 }
 
 #[test]
-#[ignore = "it takes its time, over real sockets: by virtual time it is in tests/simulation, and a part of CI runs it"]
 fn a_daemon_that_is_replaced_leaves_no_phone_deaf() {
     try_all(Cut::Replaced);
 }
@@ -64,8 +59,7 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Many trials side by side.
 fn try_all(cut: Cut) {
-    let trials =
-        number("RELAY_SESSION_TRIALS").unwrap_or(if cfg!(relay_emulated) { 4 } else { 16 });
+    let trials = number("RELAY_SESSION_TRIALS").unwrap_or(4);
     let seed = number("RELAY_SESSION_SEED").unwrap_or_else(|| fastrand::u64(..));
     // No short heartbeat: a busy machine misses it.
     let relay = Relay::start(&["--probe-timeout", &crate::rig::millis(1_000)]);
