@@ -228,6 +228,7 @@ fn a_service_manager_that_does_not_read_holds_nothing_up_and_learns_what_it_must
         assert!(told[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{told:?}");
         notifications.fill();
         exchange();
+        drop((binary, phone));
         program.terminate();
         let (status, log) = program.end();
         assert_eq!(status.code(), Some(0), "{log}");

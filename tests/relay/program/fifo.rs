@@ -18,6 +18,7 @@ fn at_a_hangup_it_is_told_and_holds_nothing_up() {
         let reason = relay.wait("certificate_kept").field("reason").to_owned();
         assert!(reason.ends_with("it is no regular file"), "{reason}");
         exchange(&mut binary, &mut phone, &conn_id);
+        drop((binary, phone));
         relay.stop();
     }
 }

@@ -202,7 +202,7 @@ fn what_a_peer_calls_itself_forges_neither_a_line_nor_a_field() {
         "Zoë's 📱",
         "",
     ];
-    let _binary = relay.binary("names");
+    let binary = relay.binary("names");
     for (count, (name, expected)) in names.iter().zip(expected).enumerate() {
         let head = phone_head("names");
         let (before, behind) = head.split_once("test device").unwrap();
@@ -216,6 +216,7 @@ fn what_a_peer_calls_itself_forges_neither_a_line_nor_a_field() {
     let id = r#"x"level=error\"#;
     drop(relay.binary(id));
     assert_eq!(relay.wait_nth("server_claimed", 2).field("server_id"), id);
+    drop(binary);
     let log = relay.stop();
     assert!(log.iter().all(|line| line.bytes().all(|byte| byte >= b' ')), "{log:#?}");
     for hidden in ["\u{9b}", "\u{202e}", "\u{2028}"] {

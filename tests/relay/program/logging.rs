@@ -36,12 +36,13 @@ fn json_is_one_object_a_line_and_no_name_forges_another() {
     let limits = wait("limits");
     assert_eq!((&limits["max_phones"], &limits["rate_limit"]), (&16.into(), &"off".into()));
     let address = wait("listening")["address"].as_str().unwrap().parse().unwrap();
-    let _binary = Ws::upgrade(address, &binary_head("12"));
+    let binary = Ws::upgrade(address, &binary_head("12"));
     assert_eq!(wait("server_claimed")["server_id"], "12", "text stays text");
     let head = phone_head("12").replace("test device", name);
-    let _phone = Ws::upgrade(address, &head);
+    let phone = Ws::upgrade(address, &head);
     let registered = wait("phone_registered");
     assert_eq!((&registered["device_name"], registered.len()), (&name.into(), 7));
+    drop((binary, phone));
     signal(child.id(), "TERM");
     wait("stopped");
     assert!(child.wait().unwrap().success());

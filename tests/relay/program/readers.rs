@@ -173,7 +173,8 @@ fn assert_that_nobody_has_to_read(mut command: Command, mut log: impl Log) {
         assert!(Instant::now() < until, "{lost} are told");
     }
     fill();
-    // The drain takes two seconds at most; a busy machine takes longer.
+    drop((binary, phone));
+    // A busy machine takes its time.
     assert_eq!(program.stops_within(scaled(Duration::from_secs(8))), Some(0));
 }
 

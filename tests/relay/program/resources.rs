@@ -56,11 +56,12 @@ fn out_of_descriptors_it_still_stops_in_time() {
         r#"ulimit -n 40 && exec "$0" "$@""#,
         &["--listen", "127.0.0.1:0", "--rate-limit", "off", "--header-timeout", "100s"],
     ));
-    let (mut binary, _phone, _) = relay.pair("held");
+    let (mut binary, phone, _) = relay.pair("held");
     let _crowd: Vec<_> = (0..60).map(|_| connect(relay.address())).collect();
     relay.wait("accept_failed");
     relay.signal("TERM");
     binary.expect_close(1001, "shutting down");
+    drop((binary, phone));
     assert_eq!(relay.wait_for_end().0, Some(0));
 }
 
@@ -132,6 +133,7 @@ fn closed_standard_streams_do_not_matter() {
         assert!(binary.read_text().ends_with(r#","frame":1}"#), "{closed}");
         relay.signal("TERM");
         binary.expect_close(1001, "shutting down");
+        drop((binary, phone));
         let mut relay = relay;
         assert_eq!(relay.child.wait().unwrap().code(), Some(0), "{closed}");
     }
