@@ -2,7 +2,8 @@
 //! socket, and the relay's log events to wait for.
 //!
 //! Every read has a deadline (`RELAY_TEST_SCALE` multiplies them, for emulated machines). Tests
-//! wait for frames and for log events, never for time to pass.
+//! wait for frames and for log events, never for time to pass: a relay's clock may stand still, and
+//! go on when its test says so.
 
 pub mod events;
 pub mod ws;
@@ -14,12 +15,18 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+#[cfg(feature = "tls")]
+use std::time::SystemTime;
 
+#[cfg(feature = "tls")]
+use pyrycode_relay::clock::{self, simulated::Simulation};
 use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::server;
 use pyrycode_relay::signals::{Reload, Stop};
 use smol::LocalExecutor;
+#[cfg(feature = "tls")]
+use smol::channel::{Sender, unbounded};
 use socket2::{Domain, Socket, Type};
 
 pub use self::ws::Ws;
@@ -75,6 +82,9 @@ pub struct Relay {
     pub metrics: Option<SocketAddr>,
     stop: Stop,
     reload: Reload,
+    /// Where its clock is told to go on, if it stands still otherwise.
+    #[cfg(feature = "tls")]
+    passing: Option<Sender<Duration>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -82,6 +92,31 @@ impl Relay {
     /// Starts a relay, on a free loopback port and without the limits of an address unless
     /// `arguments` say otherwise.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_on(arguments, |_| ())
+    }
+
+    /// The same by a clock that stands still but for [`Self::let_pass`].
+    #[cfg(feature = "tls")]
+    pub fn start_with_a_clock_that_stands_still(arguments: &[&str]) -> Self {
+        let (passing, passed) = unbounded::<Duration>();
+        let mut relay = Self::start_on(arguments, |executor| {
+            let simulation = Simulation::begin(fastrand::u64(..), SystemTime::now());
+            let going_on = async move {
+                while let Ok(time) = passed.recv().await {
+                    simulation.advance(clock::now() + time);
+                }
+            };
+            executor.spawn(going_on).detach();
+        });
+        relay.passing = Some(passing);
+        relay
+    }
+
+    /// `prepare` is called on the relay's thread, with its executor, before anything else.
+    fn start_on(
+        arguments: &[&str],
+        prepare: impl FnOnce(&LocalExecutor<'static>) + Send + 'static,
+    ) -> Self {
         events::install();
         let mut all = vec!["pyrycode-relay"];
         if !arguments.contains(&"--listen") {
@@ -120,13 +155,16 @@ impl Relay {
             metrics,
             stop,
             reload,
+            #[cfg(feature = "tls")]
+            passing: None,
             thread: None,
         };
         relay.thread = Some(std::thread::spawn(move || {
+            let executor = LocalExecutor::new();
+            prepare(&executor);
             let sockets =
                 server::Sockets { relay: vec![listener], tls: secured, metrics: monitored };
-            server::run_on(&LocalExecutor::new(), sockets, config, &raised, &asked)
-                .expect("the relay runs");
+            server::run_on(&executor, sockets, config, &raised, &asked).expect("the relay runs");
         }));
         relay
     }
@@ -134,6 +172,13 @@ impl Relay {
     /// Asks the relay to read its files again, as SIGHUP would.
     pub fn reload(&self) {
         self.reload.ask();
+    }
+
+    /// Lets time pass for a relay whose clock stands still otherwise.
+    #[cfg(feature = "tls")]
+    pub fn let_pass(&self, time: Duration) {
+        let passing = self.passing.as_ref().expect("its clock stands still");
+        passing.try_send(time).expect("the relay is there");
     }
 
     /// Asks the relay to stop, as a signal would.

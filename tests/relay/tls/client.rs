@@ -78,10 +78,15 @@ impl Files {
 
     /// A relay that shows them.
     pub fn relay(&self, arguments: &[&str]) -> Relay {
+        self.relay_by(Relay::start, arguments)
+    }
+
+    /// A relay that `start` makes, and that shows them.
+    pub fn relay_by(&self, start: fn(&[&str]) -> Relay, arguments: &[&str]) -> Relay {
         let options = self.options();
         let all = options.iter().map(String::as_str).chain(arguments.iter().copied());
         let seen = events::mark();
-        let relay = Relay::start(&all.collect::<Vec<_>>());
+        let relay = start(&all.collect::<Vec<_>>());
         self.wait_for(seen, "certificate_read");
         relay
     }

@@ -2,6 +2,8 @@
 
 use std::process::{Command, Stdio};
 
+use pyrycode_relay::limits::CERTIFICATE_CHECK;
+
 use super::client::{Files, NAME, pair, set_mode};
 use crate::rig::{Relay, Ws, binary_head, events, fresh_id, phone_head};
 use std::io::Write as _;
@@ -45,11 +47,12 @@ fn a_reload_shows_the_new_certificate_and_touches_no_connection() {
 #[test]
 fn a_certificate_that_changes_on_disk_is_shown_without_being_asked_for() {
     let mut files = Files::new();
-    let relay = files.relay(&[]);
+    let relay = files.relay_by(Relay::start_with_a_clock_that_stands_still, &[]);
     let id = fresh_id("changed");
     let (mut binary, _phone) = pair_of(&files, &relay, &id);
     let seen = events::mark();
     files.renew();
+    relay.let_pass(CERTIFICATE_CHECK);
     files.wait_for(seen, "certificate_read");
     assert_eq!(shown(&files, &relay), files.certificate);
     binary.sync();
