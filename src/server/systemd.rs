@@ -291,7 +291,67 @@ pub fn inherited_listeners() -> Result<Inherited, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::time::SystemTime;
+
     use super::*;
+    use crate::clock;
+    use crate::clock::simulated::Simulation;
+
+    /// A manager, and the end of its socket that systemd would hold, which has all that was said so far.
+    fn manager() -> (Manager, UnixDatagram) {
+        let name = format!("pyrycode-relay-unit-{}-{}", std::process::id(), fastrand::u64(..));
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let heard = UnixDatagram::bind_addr(&address).unwrap();
+        heard.set_nonblocking(true).unwrap();
+        let manager = Manager {
+            socket: UnixDatagram::unbound().unwrap(),
+            address,
+            ping_interval: None,
+            owed: RefCell::default(),
+            debtor: RefCell::default(),
+            failing: Cell::new(false),
+        };
+        (manager, heard)
+    }
+
+    #[test]
+    fn a_status_is_told_a_while_after_it_changed_once_a_burst_and_only_if_it_differs() {
+        let (manager, heard) = manager();
+        let simulation = Simulation::begin(1, SystemTime::UNIX_EPOCH);
+        let (status, changes) = (Cell::new(0), Cell::new(0_u32));
+        let changed = async || {
+            poll_fn(|_| if changes.get() > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+            changes.set(0);
+        };
+        let mut informing = pin!(manager.inform(|| status.get().to_string(), changed));
+        let mut after = |pause: Duration| {
+            simulation.advance(clock::now() + pause);
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(informing.as_mut().poll(&mut cx).is_pending());
+            let mut buffer = [0; 100];
+            let said = heard.recv(&mut buffer).map(|length| buffer[..length].to_vec());
+            assert!(heard.recv(&mut [0; 100]).is_err(), "one word at a time");
+            said.map_or_else(|_| String::new(), |said| String::from_utf8(said).unwrap())
+        };
+        let change = |to: i32| {
+            status.set(to);
+            changes.set(changes.get() + 1);
+        };
+        assert_eq!(after(Duration::ZERO), "READY=1\nSTATUS=0\n");
+        change(1);
+        assert_eq!(after(Duration::ZERO), "");
+        change(2);
+        assert_eq!(after(STATUS_DELAY - Duration::from_millis(1)), "");
+        change(3);
+        assert_eq!(after(Duration::from_millis(1)), "STATUS=3\n");
+        // The later changes are waited for too, and are told already.
+        assert_eq!(after(STATUS_DELAY), "");
+        change(0);
+        assert_eq!(after(Duration::ZERO), "");
+        assert_eq!(after(STATUS_DELAY), "STATUS=0\n");
+        assert_eq!(after(100 * STATUS_DELAY), "");
+    }
 
     #[test]
     fn sockets_are_taken_by_the_process_that_they_are_for_and_their_number_is_bounded() {

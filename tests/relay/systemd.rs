@@ -280,15 +280,11 @@ fn the_status_follows_the_connections() {
     assert_eq!(notifications.next(), READY);
     let address = program.address();
     let id = fresh_id("status");
-    let expect = |counts: &str| {
-        // On a slow machine a status may fall between the two connections.
-        while notifications.next() != format!("STATUS={counts}\n") {}
-    };
-    let binary = Ws::upgrade(address, &binary_head(&id));
+    let _binary = Ws::upgrade(address, &binary_head(&id));
     let _phone = Ws::upgrade(address, &phone_head(&id));
-    expect("binaries: 1, phones: 1");
-    binary.drop_connection();
-    expect("binaries: 0, phones: 1");
+    // On a slow machine a status may fall between the two connections. How one follows another is held by
+    // virtual time, beside the code.
+    while notifications.next() != "STATUS=binaries: 1, phones: 1\n" {}
 }
 
 #[test]
