@@ -210,7 +210,8 @@ impl Life<'_> {
             72..82 => Exit::Reset,
             82..88 => Exit::HangUp,
             88..94 => Exit::AmidMessage,
-            _ => Exit::Stall,
+            94.. if self.site.has_time_for(self.site.silence()) => Exit::Stall,
+            _ => Exit::Reset,
         }
     }
 

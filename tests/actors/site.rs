@@ -3,8 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pyrycode_relay::clock;
 use smol::LocalExecutor;
 
 use super::scaled;
@@ -18,6 +19,8 @@ pub struct Site {
     pub grace: Duration,
     /// Somebody has found something wrong: nobody goes on.
     pub over: Cell<bool>,
+    /// By when whatever somebody begins must be over, in a run that does not wait for those who are silent.
+    pub ends: Cell<Option<Instant>>,
     /// Some `conn_id`s of all servers.
     known: RefCell<Vec<(String, String)>>,
 }
@@ -28,12 +31,17 @@ impl Site {
         executor: Rc<LocalExecutor<'static>>,
         grace: Duration,
     ) -> Rc<Self> {
-        let known = RefCell::default();
-        Rc::new(Self { network, executor, grace, over: Cell::new(false), known })
+        let (over, ends, known) = (Cell::new(false), Cell::new(None), RefCell::default());
+        Rc::new(Self { network, executor, grace, over, ends, known })
     }
 
     pub fn is_over(&self) -> bool {
         self.over.get()
+    }
+
+    /// Whether the run waits for something that takes as long as this.
+    pub fn has_time_for(&self, duration: Duration) -> bool {
+        self.ends.get().is_none_or(|ends| clock::now() + duration <= ends)
     }
 
     /// The time from one step of a client to its next.
