@@ -242,7 +242,7 @@ mod tests {
         let heads = Heads::new(MAX_HEADS);
         let mut newcomers = Vec::new();
         let mut stalled = Vec::new();
-        for number in 0..40 {
+        for number in 0..10 {
             newcomers.push(heads.enter(source(100 + number), Some(64)));
             for greedy in 0..8 {
                 stalled.extend((0..64).map(|_| heads.enter(source(greedy), Some(64))));
