@@ -751,7 +751,8 @@ fn expect_cut_off(stream: &mut TcpStream) {
     }
 }
 
-/// Writes until the connection is cut off; how many bytes it took.
+/// Writes until the connection is cut off, behind the first megabyte no faster than it takes to go on; how many
+/// bytes it took.
 fn write_until_cut_off(stream: &mut TcpStream) -> usize {
     let started = Instant::now();
     let mut written = 0;
@@ -760,6 +761,9 @@ fn write_until_cut_off(stream: &mut TcpStream) -> usize {
             Ok(bytes) => written += bytes,
             Err(error) if is_timeout(&error) => panic!("the connection is still there"),
             Err(_) => return written,
+        }
+        if written >= 1024 * 1024 {
+            std::thread::sleep(Duration::from_millis(2));
         }
         assert!(started.elapsed() < deadline(), "the relay reads for ever");
     }

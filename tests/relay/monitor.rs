@@ -66,7 +66,7 @@ fn expect_moved(what: &str, address: SocketAddr, before: &Samples, expected: &[(
         if Instant::now() > until {
             assert_eq!(moved(before, &samples(address)), expected, "{what}");
         }
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
     // Whatever else the event would move has had its turns by now.
     for _ in 0..3 {
