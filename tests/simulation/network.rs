@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Shutdown};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -427,8 +427,9 @@ impl State {
                 (departs + takes + path.delay + jitter).max(end.last_arrival.unwrap_or(now));
             end.last_arrival = Some(arrives);
             end.unread += size;
-            departures
-                .push((arrives, Event::Arrives(1 - from, end.unsent.drain(..size).collect())));
+            let mut bytes = vec![0; size];
+            take(&mut end.unsent, &mut bytes);
+            departures.push((arrives, Event::Arrives(1 - from, bytes)));
         }
         if end.unsent.is_empty() && end.finishes && !end.has_finished {
             end.has_finished = true;
@@ -480,9 +481,7 @@ impl State {
             return Poll::Pending;
         }
         let length = buffer.len().min(end.received.len());
-        for (place, byte) in buffer.iter_mut().zip(end.received.drain(..length)) {
-            *place = byte;
-        }
+        take(&mut end.received, &mut buffer[..length]);
         if !end.is_reset {
             let (now, event) = (clock::now(), Event::Acknowledged(1 - side, length));
             match path.is_instant() {
@@ -586,6 +585,11 @@ impl Listening for Listener {
         let network = NEXT.with(|next| next.borrow().clone()).expect("it was accepted");
         Ok(Stream { network, number: socket, side: 1 })
     }
+}
+
+/// Fills `into` from the front of `queue`, which has as much.
+fn take(queue: &mut VecDeque<u8>, into: &mut [u8]) {
+    queue.read_exact(into).expect("there is as much");
 }
 
 impl Drop for Listener {
