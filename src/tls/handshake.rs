@@ -220,7 +220,8 @@ impl Shaking {
             self.shown -= step.used;
             if let Some(error) = step.failed {
                 // The alert has what rustls has to say about it.
-                step.to_send.extend(step_after_failure(&mut self.connection));
+                let unread = &mut received[..self.shown];
+                step.to_send.extend(step_after_failure(&mut self.connection, unread));
                 return Next::Fail(error, step.to_send);
             }
             if !step.to_send.is_empty() {
@@ -304,15 +305,15 @@ fn step(connection: &mut UnbufferedServerConnection, received: &mut [u8]) -> Ste
     }
 }
 
-/// What is still to be said when a handshake has failed.
-fn step_after_failure(connection: &mut UnbufferedServerConnection) -> Vec<u8> {
-    let mut to_send = Vec::new();
-    while let Ok(ConnectionState::EncodeTlsData(data)) =
-        connection.process_tls_records(&mut []).state
-    {
+/// What is still to be said when a handshake has failed. rustls panics if it does not find what it has left `unread`.
+fn step_after_failure(connection: &mut UnbufferedServerConnection, unread: &mut [u8]) -> Vec<u8> {
+    let (mut to_send, mut used) = (Vec::new(), 0);
+    loop {
+        let status = connection.process_tls_records(&mut unread[used..]);
+        let Ok(ConnectionState::EncodeTlsData(data)) = status.state else { return to_send };
         encode(data, &mut to_send);
+        used += status.discard;
     }
-    to_send
 }
 
 fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, to: &mut Vec<u8>) {
