@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
 use rustls::server::{Accepted, Acceptor, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError};
-use rustls::{Error, InvalidMessage, KeyLog, PeerMisbehaved, ServerConfig};
+use rustls::{
+    AlertDescription, Error, InvalidMessage, KeyLog, PeerIncompatible, PeerMisbehaved,
+    ProtocolVersion, ServerConfig,
+};
 
 use super::keys::{HEADER, Keys, Secret};
 use super::record::{Inbound, LONGEST_RECORD, Outbound};
@@ -94,48 +97,16 @@ impl Opening {
     /// Reads the client's first message to its end (RFC 8446, section 4.1.2). One that is too long is refused.
     pub(super) async fn read_client_hello(&mut self) -> io::Result<()> {
         loop {
-            match self.missing() {
+            match missing(&self.received) {
                 0 => return Ok(()),
                 usize::MAX => {
-                    self.refuse(&[ALERT, 3, 3, 0, 2, FATAL, DECODE_ERROR]).await?;
+                    self.refuse(&fatal(AlertDescription::DecodeError)).await?;
                     let why = "the ClientHello is longer than 16 KiB";
                     return Err(io::Error::new(io::ErrorKind::InvalidData, why));
                 }
                 missing => self.read(missing).await?,
             }
         }
-    }
-
-    /// How many bytes of the first message are missing at least, as far as its head and its records tell;
-    /// `usize::MAX` if it may not be that long.
-    fn missing(&self) -> usize {
-        let (mut at, mut message, mut announced) = (0, 0, None);
-        while let Some([kind, .., high, low]) = self.received[at..].first_chunk::<HEADER>() {
-            let payload = &self.received[at + HEADER..];
-            let length = usize::from(u16::from_be_bytes([*high, *low]));
-            if *kind != HANDSHAKE || length == 0 || length > LONGEST_RECORD {
-                // rustls says what is wrong with it.
-                return 0;
-            }
-            let is_first = announced.is_none();
-            if let (true, [_, high, middle, low, ..]) = (is_first, payload) {
-                let [high, middle, low] = [*high, *middle, *low].map(usize::from);
-                announced = Some(4 + (high << 16 | middle << 8 | low));
-            }
-            let longest = announced.unwrap_or(0).max(message + length);
-            if longest > CLIENT_HELLO_BYTES {
-                return usize::MAX;
-            }
-            if payload.len() < length {
-                return length - payload.len();
-            }
-            message += length;
-            if announced.is_some_and(|announced| message >= announced) {
-                return 0;
-            }
-            at += HEADER + length;
-        }
-        self.received[at..].len().abs_diff(HEADER).max(1)
     }
 
     /// What the client wants. If that is no handshake, the error is what it is to be told.
@@ -151,7 +122,26 @@ impl Opening {
         let mut told = Vec::new();
         // A vector takes everything.
         let _ = alert.write_all(&mut told);
+        if let Some(description) = self.better_alert(&error) {
+            told = fatal(description).to_vec();
+        }
         Err((error, told))
+    }
+
+    /// The alert that the RFCs ask for where rustls has another one or none.
+    fn better_alert(&self, error: &Error) -> Option<AlertDescription> {
+        match error {
+            // It would look at the version later (RFC 5246, appendix E.1).
+            Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired)
+                if version(&self.received) < u16::from(ProtocolVersion::TLSv1_2) =>
+            {
+                Some(AlertDescription::ProtocolVersion)
+            }
+            Error::InappropriateHandshakeMessage { .. } => {
+                Some(AlertDescription::UnexpectedMessage)
+            }
+            _ => None,
+        }
     }
 
     /// Says why there is no handshake.
@@ -181,6 +171,48 @@ impl Opening {
         let (inbound, outbound) = shaking.finish().map_err(invalid)?;
         Ok(Tls::new(self.tcp, self.received, self.charge, inbound, outbound, scratch))
     }
+}
+
+/// How many bytes of the client's first message are missing at least, as far as its head and its records tell;
+/// `usize::MAX` if it may not be that long. With the headers of its records it may be as long as a record: rustls takes
+/// no more at once.
+fn missing(received: &[u8]) -> usize {
+    let (mut at, mut message, mut head) = (0, 0, [0; 4]);
+    while let Some([kind, .., high, low]) = received[at..].first_chunk::<HEADER>() {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        if *kind != HANDSHAKE || length == 0 || length > LONGEST_RECORD {
+            // rustls says what is wrong with it.
+            return 0;
+        }
+        let payload = &received[at + HEADER..];
+        let payload = &payload[..payload.len().min(length)];
+        // Several records may share the head.
+        for (byte, seen) in head.iter_mut().skip(message).zip(payload) {
+            *byte = *seen;
+        }
+        let [_, high, middle, low] = head.map(usize::from);
+        let is_announced = message + payload.len() >= head.len();
+        let announced = is_announced.then_some(head.len() + (high << 16 | middle << 8 | low));
+        let longest = announced.unwrap_or(0).max(message + length);
+        if longest > CLIENT_HELLO_BYTES || at + HEADER + length > LONGEST_RECORD {
+            return usize::MAX;
+        }
+        if payload.len() < length {
+            return length - payload.len();
+        }
+        message += length;
+        if announced.is_some_and(|announced| message >= announced) {
+            return 0;
+        }
+        at += HEADER + length;
+    }
+    received[at..].len().abs_diff(HEADER).max(1)
+}
+
+/// The version of the ClientHello at the beginning of `received`, unless its first record ends before.
+fn version(received: &[u8]) -> u16 {
+    let version = received.get(HEADER + 4..HEADER + 6).and_then(|bytes| bytes.try_into().ok());
+    version.map_or(u16::MAX, u16::from_be_bytes)
 }
 
 /// A handshake, without a socket.
@@ -325,12 +357,88 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, to: &mut Vec<u8>) {
     }
 }
 
-/// Content types and an alert of RFC 8446, sections 5.1 and 6.
+/// The record of an alert before there are keys (RFC 8446, section 6).
+fn fatal(description: AlertDescription) -> [u8; HEADER + 2] {
+    [ALERT, 3, 3, 0, 2, FATAL, u8::from(description)]
+}
+
+/// Content types and a level of RFC 8446, sections 5.1 and 6.
 const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
 const FATAL: u8 = 2;
-const DECODE_ERROR: u8 = 50;
 
 pub(super) fn invalid(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::ring::default_provider;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::super::certificates::Certificates;
+    use super::*;
+
+    /// A message of this length in records of `size`.
+    fn hello(length: usize, size: usize) -> Vec<u8> {
+        let announced = u32::try_from(length - 4).unwrap().to_be_bytes();
+        let mut message = vec![1, announced[1], announced[2], announced[3]];
+        message.resize(length, 0);
+        let mut records = Vec::new();
+        for payload in message.chunks(size) {
+            records.extend([HANDSHAKE, 3, 1]);
+            records.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+            records.extend(payload);
+        }
+        records
+    }
+
+    #[test]
+    fn a_message_that_begins_behind_the_client_hello_in_its_record_is_refused() {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.enable_sni = false;
+        let name = "relay.test".try_into().unwrap();
+        let mut received = Vec::new();
+        ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut received).unwrap();
+        for behind in [&[1][..], &[24, 0, 0, 1, 0]] {
+            let mut received = [&received, behind].concat();
+            let length = u16::try_from(received.len() - HEADER).unwrap();
+            received[3..HEADER].copy_from_slice(&length.to_be_bytes());
+            let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::<Certificates>::default());
+            let mut shaking = Shaking::new(Arc::new(config)).unwrap();
+            match shaking.go_on(&mut received, &Secrets::default()) {
+                Next::Fail(_, alert) => {
+                    assert_eq!(alert, fatal(AlertDescription::UnexpectedMessage));
+                }
+                _ => panic!("it goes on"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_hello_is_read_to_its_end_however_it_is_cut_into_records() {
+        for size in [1, 2, 3, 4, 5, 100, 300] {
+            let records = hello(300, size);
+            for end in 0..records.len() {
+                let missing = missing(&records[..end]);
+                assert!((1..=records.len() - end).contains(&missing), "{size}, {end}: {missing}");
+            }
+            assert_eq!(missing(&records), 0, "in records of {size}");
+        }
+    }
+
+    #[test]
+    fn a_client_hello_that_is_too_long_is_known_by_its_head_or_by_its_records() {
+        assert_eq!(missing(&hello(CLIENT_HELLO_BYTES, 5000)), 0);
+        assert_eq!(missing(&hello(CLIENT_HELLO_BYTES + 1, 5000)[..HEADER + 4]), usize::MAX);
+        assert_eq!(missing(&hello(CLIENT_HELLO_BYTES, 1)), usize::MAX);
+    }
 }
