@@ -164,6 +164,10 @@ impl Inbound {
             let error = PeerMisbehaved::MessageInterleavedWithHandshakeMessage;
             return Err((Some(AlertDescription::UnexpectedMessage), error.into()));
         }
+        if kind != ContentType::ApplicationData && content.is_empty() {
+            // RFC 8446, section 5.4.
+            return Err(unexpected(kind));
+        }
         self.empty_records = if content.is_empty() { self.empty_records + 1 } else { 0 };
         if self.empty_records > EMPTY_RECORDS {
             return Err(misbehaved(PeerMisbehaved::TooManyEmptyFragments));
@@ -197,9 +201,6 @@ impl Inbound {
         mut content: &[u8],
         outbound: &mut Outbound,
     ) -> Result<bool, Refusal> {
-        if content.is_empty() {
-            return Err(unexpected(ContentType::Handshake));
-        }
         self.message.begin(&mut content);
         if self.message.kind() != Some(HandshakeType::KeyUpdate) {
             return Err(unexpected(ContentType::Handshake));

@@ -163,3 +163,15 @@ fn a_wish_for_other_keys_is_answered_once() {
         assert_eq!(pair.tell_client(&buffer[..sealed]), b"by other keys");
     }
 }
+
+#[test]
+fn a_record_of_a_message_has_a_part_of_it() {
+    for suite in suites() {
+        for kind in [ContentType::Handshake, ContentType::Alert] {
+            let Pair { mut inbound, mut outbound, .. } = Pair::with(suite);
+            let refused = inbound.handle(kind, b"", &mut outbound);
+            let Err((alert, _)) = refused else { panic!("{suite:?}: {kind:?} is taken") };
+            assert_eq!(alert, Some(AlertDescription::UnexpectedMessage), "{suite:?}: {kind:?}");
+        }
+    }
+}
