@@ -382,6 +382,11 @@ impl Outbound {
         }
     }
 
+    /// Nothing follows, and nothing is to be said about it.
+    pub(super) fn give_up(&mut self) {
+        self.is_over = true;
+    }
+
     fn refuse(&mut self, (alert, error): Refusal) -> Error {
         match alert {
             Some(_) => self.alert = alert,

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
@@ -183,6 +183,15 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    /// A peer is told that nothing follows, whoever ends the connection (RFC 8446, section 6.1), unless there is no
+    /// room for that.
+    fn drop(&mut self) {
+        self.outbound.close();
+        self.answer(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
 impl Transport for Tls {
     /// What is opened and was not read makes no socket readable.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -204,6 +213,7 @@ impl Transport for Tls {
     }
 
     fn reset(&mut self) {
+        self.0.outbound.give_up();
         self.0.tcp.reset();
     }
 
