@@ -266,6 +266,10 @@ impl Inbound {
     /// RFC 8446, section 6; RFC 5246, section 7.2.
     fn handle_alert(&mut self, content: &[u8]) -> Result<(), Refusal> {
         let &[level, description] = content else {
+            if content.is_empty() && self.keys.is_tls13() {
+                // RFC 8446, section 5.4.
+                return Err(unexpected(ContentType::Alert));
+            }
             return Err(refused(InvalidMessage::MessageTooShort.into()));
         };
         let description = AlertDescription::from(description);

@@ -10,6 +10,11 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Suppor
 use super::super::handshake::{Next, Secrets, Shaking};
 use super::*;
 
+mod differential;
+#[path = "../../../fuzz/src/protection.rs"]
+#[allow(unreachable_pub, reason = "it is of a crate of its own")]
+mod protection;
+
 const NAME: &str = "relay.test";
 
 /// All that go with a certificate of ECDSA. Those of RSA protect records in the same way.
