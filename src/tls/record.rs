@@ -257,7 +257,8 @@ impl Inbound {
                 if self.renegotiations > RENEGOTIATIONS {
                     return Err(misbehaved(PeerMisbehaved::TooManyRenegotiationRequests));
                 }
-                outbound.alert = Some(AlertDescription::NoRenegotiation);
+                // Not in place of one after which nothing follows.
+                outbound.alert.get_or_insert(AlertDescription::NoRenegotiation);
             }
         }
         Ok(())
@@ -266,10 +267,6 @@ impl Inbound {
     /// RFC 8446, section 6; RFC 5246, section 7.2.
     fn handle_alert(&mut self, content: &[u8]) -> Result<(), Refusal> {
         let &[level, description] = content else {
-            if content.is_empty() && self.keys.is_tls13() {
-                // RFC 8446, section 5.4.
-                return Err(unexpected(ContentType::Alert));
-            }
             return Err(refused(InvalidMessage::MessageTooShort.into()));
         };
         let description = AlertDescription::from(description);
