@@ -321,9 +321,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
             self.blocked = None;
         }
         match flushed.end {
-            FlushEnd::Idle => self.blocked = None,
+            FlushEnd::Idle => {
+                self.blocked = None;
+                if self.charge.bytes() > 0 {
+                    self.charge_input();
+                }
+            }
             FlushEnd::Blocked => {
                 self.blocked.get_or_insert(now);
+                // Over TLS some of it has left the queue and is not out yet.
+                self.charge_input();
             }
             FlushEnd::More => return true,
             FlushEnd::Failed(error) => {

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_lite::future::yield_now;
 use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
 use rustls::server::{Accepted, Acceptor, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, InsufficientSizeError};
@@ -52,6 +53,7 @@ impl Secrets {
         config
     }
 
+    /// What was heard since this was last asked.
     fn take(&self) -> Heard {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -160,9 +162,14 @@ impl Opening {
         loop {
             match shaking.go_on(&mut self.received, secrets) {
                 Next::Send(bytes) => self.tcp.write_all(&bytes).await?,
-                Next::Read => self.read(0).await?,
+                Next::Read => {
+                    self.read(0).await?;
+                    // However much there is of it, the others get their turn.
+                    yield_now().await;
+                }
                 Next::Fail(error, bytes) => {
-                    self.tcp.write_all(&bytes).await?;
+                    // Whether the peer hears it or not.
+                    let _ = self.tcp.write_all(&bytes).await;
                     return Err(invalid(error));
                 }
                 Next::Finish => break,
@@ -244,6 +251,7 @@ impl Shaking {
     /// Goes on with what was `received`, of which it takes away what it needs no more.
     pub(super) fn go_on(&mut self, received: &mut Vec<u8>, secrets: &Secrets) -> Next {
         loop {
+            drop(secrets.take());
             let mut step = step(&mut self.connection, &mut received[..self.shown]);
             let now = secrets.take();
             self.heard.client = now.client.or(self.heard.client.take());
@@ -252,8 +260,7 @@ impl Shaking {
             self.shown -= step.used;
             if let Some(error) = step.failed {
                 // The alert has what rustls has to say about it.
-                let unread = &mut received[..self.shown];
-                step.to_send.extend(step_after_failure(&mut self.connection, unread));
+                step.to_send.extend(step_after_failure(&mut self.connection));
                 return Next::Fail(error, step.to_send);
             }
             if !step.to_send.is_empty() {
@@ -268,6 +275,11 @@ impl Shaking {
                 return Next::Finish;
             }
             match record(&received[self.shown..]) {
+                // No protected record is that short (RFC 8446, section 5.2). rustls would skip it as early data that
+                // was refused, without end, since it counts for nothing.
+                Some(length) if received[self.shown] == DATA && length < SHORTEST_PROTECTED => {
+                    return Next::Fail(InvalidMessage::MessageTooShort.into(), Vec::new());
+                }
                 Some(length) => self.shown += length,
                 None if self.shown > CLIENT_HELLO_BYTES => {
                     return Next::Fail(InvalidMessage::HandshakePayloadTooLarge.into(), Vec::new());
@@ -337,15 +349,16 @@ fn step(connection: &mut UnbufferedServerConnection, received: &mut [u8]) -> Ste
     }
 }
 
-/// What is still to be said when a handshake has failed. rustls panics if it does not find what it has left `unread`.
-fn step_after_failure(connection: &mut UnbufferedServerConnection, unread: &mut [u8]) -> Vec<u8> {
-    let (mut to_send, mut used) = (Vec::new(), 0);
-    loop {
-        let status = connection.process_tls_records(&mut unread[used..]);
-        let Ok(ConnectionState::EncodeTlsData(data)) = status.state else { return to_send };
+/// What is still to be said when a handshake has failed. rustls reads on behind its last word, and panics if it does
+/// not find what it has left unread: it is asked for no more than it has to say.
+fn step_after_failure(connection: &mut UnbufferedServerConnection) -> Vec<u8> {
+    let mut to_send = Vec::new();
+    while connection.wants_write() {
+        let status = connection.process_tls_records(&mut []);
+        let Ok(ConnectionState::EncodeTlsData(data)) = status.state else { break };
         encode(data, &mut to_send);
-        used += status.discard;
     }
+    to_send
 }
 
 fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, to: &mut Vec<u8>) {
@@ -362,9 +375,12 @@ fn fatal(description: AlertDescription) -> [u8; HEADER + 2] {
     [ALERT, 3, 3, 0, 2, FATAL, u8::from(description)]
 }
 
+/// Length of a record with a tag and a content type, and nothing else.
+const SHORTEST_PROTECTED: usize = HEADER + 17;
 /// Content types and a level of RFC 8446, sections 5.1 and 6.
 const ALERT: u8 = 21;
 pub(super) const HANDSHAKE: u8 = 22;
+const DATA: u8 = 23;
 const FATAL: u8 = 2;
 
 pub(super) fn invalid(error: Error) -> io::Error {
@@ -373,8 +389,14 @@ pub(super) fn invalid(error: Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use rustls::crypto::ring::default_provider;
-    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+    use std::io::Write as _;
+
+    use rustls::crypto::ring::{Ticketer, default_provider};
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore, ServerConnection, SupportedProtocolVersion,
+        version,
+    };
 
     use super::super::certificates::Certificates;
     use super::*;
@@ -391,6 +413,116 @@ mod tests {
             records.extend(payload);
         }
         records
+    }
+
+    const NAME: &str = "relay.test";
+
+    /// A server's and a client's configuration that fit, with a stateless ticketer as the relay has it.
+    fn configured(versions: &[&'static SupportedProtocolVersion]) -> (ServerConfig, ClientConfig) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone()).unwrap();
+        let provider = Arc::new(default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (server, client)
+    }
+
+    fn client(config: &Arc<ClientConfig>) -> ClientConnection {
+        ClientConnection::new(Arc::clone(config), NAME.try_into().unwrap()).unwrap()
+    }
+
+    fn hear(client: &mut ClientConnection, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            client.read_tls(&mut bytes).unwrap();
+            client.process_new_packets().unwrap();
+        }
+    }
+
+    #[test]
+    fn whatever_breaks_off_a_handshake_is_told_and_harms_nobody() {
+        // Behind the server's flight: a message that has begun and something else, a message behind another one.
+        let interleaved: &[u8] = &[HANDSHAKE, 3, 1, 0, 1, 16, 20, 3, 1, 0, 1, 1];
+        let behind: &[u8] = &[HANDSHAKE, 3, 3, 0, 8, 0, 0, 0, 0, 16, 0, 0, 1];
+        for bytes in [interleaved, behind] {
+            let (server, config) = configured(&[&version::TLS12]);
+            let mut client = client(&Arc::new(config));
+            let mut shaking = Shaking::new(Arc::new(server)).unwrap();
+            let (secrets, mut received) = (Secrets::default(), Vec::new());
+            client.write_tls(&mut received).unwrap();
+            let Next::Send(_) = shaking.go_on(&mut received, &secrets) else { panic!("no flight") };
+            received.extend_from_slice(bytes);
+            assert!(matches!(shaking.go_on(&mut received, &secrets), Next::Fail(..)));
+        }
+    }
+
+    #[test]
+    fn a_protected_record_without_content_is_none_before_the_end_of_the_handshake() {
+        let (server, config) = configured(&[&version::TLS13]);
+        let mut client = client(&Arc::new(config));
+        let mut shaking = Shaking::new(Arc::new(server)).unwrap();
+        let (secrets, mut received) = (Secrets::default(), Vec::new());
+        client.write_tls(&mut received).unwrap();
+        let Next::Send(_) = shaking.go_on(&mut received, &secrets) else { panic!("no flight") };
+        received.extend([DATA, 3, 3, 0, 0].repeat(3000));
+        assert!(matches!(shaking.go_on(&mut received, &secrets), Next::Fail(..)));
+    }
+
+    #[test]
+    fn early_data_for_another_server_of_that_name_is_skipped() {
+        let (server, mut config) = configured(&[&version::TLS13]);
+        let mut other = server.clone();
+        other.max_early_data_size = 16 * 1024;
+        let secrets = Arc::<Secrets>::default();
+        let mut server = secrets.heard_of(server);
+        server.ticketer = Ticketer::new().unwrap();
+        server.max_early_data_size = super::super::SKIPPED_EARLY_DATA;
+        let server = Arc::new(server);
+        config.enable_early_data = true;
+        let config = Arc::new(config);
+        for (length, record) in [(1, 512), (4000, 512), (9000, 16_384), (15_000, 700)] {
+            let mut client = client(&config);
+            let mut giver = ServerConnection::new(Arc::new(other.clone())).unwrap();
+            while client.wants_write() || giver.wants_write() {
+                let mut bytes = Vec::new();
+                client.write_tls(&mut bytes).unwrap();
+                giver.read_tls(&mut &bytes[..]).unwrap();
+                giver.process_new_packets().unwrap();
+                let mut bytes = Vec::new();
+                giver.write_tls(&mut bytes).unwrap();
+                hear(&mut client, &bytes);
+            }
+            let mut client = self::client(&config);
+            client.set_buffer_limit(None);
+            for piece in vec![7; length].chunks(record) {
+                client.early_data().expect("a ticket").write_all(piece).unwrap();
+            }
+            let (mut shaking, mut received) =
+                (Shaking::new(Arc::clone(&server)).unwrap(), Vec::new());
+            loop {
+                match shaking.go_on(&mut received, &secrets) {
+                    Next::Send(bytes) => hear(&mut client, &bytes),
+                    Next::Read => assert!(client.write_tls(&mut received).unwrap() > 0),
+                    Next::Fail(error, _) => panic!("{length} in records of {record}: {error}"),
+                    Next::Finish => break,
+                }
+            }
+            assert!(!client.is_early_data_accepted());
+        }
     }
 
     #[test]

@@ -36,7 +36,8 @@ const LAST_SEQUENCE: u64 = u64::MAX - (1 << 16);
 /// What protects one direction.
 pub(super) struct Keys {
     cipher: Cipher,
-    key: Zeroizing<[u8; 32]>,
+    /// Boxed, as secrets are: whoever moves it leaves no copy behind.
+    key: Box<Zeroizing<[u8; 32]>>,
     iv: Zeroizing<[u8; NONCE_LEN]>,
     /// Of the next record.
     sequence: u64,
@@ -55,14 +56,14 @@ enum Cipher {
 
 /// A traffic secret (RFC 8446, section 7.2).
 pub(super) struct Secret {
-    bytes: Zeroizing<[u8; LONGEST_SECRET]>,
+    bytes: Box<Zeroizing<[u8; LONGEST_SECRET]>>,
     length: u8,
 }
 
 impl Secret {
     /// None of a length that no suite has.
     pub(super) fn new(secret: &[u8]) -> Option<Self> {
-        let mut bytes = Zeroizing::new([0; LONGEST_SECRET]);
+        let mut bytes = Box::new(Zeroizing::new([0; LONGEST_SECRET]));
         bytes.get_mut(..secret.len())?.copy_from_slice(secret);
         Some(Self { bytes, length: u8::try_from(secret.len()).ok()? })
     }
@@ -116,7 +117,7 @@ impl Keys {
         };
         let mut keys = Self {
             cipher,
-            key: Zeroizing::default(),
+            key: Box::default(),
             iv: Zeroizing::default(),
             sequence,
             limit: limit.min(LAST_SEQUENCE),
@@ -143,7 +144,7 @@ impl Keys {
         let Some((suite, secret)) = &mut self.update else { return };
         let hkdf = suite.hkdf_provider;
         let now = hkdf.expander_for_okm(&OkmBlock::new(secret.get()));
-        let mut next = Zeroizing::new([0; LONGEST_SECRET]);
+        let mut next = Box::new(Zeroizing::new([0; LONGEST_SECRET]));
         let length = usize::from(secret.length);
         expand(&*now, "traffic upd", &mut next[..length]);
         secret.bytes = next;

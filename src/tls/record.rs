@@ -25,6 +25,9 @@ const EMPTY_RECORDS: u8 = 32;
 const WARNINGS: u8 = 4;
 const RENEGOTIATIONS: u8 = 1;
 
+/// New keys cost as much as some thousand bytes of data, and a peer may have as many as it sends bytes.
+const UPDATES_A_TURN: u8 = 16;
+
 /// What comes in.
 #[derive(Debug)]
 pub(super) struct Inbound {
@@ -65,6 +68,8 @@ pub(super) struct Opened {
     pub(super) plaintext: usize,
     /// Where the records begin that are not complete.
     pub(super) used: usize,
+    /// Complete ones may be among them: it was enough for a turn.
+    pub(super) has_more: bool,
     /// Why the connection is over, for whoever has read the plaintext.
     pub(super) failed: Option<Error>,
 }
@@ -94,8 +99,12 @@ impl Inbound {
     /// the peer is to be told because of them is left to `outbound`.
     pub(super) fn open(&mut self, buffer: &mut [u8], outbound: &mut Outbound) -> Opened {
         let mut opened = Opened::default();
-        let mut cipher = None;
+        let (mut cipher, mut updates) = (None, 0);
         while !self.is_over {
+            if updates == UPDATES_A_TURN {
+                opened.has_more = true;
+                break;
+            }
             let record = match self.next(&buffer[opened.used..]) {
                 Ok(Some(length)) => opened.used..opened.used + length,
                 Ok(None) => break,
@@ -118,7 +127,7 @@ impl Inbound {
                     buffer.copy_within(payload..payload + length, opened.plaintext);
                     opened.plaintext += length;
                 }
-                Ok((_, _, true)) => cipher = None,
+                Ok((_, _, true)) => (cipher, updates) = (None, updates + 1),
                 Ok(_) => {}
                 Err(refusal) => {
                     opened.failed = Some(outbound.refuse(refusal));

@@ -1,9 +1,9 @@
 //! A TLS connection as a link drives it.
 
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::{fmt, io};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
@@ -17,7 +17,6 @@ use crate::queue::budget::Charge;
 #[derive(Debug)]
 pub(crate) struct Tls(Box<Session>);
 
-#[derive(Debug)]
 struct Session {
     tcp: Tcp,
     inbound: Inbound,
@@ -124,6 +123,8 @@ impl Session {
             self.records.extend_from_slice(&room[opened.used..length]);
         }
         self.failed = opened.failed;
+        // Whoever asks whether there is something to read is told so.
+        self.is_drained &= !opened.has_more;
         if self.inbound.is_over() || self.failed.is_some() {
             self.has_ended = true;
             self.records = Vec::new();
@@ -176,10 +177,17 @@ impl Session {
 
     /// Tells the peer what it is to be told, if there is room. The task is woken when there is.
     fn answer(&mut self, cx: &mut Context<'_>) {
-        if self.outbound.has_due() {
+        if self.outbound.has_due() || !self.unsent.is_empty() {
             // A connection that cannot be written to tells whoever writes.
             let _ = self.poll_unsent(cx);
         }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the content: it is a peer's.
+        f.debug_struct("Session").field("tcp", &self.tcp).finish_non_exhaustive()
     }
 }
 

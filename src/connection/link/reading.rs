@@ -48,8 +48,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
     }
 
-    /// Pays for what is held of the input.
-    fn charge_input(&mut self) {
+    /// Pays for what is held of the input, and for what the transport holds.
+    pub(super) fn charge_input(&mut self) {
         let held = self.incoming.held() + self.incoming.io().held();
         if self.charge.set(held) {
             self.relay.registry.relieve();

@@ -327,6 +327,22 @@ fn key_updates_are_counted_from_one_record_of_data_to_the_next() {
 }
 
 #[test]
+fn so_many_new_keys_are_enough_for_a_turn() {
+    let mut ends = Ends::of_both_versions().into_iter().next().unwrap();
+    let mut records = Vec::new();
+    for _ in 0..2 * UPDATES_A_TURN {
+        records.extend(ends.update(0));
+        records.extend(ends.client.seal(DATA, b"x"));
+    }
+    let half = records.len() / 2;
+    let opened = ends.inbound.open(&mut records, &mut ends.outbound);
+    // The last record of data is left.
+    assert!(opened.has_more && opened.plaintext == usize::from(UPDATES_A_TURN) - 1, "{opened:?}");
+    let rest = records.split_off(opened.used);
+    assert!(rest.len() > half && ends.open(&rest).is_ok());
+}
+
+#[test]
 fn records_without_content_are_counted_in_a_row() {
     for mut ends in Ends::of_both_versions() {
         for _ in 0..3 {

@@ -255,6 +255,12 @@ impl Ours {
             return;
         }
         self.records.extend_from_slice(bytes);
+        while self.open() {}
+        self.send();
+    }
+
+    /// Opens what is enough for a turn; returns whether there is more.
+    fn open(&mut self) -> bool {
         let before = self.records.clone();
         let opened = self.inbound.open(&mut self.records, &mut self.outbound);
         assert!(opened.plaintext <= opened.used, "more came out than went in");
@@ -264,7 +270,7 @@ impl Ours {
         self.used += opened.used;
         self.outcome.is_over = self.inbound.is_over();
         self.outcome.failed = opened.failed;
-        self.send();
+        opened.has_more
     }
 
     fn write(&mut self, bytes: &[u8]) {
