@@ -298,7 +298,7 @@ def h2_alone_is_refused(site, stack):
 
 def tls_1_1_is_refused(site, stack):
     # The client's own policy would not even try.
-    refused(asked(site, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"), "alert handshake failure")
+    refused(asked(site, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"), "alert protocol version")
 
 
 def another_name_is_refused_and_shown_no_certificate(site, stack):
