@@ -262,7 +262,7 @@ class Node:
 
     child, events, number = None, {}, 0
 
-    def __init__(self, address, role, server, tls=None):
+    def __init__(self, address, role, server, tls=None, **options):
         if Node.child is None:
             Node.child = subprocess.Popen(
                 ["node", os.path.join(HERE, "conformance.mjs")], stdin=subprocess.PIPE,
@@ -275,7 +275,7 @@ class Node:
         where, headers = f"{address[0]}:{address[1]}{path}", fields(role, server)
         if tls:
             with open(tls.certificate) as file:
-                options = {"ca": file.read(), "servername": tls.name}
+                options |= {"ca": file.read(), "servername": tls.name}
             self.tell(open=f"wss://{where}", headers={"Host": tls.name, **headers}, options=options)
         else:
             self.tell(open=f"ws://{where}", headers=headers)
