@@ -2,14 +2,13 @@
 //! that left, and peers that do not play along. Where time decides: `tests/simulation/close.rs`.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown};
 use std::time::Instant;
-
-use socket2::{Domain, Socket, Type};
 
 use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode};
 use crate::rig::{
-    Relay, Ws, binary_head, connect, deadline, envelope, events, fresh_id, notice, phone_head,
+    Address, Relay, Ws, binary_head, connect, connect_narrowed, deadline, envelope, events,
+    fresh_id, notice, phone_head,
 };
 
 #[test]
@@ -304,17 +303,18 @@ fn a_phone_that_is_held_back_is_closed_in_order_and_nothing_more_of_it_is_forwar
     let (mut sibling, sibling_id) = relay.registered_phone(&id);
     let (mut phone, conn_id) = relay.registered_phone(&id);
     let message = |number: usize| format!("[{number},\"{}\"]", "x".repeat(8000));
-    let bytes: Vec<u8> =
-        (0..MESSAGES).flat_map(|number| encode(true, TEXT, message(number).as_bytes())).collect();
-    let mut stream = phone.stream.try_clone().unwrap();
     // Less than the relay discards of a phone that it has closed, or the end would be a reset.
-    assert!(bytes.len() < 1024 * 1024);
-    let flood = std::thread::spawn(move || stream.write_all(&bytes));
+    assert!(MESSAGES * message(0).len() < 1000 * 1024);
+    let (begun, rest) = phone.send_until_blocked(MESSAGES, message);
     let started = Instant::now();
     assert_eq!(binary.read_text(), envelope(&conn_id, &message(0)));
     binary.send_text(&notice(&conn_id, 4000));
+    // The relay discards what it does not forward.
+    phone.send_raw(&rest);
+    for number in begun..MESSAGES {
+        phone.send_text(&message(number));
+    }
     phone.expect_close(4000, "");
-    flood.join().unwrap().expect("the relay discards what it does not forward");
     sibling.send_text("1");
     for number in 1..MESSAGES {
         let text = binary.read_text();
@@ -412,13 +412,8 @@ fn stalled_phone(relay: &Relay) -> (Ws, Ws, String) {
 const BACKLOG: usize = 12;
 
 /// A connection for which the kernel keeps little of what is not read.
-fn slow_reader(address: SocketAddr, head: &str) -> Ws {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(16 * 1024).unwrap();
-    socket.connect(&address.into()).unwrap();
-    socket.set_read_timeout(Some(deadline())).unwrap();
-    socket.set_write_timeout(Some(deadline())).unwrap();
-    let mut stream = std::net::TcpStream::from(socket);
+fn slow_reader(address: Address, head: &str) -> Ws {
+    let mut stream = connect_narrowed(Ipv4Addr::LOCALHOST, address, 16 * 1024);
     stream.write_all(head.as_bytes()).unwrap();
     Ws::after_request(stream)
 }

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::rig::{Relay, events, fresh_id};
+use crate::rig::{Plain, Relay, events, fresh_id};
 
 /// An example client; it is killed when the test is over.
 struct Example(Child);
@@ -15,7 +15,7 @@ impl Example {
     fn start(name: &str, relay: &Relay, id: &str) -> Self {
         let path = example(name);
         let started = Command::new(&path)
-            .args([format!("ws://{}", relay.address), id.to_owned()])
+            .args([format!("ws://{}", relay.address.at), id.to_owned()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -53,7 +53,7 @@ fn example(name: &str) -> PathBuf {
 
 #[test]
 fn nothing_that_was_typed_is_missing_when_the_binary_is_stopped_and_started_again() {
-    let relay = Relay::start(&[]);
+    let relay = Relay::plain(Plain::ItsOwnClients, &[]);
     let id = fresh_id("typed");
     let binary = Example::start("binary", &relay, &id);
     events::wait("server_claimed", &[("server_id", &id)]);
@@ -95,7 +95,7 @@ fn nothing_that_was_typed_is_missing_when_the_binary_is_stopped_and_started_agai
 
 #[test]
 fn a_phone_never_notices_that_its_binary_was_stopped_in_order_and_started_again() {
-    let relay = Relay::start(&[]);
+    let relay = Relay::plain(Plain::ItsOwnClients, &[]);
     let id = fresh_id("stopped");
     let mut binary = Example::start("binary", &relay, &id);
     events::wait("server_claimed", &[("server_id", &id)]);
@@ -121,7 +121,7 @@ fn a_phone_never_notices_that_its_binary_was_stopped_in_order_and_started_again(
 
 #[test]
 fn a_second_binary_is_told_that_the_server_id_is_taken() {
-    let relay = Relay::start(&[]);
+    let relay = Relay::plain(Plain::ItsOwnClients, &[]);
     let id = fresh_id("taken");
     let _holder = Example::start("binary", &relay, &id);
     events::wait("server_claimed", &[("server_id", &id)]);

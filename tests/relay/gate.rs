@@ -2,15 +2,15 @@
 //! arrives behind a request head.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use log::Level;
 
 use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode, is_timeout};
 use crate::rig::{
-    Relay, Ws, binary_head, connect, connect_from, deadline, envelope, events, fresh_id,
-    fresh_source, millis, phone_head, scaled,
+    Address, Plain, Relay, Stream, Ws, binary_head, connect, connect_from, deadline, envelope,
+    events, fresh_id, fresh_source, millis, phone_head, scaled,
 };
 
 #[test]
@@ -67,7 +67,7 @@ fn a_peer_that_has_shut_down_writing_gets_its_answer() {
 
 #[test]
 fn refusals_come_in_the_order_of_the_contract() {
-    let exhausted = Relay::start(&["--rate-limit", "1/min", "--rate-burst", "1"]);
+    let exhausted = Relay::plain(Plain::Answers, &["--rate-limit", "1/min", "--rate-burst", "1"]);
     let spent = ask(exhausted.address, b"GET /v1/client HTTP/1.1\r\n\r\n");
     assert_eq!(spent, refusal(400, &[]), "the only attempt");
     let relay = Relay::start(&["--max-connections", "1"]);
@@ -333,7 +333,7 @@ fn a_429_never_says_to_come_back_at_once() {
 
 #[test]
 fn what_is_no_attempt_is_never_limited_and_uses_nothing_up() {
-    let relay = Relay::start(&["--rate-limit", "1/min", "--rate-burst", "1"]);
+    let relay = Relay::plain(Plain::Answers, &["--rate-limit", "1/min", "--rate-burst", "1"]);
     let free: [(&[u8], u16); 5] = [
         (b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n", 200),
         (b"HEAD /healthz HTTP/1.1\r\nHost: relay\r\n\r\n", 200),
@@ -353,8 +353,11 @@ fn what_is_no_attempt_is_never_limited_and_uses_nothing_up() {
 
 #[test]
 fn sources_are_limited_one_by_one_and_mapped_addresses_are_ipv4() {
-    let relay = Relay::start(&["--listen", ":0", "--rate-limit", "1/min", "--rate-burst", "1"]);
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.address.port()));
+    let relay = Relay::plain(
+        Plain::ItsOwnListeners,
+        &["--listen", ":0", "--rate-limit", "1/min", "--rate-burst", "1"],
+    );
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, relay.address.at.port()));
     // As IPv6 networks of 64 bits, all mapped addresses would be one source.
     for source in [fresh_source(), fresh_source()] {
         let id = fresh_id("mapped");
@@ -370,7 +373,7 @@ fn sources_are_limited_one_by_one_and_mapped_addresses_are_ipv4() {
 
 #[test]
 fn the_health_page_is_byte_for_byte_that_of_the_contract_and_head_leaves_the_body_out() {
-    let relay = Relay::start(&[]);
+    let relay = Relay::plain(Plain::NoCertificate, &[]);
     let (_binary, _phone, _) = relay.pair(&fresh_id("health"));
     let _second = relay.binary(&fresh_id("health"));
     let page = exchange(relay.address, b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n");
@@ -692,22 +695,22 @@ fn field_line(head: &str, name: &str) -> String {
 }
 
 /// Sends a request as it stands and reads the response to its orderly end.
-fn ask(address: SocketAddr, request: &[u8]) -> Response {
+fn ask(address: Address, request: &[u8]) -> Response {
     parse_response(&exchange(address, request))
 }
 
 /// The same; the response as it is on the wire.
-fn exchange(address: SocketAddr, request: &[u8]) -> String {
+fn exchange(address: Address, request: &[u8]) -> String {
     let mut stream = connect(address);
     stream.write_all(request).unwrap();
     read_to_end(&mut stream)
 }
 
-fn read_response(stream: &mut TcpStream) -> Response {
+fn read_response(stream: &mut Stream) -> Response {
     parse_response(&read_to_end(stream))
 }
 
-fn read_to_end(stream: &mut TcpStream) -> String {
+fn read_to_end(stream: &mut Stream) -> String {
     let mut response = String::new();
     stream.read_to_string(&mut response).expect("the response ends without a reset");
     response
@@ -724,7 +727,7 @@ fn parse_response(response: &str) -> Response {
 }
 
 /// Reads a response head and not a byte more.
-fn read_head(stream: &mut TcpStream) -> String {
+fn read_head(stream: &mut Stream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -734,7 +737,7 @@ fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-fn send_bytewise(address: SocketAddr, head: &str) -> TcpStream {
+fn send_bytewise(address: Address, head: &str) -> Stream {
     let mut stream = connect(address);
     for byte in head.bytes() {
         stream.write_all(&[byte]).unwrap();
@@ -743,7 +746,7 @@ fn send_bytewise(address: SocketAddr, head: &str) -> TcpStream {
 }
 
 /// Expects that the connection ends without an answer, by an end or by a reset.
-fn expect_cut_off(stream: &mut TcpStream) {
+fn expect_cut_off(stream: &mut Stream) {
     match stream.read(&mut [0]) {
         Ok(0) => {}
         Err(error) if !is_timeout(&error) => {}
@@ -753,7 +756,7 @@ fn expect_cut_off(stream: &mut TcpStream) {
 
 /// Writes until the connection is cut off, behind the first megabyte no faster than it takes to go on; how many
 /// bytes it took.
-fn write_until_cut_off(stream: &mut TcpStream) -> usize {
+fn write_until_cut_off(stream: &mut Stream) -> usize {
     let started = Instant::now();
     let mut written = 0;
     loop {

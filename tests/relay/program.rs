@@ -14,20 +14,25 @@ mod resources;
 mod signals;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::rig::ws::Ws;
-use crate::rig::{binary_head, connect, deadline, envelope, phone_head, stretched};
+use crate::rig::{
+    Address, Plain, binary_head, connect, deadline, envelope, front, phone_head, plain, stretched,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
 
-/// Options for tests that dial as often as they like.
-const UNLIMITED: [&str; 6] =
-    ["--listen", "127.0.0.1:0", "--rate-limit", "off", "--max-connections-per-ip", "off"];
+/// Options of tests that dial as often as they like.
+const UNLIMITED: [&str; 4] = ["--rate-limit", "off", "--max-connections-per-ip", "off"];
+
+/// The same, and those of a listener.
+fn unlimited() -> Vec<&'static str> {
+    [front(), &UNLIMITED].concat()
+}
 
 /// The program without the environment of the tests.
 fn program(arguments: &[&str]) -> Command {
@@ -90,9 +95,16 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Self {
-        let mut all = vec!["--listen", "127.0.0.1:0", "--rate-limit", "off"];
-        all.extend(["--max-connections-per-ip", "off"]);
-        all.extend(arguments);
+        Self::start_behind(front(), arguments)
+    }
+
+    /// One that listens without TLS in any run.
+    fn plain(why: Plain, arguments: &[&str]) -> Self {
+        Self::start_behind(plain(why), arguments)
+    }
+
+    fn start_behind(front: &[&str], arguments: &[&str]) -> Self {
+        let mut all = [front, &UNLIMITED, arguments].concat();
         let stretched = stretched(arguments);
         all.extend(stretched.iter().map(String::as_str));
         Self::spawn(program(&all))
@@ -134,8 +146,8 @@ impl Running {
         self.wait_nth(event, 1)
     }
 
-    fn address(&self) -> SocketAddr {
-        self.wait("listening").field("address").parse().unwrap()
+    fn address(&self) -> Address {
+        self.wait("listening").address()
     }
 
     fn binary(&self, id: &str) -> Ws {
@@ -242,6 +254,12 @@ impl Line {
         &found.unwrap_or_else(|| panic!("{self:?} has no {name}")).1
     }
 
+    /// The address that a program listens at.
+    fn address(&self) -> Address {
+        let is_tls = self.0.iter().any(|(key, value)| key == "tls" && value == "true");
+        Address { at: self.field("address").parse().unwrap(), is_tls }
+    }
+
     fn keys(&self) -> Vec<&str> {
         self.0.iter().map(|(key, _)| key.as_str()).collect()
     }
@@ -280,7 +298,7 @@ fn unquote(quoted: &str) -> (String, &str) {
 }
 
 /// Whether the health page answers at this address.
-fn answers(address: SocketAddr) -> bool {
+fn answers(address: impl Into<Address>) -> bool {
     let mut stream = connect(address);
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
     let mut response = String::new();

@@ -1,12 +1,12 @@
 //! Behind a proxy: whose word is taken for the address, and what that address is used for.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown};
 
 use crate::rig::ws::{self, Ws, is_timeout};
 use crate::rig::{
-    Relay, binary_head, connect, connect_from, envelope, events, fresh_id, fresh_source, millis,
-    phone_head,
+    Address, Plain, Relay, Stream, binary_head, connect, connect_from, envelope, events, fresh_id,
+    fresh_source, millis, phone_head,
 };
 
 /// Connections from 127.0.0.1 are a proxy's.
@@ -19,7 +19,7 @@ fn with(head: &str, field: &str) -> String {
 }
 
 /// The `remote` of the event that a claim or a join by this head leads to.
-fn remote_of(address: SocketAddr, head: &str, event: &str, id: &str) -> String {
+fn remote_of(address: Address, head: &str, event: &str, id: &str) -> String {
     let seen = events::mark();
     let ws = Ws::upgrade(address, head);
     let line = events::wait_after(seen, event, &[("server_id", id)]);
@@ -27,7 +27,7 @@ fn remote_of(address: SocketAddr, head: &str, event: &str, id: &str) -> String {
     events::field(&line, "remote")
 }
 
-fn status(mut stream: TcpStream, request: &[u8]) -> u16 {
+fn status(mut stream: Stream, request: &[u8]) -> u16 {
     stream.write_all(request).unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).expect("the response ends without a reset");
@@ -39,7 +39,12 @@ fn status(mut stream: TcpStream, request: &[u8]) -> u16 {
 fn relay_behind(options: &[&str]) -> (Relay, Ipv4Addr) {
     let proxy = fresh_source();
     let named = proxy.to_string();
-    (Relay::start(&[&["--trusted-proxy", &named], options].concat()), proxy)
+    let all = [&["--trusted-proxy", &named], options].concat();
+    let relay = match options.contains(&"--proxy-protocol") {
+        true => Relay::plain(Plain::ProxyHeader, &all),
+        false => Relay::start(&all),
+    };
+    (relay, proxy)
 }
 
 /// Sends these bytes as a trusted proxy and expects the end without a byte.
@@ -197,7 +202,7 @@ fn a_field_that_names_no_address_is_refused_and_counted_and_health_answers_all_t
 
 #[test]
 fn a_proxy_header_of_either_version_tells_the_address() {
-    let relay = Relay::start(&BY_HEADER);
+    let relay = Relay::plain(Plain::ProxyHeader, &BY_HEADER);
     let ipv6 = [&[0x20, 1, 0xd, 0xb8][..], &[0; 11], &[7], &[0; 16], &[0x12, 0x34, 0, 80]].concat();
     let own = "127.0.0.1";
     for (header, remote) in [
@@ -222,7 +227,7 @@ fn a_proxy_header_of_either_version_tells_the_address() {
 
 #[test]
 fn header_request_and_first_frame_arrive_in_any_pieces() {
-    let relay = Relay::start(&BY_HEADER);
+    let relay = Relay::plain(Plain::ProxyHeader, &BY_HEADER);
     for header in [TEXT_HEADER.as_bytes().to_vec(), binary_ipv4(Ipv4Addr::new(203, 0, 113, 7))] {
         let id = fresh_id("pieces");
         let mut binary =
@@ -300,7 +305,7 @@ fn a_malformed_proxy_header_ends_the_connection_without_a_word_and_is_counted() 
 #[test]
 fn fields_are_believed_behind_a_header_only_if_that_names_another_trusted_proxy() {
     let options = [&BY_HEADER[..], &["--trusted-proxy", "10.0.0.0/8"]].concat();
-    let relay = Relay::start(&options);
+    let relay = Relay::plain(Plain::ProxyHeader, &options);
     for (header, remote) in [
         ("PROXY TCP4 10.1.1.1 192.0.2.99 4711 443\r\n", "198.51.100.9"),
         ("PROXY TCP4 203.0.113.7 192.0.2.99 4711 443\r\n", "203.0.113.7"),
@@ -316,7 +321,10 @@ fn fields_are_believed_behind_a_header_only_if_that_names_another_trusted_proxy(
 
 #[test]
 fn a_proxy_header_counts_into_the_header_timeout() {
-    let relay = Relay::start(&[&BY_HEADER[..], &["--header-timeout", &millis(200)]].concat());
+    let relay = Relay::plain(
+        Plain::ProxyHeader,
+        &[&BY_HEADER[..], &["--header-timeout", &millis(200)]].concat(),
+    );
     for begun in ["", "PROXY TC", TEXT_HEADER, &format!("{TEXT_HEADER}GET /v1")] {
         let stream = connect(relay.address);
         assert_eq!(status(stream, begun.as_bytes()), 408, "{begun:?}");
@@ -325,7 +333,7 @@ fn a_proxy_header_counts_into_the_header_timeout() {
 
 #[test]
 fn a_proxy_header_counts_into_the_bytes_of_the_head() {
-    let relay = Relay::start(&BY_HEADER);
+    let relay = Relay::plain(Plain::ProxyHeader, &BY_HEADER);
     let request = b"GET /nowhere HTTP/1.1\r\nHost: relay\r\n\r\n";
     // Extras that nobody knows, to make a header of `length` bytes.
     let header = |length: usize| {

@@ -6,27 +6,19 @@ mod to_binaries;
 mod to_phones;
 
 use std::io::{ErrorKind, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use crate::rig::ws::{TEXT, encode};
-use crate::rig::{self, Relay, Ws, envelope, events};
+use crate::rig::{self, Address, Relay, Stream, Ws, envelope, events};
 
 /// A connection of whose backlog the kernel takes in little, so that the relay soon notices when
 /// its peer does not read.
-fn narrow_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(8 * 1024).unwrap();
-    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.into()).expect("the relay listens");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(rig::deadline())).unwrap();
-    stream.set_write_timeout(Some(rig::deadline())).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
+fn narrow_from(source: Ipv4Addr, address: Address) -> Stream {
+    rig::connect_narrowed(source, address, 8 * 1024)
 }
 
 /// A relay that gives a stalled peer all the time that a slow machine may need, unless `arguments`
@@ -45,11 +37,11 @@ fn widen(ws: &Ws) {
 }
 
 /// An upgraded connection over a [`narrow`] one.
-fn narrow_ws(address: SocketAddr, head: &str) -> Ws {
+fn narrow_ws(address: Address, head: &str) -> Ws {
     narrow_ws_from(Ipv4Addr::LOCALHOST, address, head)
 }
 
-fn narrow_ws_from(source: Ipv4Addr, address: SocketAddr, head: &str) -> Ws {
+fn narrow_ws_from(source: Ipv4Addr, address: Address, head: &str) -> Ws {
     let mut stream = narrow_from(source, address);
     stream.write_all(head.as_bytes()).unwrap();
     Ws::after_request(stream)

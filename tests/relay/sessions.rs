@@ -9,6 +9,7 @@ mod session;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use smol::channel::{Receiver, Sender, unbounded};
 use smol::{Async, LocalExecutor, Timer};
 
 use self::session::{Connection, Cut, DELAY, Place, try_one};
-use crate::rig::{Relay, binary_head, fresh_id, phone_head, scaled};
+use crate::rig::{Address, Duplex, Relay, binary_head, fresh_id, phone_head, scaled, secured};
 
 #[test]
 fn resets_break_no_session() {
@@ -89,7 +90,7 @@ fn try_all(cut: Cut) {
 /// A relay, and one trial's way to it.
 struct Sockets {
     executor: Rc<LocalExecutor<'static>>,
-    relay: SocketAddr,
+    relay: Address,
     id: String,
 }
 
@@ -102,8 +103,8 @@ impl Place for Sockets {
             let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
             let address = listener.get_ref().local_addr().unwrap();
             let head = binary_head(&self.id);
-            let opening = Path::open(&self.executor, &listener, self.relay);
-            match zip(Socket::dial(address, &head), opening).await {
+            let opening = Path::open(&self.executor, &listener, self.relay.at);
+            match zip(Socket::dial(Address { at: address, ..self.relay }, &head), opening).await {
                 (Ok(socket), path) => return (socket, path),
                 // A probe is under way.
                 (Err(_), _) => drop(Timer::after(Duration::from_millis(200)).await),
@@ -126,14 +127,15 @@ impl Place for Sockets {
 
 /// A WebSocket.
 struct Socket {
-    stream: Async<TcpStream>,
+    stream: Pin<Box<dyn Duplex>>,
     inbox: Inbox,
 }
 
 impl Socket {
-    async fn dial(address: SocketAddr, head: &str) -> io::Result<Self> {
-        let stream = Async::<TcpStream>::connect(address).await?;
-        stream.get_ref().set_nodelay(true)?;
+    async fn dial(address: Address, head: &str) -> io::Result<Self> {
+        let tcp = Async::<TcpStream>::connect(address.at).await?;
+        tcp.get_ref().set_nodelay(true)?;
+        let stream = secured(tcp, address).await?;
         let mut socket = Self { stream, inbox: Inbox::default() };
         socket.stream.write_all(head.as_bytes()).await?;
         let head = loop {

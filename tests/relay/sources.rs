@@ -1,11 +1,12 @@
 //! What one source address may hold, and what it cannot take from the others.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 
 use crate::rig::ws::{Ws, is_timeout};
 use crate::rig::{
-    Relay, binary_head, connect_from, envelope, events, fresh_id, fresh_source, phone_head,
+    Plain, Relay, Stream, binary_head, connect_from, envelope, events, fresh_id, fresh_source,
+    phone_head,
 };
 
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n";
@@ -20,7 +21,7 @@ fn ask_from(relay: &Relay, source: Ipv4Addr, request: &str) -> String {
     finish(connect_from(source, relay.address), request)
 }
 
-fn finish(mut stream: TcpStream, request: &str) -> String {
+fn finish(mut stream: Stream, request: &str) -> String {
     stream.write_all(request.as_bytes()).unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).expect("the response ends without a reset");
@@ -35,7 +36,7 @@ fn assert_busy(response: &str) {
 }
 
 /// Expects that the connection ends without an answer, by an end or by a reset.
-fn expect_cut_off(stream: &mut TcpStream) {
+fn expect_cut_off(stream: &mut Stream) {
     match stream.read(&mut [0]) {
         Ok(0) => {}
         Err(error) if !is_timeout(&error) => {}
@@ -178,7 +179,8 @@ fn addresses_behind_a_trusted_proxy_have_a_share_each() {
 #[test]
 fn requests_in_progress_behind_a_proxy_header_count_for_the_address_in_it() {
     let options = ["--trusted-proxy", "127.0.0.1", "--proxy-protocol", "--header-timeout", "60s"];
-    let relay = Relay::start(&[&options[..], &["--max-connections-per-ip", "2"]].concat());
+    let arguments = [&options[..], &["--max-connections-per-ip", "2"]].concat();
+    let relay = Relay::plain(Plain::ProxyHeader, &arguments);
     let announced = |address: &str| {
         let mut stream = connect_from(Ipv4Addr::LOCALHOST, relay.address);
         write!(stream, "PROXY TCP4 {address} 192.0.2.99 4711 443\r\n").unwrap();

@@ -1,7 +1,7 @@
 //! What somebody who knows an id, or guesses at them, can make the relay and the others do.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,8 +9,8 @@ use pyrycode_relay::limits::RECEIVE_BUFFER;
 
 use crate::rig::ws::{self, Ws, is_timeout};
 use crate::rig::{
-    Relay, binary_head, connect, connect_from, envelope, events, fresh_id, fresh_source, millis,
-    phone_head,
+    Address, Plain, Relay, Stream, binary_head, connect, connect_from, envelope, events, fresh_id,
+    fresh_source, millis, phone_head,
 };
 
 /// A message each way.
@@ -22,7 +22,7 @@ fn assert_talk(binary: &mut Ws, phone: &mut Ws, conn_id: &str) {
 }
 
 /// Sends a request and returns the status of the answer, whatever comes of the connection.
-fn status(stream: &mut TcpStream, head: &str) -> u16 {
+fn status(stream: &mut Stream, head: &str) -> u16 {
     stream.write_all(head.as_bytes()).unwrap();
     let mut start = [0; 12];
     stream.read_exact(&mut start).expect("an answer");
@@ -78,7 +78,7 @@ fn claims_one_after_the_other_all_lose_and_leave_no_trace_in_the_session() {
 
 #[test]
 fn a_probe_loop_for_ids_is_stopped_by_its_rate_and_registers_nothing() {
-    let relay = Relay::start(&["--rate-limit", "1/min", "--rate-burst", "10"]);
+    let relay = Relay::plain(Plain::Answers, &["--rate-limit", "1/min", "--rate-burst", "10"]);
     let (guesser, owner) = (fresh_source(), fresh_source());
     let id = fresh_id("guessed");
     let mut binary = Ws::upgrade_from(owner, relay.address, &binary_head(&id));
@@ -102,7 +102,7 @@ fn a_probe_loop_for_ids_is_stopped_by_its_rate_and_registers_nothing() {
 #[test]
 fn slots_of_one_source_are_bounded_by_its_attempts() {
     let options = ["--rate-limit", "1/min", "--rate-burst", "6", "--grace", "100s"];
-    let relay = Relay::start(&[&options[..], &["--max-connections", "8"]].concat());
+    let relay = Relay::plain(Plain::Answers, &[&options[..], &["--max-connections", "8"]].concat());
     let squatter = fresh_source();
     // Each claim leaves a slot in grace, which counts against the connections.
     for _ in 0..6 {
@@ -158,8 +158,8 @@ fn an_idler_that_is_cut_off_does_not_take_a_lingering_answer_of_somebody_else_wi
     let (idler, other) = (fresh_source(), fresh_source());
     let mut refused = connect_from(other, relay.address);
     assert_eq!(status(&mut refused, "GET /nowhere HTTP/1.1\r\nHost: relay\r\n\r\n"), 404);
-    let idle: Vec<_> = (0..40).map(|_| connect_from(idler, relay.address)).collect();
-    cut_off(&idle[..38]);
+    let mut idle: Vec<_> = (0..40).map(|_| connect_from(idler, relay.address)).collect();
+    cut_off(&mut idle[..38]);
     let mut rest = String::new();
     refused.read_to_string(&mut rest).expect("the answer is whole and ends in order");
     assert!(rest.ends_with("\r\n\r\n"), "{rest}");
@@ -168,9 +168,9 @@ fn an_idler_that_is_cut_off_does_not_take_a_lingering_answer_of_somebody_else_wi
 }
 
 /// Bytes that the kernel has received for each connection at `address` and that nobody has read.
-fn received_ahead(address: SocketAddr) -> Vec<usize> {
+fn received_ahead(address: Address) -> Vec<usize> {
     const ESTABLISHED: &str = "01";
-    let port = format!(":{:04X}", address.port());
+    let port = format!(":{:04X}", address.at.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.filter(|row| row[1].ends_with(&port) && row[3] == ESTABLISHED)
@@ -218,8 +218,8 @@ fn the_kernel_receives_little_ahead_for_phones_that_are_held_back() {
 }
 
 /// Expects that these connections end without an answer.
-fn cut_off(streams: &[TcpStream]) {
-    for mut stream in streams {
+fn cut_off(streams: &mut [Stream]) {
+    for stream in streams {
         match stream.read(&mut [0]) {
             Ok(0) => {}
             Err(error) if !is_timeout(&error) => {}

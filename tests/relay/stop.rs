@@ -9,8 +9,8 @@ use pyrycode_relay::limits::HEADS_AT_STOP;
 
 use crate::rig::ws;
 use crate::rig::{
-    Relay, binary_head, connect, deadline, envelope, events, fresh_id, large_message, notice,
-    phone_head, scaled,
+    Relay, Stream, binary_head, connect, deadline, envelope, events, fresh_id, large_message,
+    notice, phone_head, scaled,
 };
 
 #[test]
@@ -86,7 +86,7 @@ fn connections_are_refused_after_the_stop() {
     // A program that another test is just starting has a copy of the listening socket for a moment.
     let until = Instant::now() + deadline();
     let refused = loop {
-        match TcpStream::connect(address) {
+        match TcpStream::connect(address.at) {
             Err(error) => break error,
             Ok(_) => assert!(Instant::now() < until, "the relay listens still"),
         }
@@ -99,7 +99,7 @@ fn connections_are_refused_after_the_stop() {
 }
 
 /// Requests whose heads are complete only after the relay has begun to stop.
-pub struct LateRequests(Vec<(TcpStream, String)>);
+pub struct LateRequests(Vec<(Stream, String)>);
 
 impl LateRequests {
     pub fn begin(relay: &Relay, heads: &[String]) -> Self {

@@ -1,7 +1,7 @@
 //! What the program says to systemd, and the sockets that it takes from it.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
@@ -13,7 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
-use crate::rig::{Ws, binary_head, connect, deadline, fresh_id, phone_head, scaled};
+use crate::rig::{
+    Address, Plain, Stream, Ws, binary_head, connect, deadline, fresh_id, phone_head, plain, scaled,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pyrycode-relay");
 const READY: &str = "READY=1\nSTATUS=binaries: 0, phones: 0\n";
@@ -110,10 +112,8 @@ impl Program {
     }
 
     /// The address in it.
-    fn address(&mut self) -> SocketAddr {
-        let line = self.listening();
-        let address = line.split(" address=").nth(1).unwrap().split(' ').next().unwrap();
-        address.parse().unwrap()
+    fn address(&mut self) -> Address {
+        Address::in_line(&self.listening())
     }
 
     fn terminate(&self) {
@@ -144,11 +144,11 @@ impl Drop for Program {
     }
 }
 
-/// The program on a free loopback port, without any of systemd's variables.
+/// The program on a free loopback port, without any of systemd's variables. Its status is the short one.
 fn program() -> Command {
     let mut command = Command::new(PROGRAM);
     without_systemd(&mut command);
-    command.args(["--listen", "127.0.0.1:0", "--rate-limit", "off"]);
+    command.args(plain(Plain::NoCertificate)).args(["--rate-limit", "off"]);
     command
 }
 
@@ -176,7 +176,7 @@ fn without_systemd(command: &mut Command) {
     }
 }
 
-fn is_healthy(mut stream: TcpStream) -> bool {
+fn is_healthy(mut stream: Stream) -> bool {
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
@@ -455,7 +455,7 @@ fn without_anything_to_read_anew_the_end_of_a_terminal_ends_the_relay() {
     // Whoever runs the tests may have set this signal aside.
     let mut command = Command::new("env");
     without_systemd(&mut command);
-    command.args(["--default-signal=HUP", PROGRAM, "--listen", "127.0.0.1:0"]);
+    command.args(["--default-signal=HUP", PROGRAM]).args(plain(Plain::ItsOwnListeners));
     let mut program = Program::start(&mut command);
     assert!(is_healthy(connect(program.address())));
     program.hang_up();

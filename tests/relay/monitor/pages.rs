@@ -119,7 +119,7 @@ fn head_has_no_body_and_other_requests_are_refused_in_words_of_http() {
 #[test]
 fn nobody_on_the_metrics_listener_keeps_others_from_it_or_from_the_relay() {
     let relay = monitored(&[]);
-    let idle: Vec<_> = (0..40)
+    let mut idle: Vec<_> = (0..40)
         .map(|_| {
             let mut stream = connect(relay.metrics.unwrap());
             stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
@@ -132,7 +132,7 @@ fn nobody_on_the_metrics_listener_keeps_others_from_it_or_from_the_relay() {
     phone.send_text("1");
     assert_eq!(binary.read_text(), envelope(&conn_id, "1"));
     // The oldest made room for the newcomers.
-    let mut first = &idle[0];
+    let first = &mut idle[0];
     assert!(matches!(first.read(&mut [0; 16]), Ok(0) | Err(_)));
 }
 

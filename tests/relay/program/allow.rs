@@ -4,7 +4,9 @@ use std::io::{Read as _, Write as _};
 use tempfile::NamedTempFile;
 
 use super::{Running, exchange, program, run, text};
-use crate::rig::{Ws, binary_head, connect, envelope, fresh_id, make_fifo, millis, phone_head};
+use crate::rig::{
+    Ws, binary_head, connect, envelope, fresh_id, front, make_fifo, millis, phone_head,
+};
 
 struct ListFile(NamedTempFile);
 
@@ -72,7 +74,7 @@ fn the_list_cannot_be_read_through_the_phones_endpoint() {
 #[test]
 fn every_guess_at_the_list_costs_an_attempt() {
     let file = ListFile::new(fresh_id("guess"));
-    let mut all = vec!["--listen", "127.0.0.1:0", "--allow-server", file.path()];
+    let mut all = [front(), &["--allow-server", file.path()]].concat();
     all.extend(["--rate-limit", "1/min", "--rate-burst", "3"]);
     let relay = Running::spawn(program(&all));
     for number in 0..3 {

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use super::{Running, exchange, program, run, text};
-use crate::rig::fresh_id;
+use crate::rig::{Plain, fresh_id};
 
 /// Its exit code and what it prints.
 fn checked(command: Command) -> (i32, String) {
@@ -47,9 +47,9 @@ fn options_and_environment_are_read_as_the_relay_reads_them() {
 
 #[test]
 fn a_running_relay_is_named_as_what_is_there_and_notices_nothing() {
-    let relay = Running::start(&[]);
+    let relay = Running::plain(Plain::ItsOwnListeners, &[]);
     let (mut binary, mut phone, conn_id) = relay.pair(&fresh_id("checked"));
-    let address = relay.address().to_string();
+    let address = relay.address().at.to_string();
     let (code, report) = checked(program(&["check", "--listen", &address]));
     assert_eq!(code, 0, "{report}");
     let expected = concat!("in use by a running relay, version ", env!("CARGO_PKG_VERSION"));
@@ -60,8 +60,11 @@ fn a_running_relay_is_named_as_what_is_there_and_notices_nothing() {
 #[test]
 #[cfg_attr(relay_emulated, ignore = "the process has the emulator's name")]
 fn a_running_relay_that_answers_nobody_but_proxies_is_known_by_its_name() {
-    let other = Running::start(&["--trusted-proxy", "127.0.0.1", "--proxy-protocol"]);
-    let address = other.address().to_string();
+    let other = Running::plain(
+        Plain::ItsOwnListeners,
+        &["--trusted-proxy", "127.0.0.1", "--proxy-protocol"],
+    );
+    let address = other.address().at.to_string();
     let (code, report) = checked(program(&["check", "--listen", &address]));
     assert_eq!(code, 0, "{report}");
     assert!(report.contains("in use by a running relay"), "{report}");

@@ -2,7 +2,7 @@
 //! is with the allow-list.
 
 use super::{Running, exchange, program, run, text};
-use crate::rig::fresh_id;
+use crate::rig::{Plain, fresh_id};
 use crate::tls::client::Files;
 
 #[test]
@@ -11,7 +11,7 @@ fn at_a_hangup_it_is_told_and_holds_nothing_up() {
         let files = Files::new();
         let options = files.options();
         let options: Vec<_> = options.iter().map(String::as_str).collect();
-        let relay = Running::start(&options);
+        let relay = Running::plain(Plain::ItsOwnTls, &options);
         let (mut binary, mut phone, conn_id) = relay.pair(&fresh_id("fifo"));
         files.replace_with_fifo(is_key);
         relay.signal("HUP");

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use super::{Line, Running, answers, program, program_in_shell, run, run_with_input, text};
-use crate::rig::binary_head;
 use crate::rig::ws::Ws;
+use crate::rig::{Plain, binary_head};
 
 #[test]
 fn an_address_in_use_ends_the_program_with_1_and_names_the_address() {
@@ -24,7 +24,7 @@ fn an_address_in_use_ends_the_program_with_1_and_names_the_address() {
 
 #[test]
 fn it_runs_without_any_environment_and_the_log_tells_the_port() {
-    let relay = Running::start(&[]);
+    let relay = Running::plain(Plain::ItsOwnListeners, &[]);
     let listening = relay.wait("listening");
     let address: SocketAddr = listening.field("address").parse().unwrap();
     assert_eq!(listening.keys(), ["time", "level", "event", "address"]);
@@ -51,7 +51,7 @@ fn several_addresses_are_listened_on_by_either_name_of_the_option() {
 #[test]
 fn a_port_alone_means_every_interface_and_both_families() {
     let relay = Running::spawn(program(&["--insecure-listen", ":0"]));
-    let address = relay.address();
+    let address = relay.address().at;
     assert!(address.ip().is_unspecified());
     let reachable = |ip: &str| TcpStream::connect((ip, address.port())).is_ok();
     if TcpListener::bind("[::]:0").is_ok() {
@@ -79,7 +79,7 @@ fn a_port_alone_means_every_interface_and_both_families() {
 #[test]
 fn an_address_that_is_not_there_yet_is_bound_all_the_same() {
     let relay = Running::spawn(program(&["--listen", "192.0.2.1:0"]));
-    let address = relay.address();
+    let address = relay.address().at;
     assert_eq!(address.ip().to_string(), "192.0.2.1");
     assert_ne!(address.port(), 0);
     relay.stop();
@@ -90,13 +90,13 @@ fn the_environment_sets_options_and_the_command_line_wins() {
     let mut command = program(&["--log-level", "info"]);
     command.env("PYRYCODE_RELAY_LISTEN", "127.0.0.2:0").env("PYRYCODE_RELAY_LOG_LEVEL", "error");
     let relay = Running::spawn(command);
-    assert_eq!(relay.address().ip().to_string(), "127.0.0.2");
+    assert_eq!(relay.address().at.ip().to_string(), "127.0.0.2");
     drop(relay);
 
     let mut command = program(&["--listen", "127.0.0.3:0"]);
     command.env("PYRYCODE_RELAY_LISTEN", "127.0.0.2:0").env("PYRYCODE_RELAY_MAX_PHONES", "1");
     let relay = Running::spawn(command);
-    assert_eq!(relay.address().ip().to_string(), "127.0.0.3");
+    assert_eq!(relay.address().at.ip().to_string(), "127.0.0.3");
     let (_binary, _phone, _) = relay.pair("one-phone");
     relay.phone("one-phone").expect_close(4429, "too many phones");
     assert_eq!(relay.lines("listening").len(), 1, "one replaces the other");

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 
 use super::{Line, Running, answers, program};
 use crate::rig::ws::{self, Ws};
-use crate::rig::{UPGRADE, connect, envelope, fresh_id, millis, notice, phone_head};
+use crate::rig::{UPGRADE, connect, envelope, fresh_id, front, millis, notice, phone_head};
 
 #[test]
 fn the_events_have_the_names_and_the_fields_of_the_contract() {
@@ -67,18 +67,10 @@ fn the_events_have_the_names_and_the_fields_of_the_contract() {
 
 #[test]
 fn no_token_no_content_and_no_head_is_logged_at_any_level() {
-    let mut by_variable = program(&["--listen", "127.0.0.1:0", "--rate-limit", "off"]);
+    let mut by_variable = program(&[front(), &["--rate-limit", "off"]].concat());
     by_variable.env("RUST_LOG", "trace");
-    let by_option = program(&[
-        "--listen",
-        "127.0.0.1:0",
-        "--rate-limit",
-        "off",
-        "--log-level",
-        "trace",
-        "--max-frame-bytes",
-        "16KiB",
-    ]);
+    let options = ["--rate-limit", "off", "--log-level", "trace", "--max-frame-bytes", "16KiB"];
+    let by_option = program(&[front(), &options].concat());
     for command in [by_option, by_variable] {
         let relay = Running::spawn(command);
         say_marked_things(&relay);
@@ -228,7 +220,7 @@ fn what_a_peer_calls_itself_forges_neither_a_line_nor_a_field() {
 #[test]
 fn rust_log_is_heeded_and_the_option_wins() {
     let start = |filter: &str, arguments: &[&str]| {
-        let mut command = program(&["--listen", "127.0.0.1:0"]);
+        let mut command = program(front());
         command.args(arguments).env("RUST_LOG", filter);
         Running::spawn(command)
     };
@@ -247,7 +239,7 @@ fn rust_log_is_heeded_and_the_option_wins() {
 
 #[test]
 fn a_bad_rust_log_is_warned_about_and_info_stays() {
-    let mut command = program(&["--listen", "127.0.0.1:0"]);
+    let mut command = program(front());
     command.env("RUST_LOG", "pyrycode_relay=loud");
     let relay = Running::spawn(command);
     let warning = relay.wait("RUST_LOG is ignored");

@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use serde_json::Value as Json;
 
-use super::{Line, Running, UNLIMITED, answers, program, program_in_shell, run, signal, text};
+use super::{Line, Running, answers, program, program_in_shell, run, signal, text, unlimited};
 use crate::rig::ws::Ws;
-use crate::rig::{binary_head, connect, deadline, fresh_id, phone_head};
+use crate::rig::{Address, Plain, binary_head, connect, deadline, fresh_id, phone_head, plain};
 
 #[test]
 fn json_is_one_object_a_line_and_no_name_forges_another() {
     let name = "\",\"event\":\"forged\"}\\\u{9b}31m\u{202e}";
-    let mut command = program(&UNLIMITED);
+    let mut command = program(&unlimited());
     command.args(["--log-format", "json"]).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -35,7 +35,9 @@ fn json_is_one_object_a_line_and_no_name_forges_another() {
     };
     let limits = wait("limits");
     assert_eq!((&limits["max_phones"], &limits["rate_limit"]), (&16.into(), &"off".into()));
-    let address = wait("listening")["address"].as_str().unwrap().parse().unwrap();
+    let listening = wait("listening");
+    let at = listening["address"].as_str().unwrap().parse().unwrap();
+    let address = Address { at, is_tls: listening.get("tls").is_some_and(|tls| tls == true) };
     let binary = Ws::upgrade(address, &binary_head("12"));
     assert_eq!(wait("server_claimed")["server_id"], "12", "text stays text");
     let head = phone_head("12").replace("test device", name);
@@ -108,7 +110,7 @@ fn at_trace_nothing_is_summed_up() {
 
 #[test]
 fn the_start_is_told_with_the_limits_and_from_where_the_options_came() {
-    let mut command = program(&["--listen", "127.0.0.1:0", "--max-phones", "3"]);
+    let mut command = program(&[plain(Plain::ItsOwnListeners), &["--max-phones", "3"]].concat());
     command.env("PYRYCODE_RELAY_RATE_LIMIT", "7/min").env("PYRYCODE_RELAY_GRACE", "9s");
     // Not looked at where the command line has it.
     command.env("PYRYCODE_RELAY_MAX_PHONES", "4");
@@ -150,8 +152,7 @@ fn a_bad_value_of_a_variable_is_reported_under_the_variables_name() {
 #[test]
 fn lines_for_the_journal_have_no_time_of_their_own() {
     let line = r#"JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2) exec "$0" "$@""#;
-    let mut arguments = vec!["--log-format", "logfmt"];
-    arguments.extend(UNLIMITED);
+    let arguments = [plain(Plain::ItsOwnListeners), &["--log-format", "logfmt"]].concat();
     let mut command = program_in_shell(line, &arguments);
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     let relay = Running::spawn(command);
@@ -160,7 +161,7 @@ fn lines_for_the_journal_have_no_time_of_their_own() {
 
 #[test]
 fn a_journal_that_is_somebody_elses_is_not_believed() {
-    let mut command = program(&UNLIMITED);
+    let mut command = program(plain(Plain::ItsOwnListeners));
     command.env("JOURNAL_STREAM", "8:12345");
     let relay = Running::spawn(command);
     assert_eq!(relay.wait("listening").keys(), ["time", "level", "event", "address"]);
@@ -168,12 +169,12 @@ fn a_journal_that_is_somebody_elses_is_not_believed() {
 
 #[test]
 fn a_reader_that_does_not_read_holds_nothing_up_and_learns_how_much_it_missed() {
-    let mut command = program(&UNLIMITED);
+    let mut command = program(&unlimited());
     command.args(["--log-level", "trace"]).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let listening = lines.find(|line| line.contains(" event=listening ")).unwrap();
-    let address = Line::parse(&listening).field("address").parse().unwrap();
+    let address = Line::parse(&listening).address();
     // A pipe holds 64 KiB; that many phones are worth more in lines.
     for _ in 0..300 {
         assert!(answers(address));

@@ -6,12 +6,14 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::{PROGRAM, Running, program, program_in_shell, run, text};
-use crate::rig::{binary_head, connect, deadline, fresh_id, request};
+use crate::rig::{Plain, binary_head, connect, deadline, fresh_id, front, plain, request};
 
 /// The program with a metrics listener.
 fn monitored() -> Running {
-    Running::start(&["--metrics-listen", "127.0.0.1:0"])
+    Running::start(&MONITORED)
 }
+
+const MONITORED: [&str; 2] = ["--metrics-listen", "127.0.0.1:0"];
 
 fn metrics_of(relay: &Running) -> SocketAddr {
     relay.wait("serving_metrics").field("address").parse().unwrap()
@@ -60,16 +62,7 @@ const LISTENING: &str = "0A";
 fn the_figures_of_the_process_are_those_of_the_operating_system() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 123 && exec "$0" "$@""#,
-        &[
-            "--listen",
-            "127.0.0.1:0",
-            "--metrics-listen",
-            "127.0.0.1:0",
-            "--rate-limit",
-            "off",
-            "--max-connections",
-            "50",
-        ],
+        &[front(), &MONITORED, &["--rate-limit", "off", "--max-connections", "50"]].concat(),
     ));
     let metrics = metrics_of(&relay);
     assert_eq!(sample(metrics, "process_max_fds"), 123.0);
@@ -93,7 +86,7 @@ fn the_figures_of_the_process_are_those_of_the_operating_system() {
 fn failed_accepts_are_counted_one_by_one() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 40 && exec "$0" "$@""#,
-        &["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--rate-limit", "off"],
+        &[plain(Plain::NobodyAccepts), &MONITORED, &["--rate-limit", "off"]].concat(),
     ));
     let metrics = metrics_of(&relay);
     assert_eq!(sample(metrics, "pyrycode_relay_accept_errors_total"), 0.0);
@@ -181,8 +174,8 @@ fn status_tells_a_healthy_relay_by_its_table_its_json_and_its_exit_code() {
 
 #[test]
 fn status_asks_the_health_page_where_there_are_no_metrics() {
-    let relay = Running::start(&[]);
-    let address = relay.address();
+    let relay = Running::plain(Plain::ItsOwnClients, &[]);
+    let address = relay.address().at;
     for url in
         [format!("http://{address}"), format!("http://{address}/healthz"), address.to_string()]
     {

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::PathBuf;
@@ -14,9 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::{Line, UNLIMITED, program, program_in_shell, signal};
+use super::{Line, UNLIMITED, program, program_in_shell, signal, unlimited};
 use crate::rig::ws::Ws;
-use crate::rig::{binary_head, deadline, fresh_id, phone_head, scaled};
+use crate::rig::{Address, Plain, binary_head, deadline, fresh_id, phone_head, plain, scaled};
 
 /// Where the log comes out, for a test that reads when it likes.
 trait Log {
@@ -128,7 +127,7 @@ impl Drop for Program {
 }
 
 /// Two lines of the log, and more.
-fn claim(address: SocketAddr) {
+fn claim(address: Address) {
     drop(Ws::upgrade(address, &binary_head(&fresh_id("claim"))));
 }
 
@@ -141,7 +140,7 @@ fn assert_that_nobody_has_to_read(mut command: Command, mut log: impl Log) {
     let address = loop {
         let line = log.next(deadline()).expect("the program starts");
         if line.contains(" event=listening ") {
-            break Line::parse(&line).field("address").parse().unwrap();
+            break Line::parse(&line).address();
         }
     };
     let id = fresh_id("unread");
@@ -186,7 +185,7 @@ fn a_terminal_that_nobody_reads_holds_nothing_up() {
     let name = ptsname(&terminal, Vec::new()).unwrap();
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let shown = rustix::fs::open(name, flags, Mode::empty()).unwrap();
-    let mut command = program(&UNLIMITED);
+    let mut command = program(&unlimited());
     command.stderr(Stdio::from(shown));
     assert_that_nobody_has_to_read(command, Bytes::new(terminal));
 }
@@ -194,7 +193,7 @@ fn a_terminal_that_nobody_reads_holds_nothing_up() {
 #[test]
 fn a_pipe_that_nobody_reads_holds_nothing_up() {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let mut command = program(&UNLIMITED);
+    let mut command = program(&unlimited());
     command.stderr(Stdio::from(writer));
     assert_that_nobody_has_to_read(command, Bytes::new(reader));
 }
@@ -202,7 +201,7 @@ fn a_pipe_that_nobody_reads_holds_nothing_up() {
 #[test]
 fn a_socket_that_nobody_reads_holds_nothing_up() {
     let (reader, writer) = UnixStream::pair().unwrap();
-    let mut command = program(&UNLIMITED);
+    let mut command = program(&unlimited());
     command.stderr(Stdio::from(OwnedFd::from(writer)));
     assert_that_nobody_has_to_read(command, Bytes::new(OwnedFd::from(reader)));
 }
@@ -222,7 +221,7 @@ fn a_journal_that_does_not_read_holds_nothing_up() {
         mount --bind "$JOURNAL" /run/systemd/journal || exit 9
         exec 2>/dev/null
         JOURNAL_STREAM=$(stat -L -c %d:%i /dev/fd/2) exec "$0" "$@""#;
-    let shell = program_in_shell(line, &UNLIMITED);
+    let shell = program_in_shell(line, &[plain(Plain::OtherNamespace), &UNLIMITED].concat());
     let mut command = Command::new("unshare");
     command.args(apart).arg(shell.get_program()).args(shell.get_args());
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());

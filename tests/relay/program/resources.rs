@@ -9,26 +9,22 @@ use std::time::{Duration, Instant};
 
 use super::{Line, Running, exchange, program, program_in_shell, run, text};
 use crate::rig::ws::{self, Ws};
-use crate::rig::{binary_head, connect, deadline, millis, phone_head, scaled};
+use crate::rig::{binary_head, connect, deadline, front, millis, phone_head, scaled};
 
 #[test]
 fn out_of_descriptors_it_does_not_spin_and_goes_on_when_there_are_some_again() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 40 && exec "$0" "$@""#,
         &[
-            "--listen",
-            "127.0.0.1:0",
-            "--rate-limit",
-            "off",
-            "--header-timeout",
-            "100s",
-            "--heartbeat-interval",
-            &millis(1500),
-        ],
+            front(),
+            &["--rate-limit", "off", "--header-timeout", "100s"],
+            &["--heartbeat-interval", &millis(1500)],
+        ]
+        .concat(),
     ));
     let (mut binary, mut phone, conn_id) = relay.pair("held");
     // The kernel takes them all; the program has no descriptor for the last of them.
-    let crowd: Vec<_> = (0..60).map(|_| connect(relay.address())).collect();
+    let crowd: Vec<_> = (0..60).map(|_| connect(relay.address().at)).collect();
     relay.wait("accept_failed");
     exchange(&mut binary, &mut phone, &conn_id);
 
@@ -54,10 +50,10 @@ fn out_of_descriptors_it_does_not_spin_and_goes_on_when_there_are_some_again() {
 fn out_of_descriptors_it_still_stops_in_time() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 40 && exec "$0" "$@""#,
-        &["--listen", "127.0.0.1:0", "--rate-limit", "off", "--header-timeout", "100s"],
+        &[front(), &["--rate-limit", "off", "--header-timeout", "100s"]].concat(),
     ));
     let (mut binary, phone, _) = relay.pair("held");
-    let _crowd: Vec<_> = (0..60).map(|_| connect(relay.address())).collect();
+    let _crowd: Vec<_> = (0..60).map(|_| connect(relay.address().at)).collect();
     relay.wait("accept_failed");
     relay.signal("TERM");
     binary.expect_close(1001, "shutting down");
@@ -70,7 +66,7 @@ fn one_warning_tells_that_the_descriptors_do_not_fit_the_connections() {
     let limited = |most: &str| {
         Running::spawn(program_in_shell(
             r#"ulimit -n 50 && exec "$0" "$@""#,
-            &["--listen", "127.0.0.1:0", "--max-connections", most],
+            &[front(), &["--max-connections", most]].concat(),
         ))
     };
     let event = "the descriptor limit does not fit --max-connections: raise it (LimitNOFILE=) or lower that";
@@ -90,7 +86,7 @@ fn one_warning_tells_that_the_descriptors_do_not_fit_the_connections() {
 fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
     let relay = Running::spawn(program_in_shell(
         r#"ulimit -n 300 && ulimit -Sn 64 && exec "$0" "$@""#,
-        &["--listen", "127.0.0.1:0", "--max-connections", "200"],
+        &[front(), &["--max-connections", "200"]].concat(),
     ));
     relay.wait("listening");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.child.id())).unwrap();
@@ -105,7 +101,7 @@ fn the_soft_descriptor_limit_is_raised_to_the_hard_one() {
 fn the_table_of_descriptors_never_grows_while_the_relay_serves() {
     for (connections, limit) in [("1000", "4000"), ("1000", "600")] {
         let script = format!(r#"ulimit -n {limit} && exec "$0" "$@""#);
-        let options = ["--listen", "127.0.0.1:0", "--max-connections", connections];
+        let options = [front(), &["--max-connections", connections]].concat();
         let relay = Running::spawn(program_in_shell(&script, &options));
         relay.wait("listening");
         let status = std::fs::read_to_string(format!("/proc/{}/status", relay.child.id())).unwrap();
@@ -141,14 +137,14 @@ fn closed_standard_streams_do_not_matter() {
 
 #[test]
 fn a_log_that_nobody_reads_any_more_does_not_matter() {
-    let mut command = program(&["--listen", "127.0.0.1:0", "--log-level", "trace"]);
+    let mut command = program(&[front(), &["--log-level", "trace"]].concat());
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut relay = Running { child, log: Arc::default(), log_ended: channel().1 };
     let mut log = BufReader::new(relay.child.stderr.take().unwrap()).lines();
     let mut lines = log.by_ref().map(|line| Line::parse(&line.unwrap()));
     let listening = lines.find(|line| line.is("listening")).unwrap();
     drop(log);
-    let address = listening.field("address").parse().unwrap();
+    let address = listening.address();
     let mut binary = Ws::upgrade(address, &binary_head("unread"));
     let mut phone = Ws::upgrade(address, &phone_head("unread"));
     phone.send_text("1");

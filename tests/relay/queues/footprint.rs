@@ -8,21 +8,22 @@ use std::time::Instant;
 
 use super::{deliver, narrow_ws, narrow_ws_from, numbered, settle, widen};
 use crate::rig::ws::{CLOSE, PING, PONG, TEXT, encode};
-use crate::rig::{Ws, binary_head, deadline, envelope, phone_head, stretched};
+use crate::rig::{Address, Ws, binary_head, deadline, envelope, front, phone_head, stretched};
 
 const MIB: usize = 1024 * 1024;
 
 /// A relay in a process of its own.
 struct Program {
     child: Child,
-    address: SocketAddr,
+    address: Address,
     log: Receiver<String>,
 }
 
 impl Program {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pyrycode-relay"))
-            .args(["--listen", "127.0.0.1:0", "--rate-limit", "off", "--log-level", "info"])
+            .args(front())
+            .args(["--rate-limit", "off", "--log-level", "info"])
             .args(["--max-connections-per-ip", "off"])
             .args(arguments)
             .args(stretched(arguments))
@@ -40,11 +41,10 @@ impl Program {
                 let _ = sender.send(line);
             }
         });
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = SocketAddr::from(([127, 0, 0, 1], 0)).into();
         let mut program = Self { child, address, log };
         let line = program.wait_for("event=listening");
-        let address = line.split(" address=").nth(1).expect("the line tells the address");
-        program.address = address.parse().unwrap();
+        program.address = Address::in_line(&line);
         program
     }
 

@@ -6,10 +6,14 @@
 //! go on when its test says so.
 
 pub mod events;
+mod plain;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod secure;
+mod stream;
 pub mod ws;
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -21,7 +25,7 @@ use std::time::SystemTime;
 #[cfg(feature = "tls")]
 use pyrycode_relay::clock::{self, simulated::Simulation};
 use pyrycode_relay::config::{Config, Options, command};
-use pyrycode_relay::net::listen;
+use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::server;
 use pyrycode_relay::signals::{Reload, Stop};
 use smol::LocalExecutor;
@@ -29,6 +33,8 @@ use smol::LocalExecutor;
 use smol::channel::{Sender, unbounded};
 use socket2::{Domain, Socket, Type};
 
+pub use self::plain::Plain;
+pub use self::stream::{Address, Duplex, Stream, front, plain, secured};
 pub use self::ws::Ws;
 
 /// How long a test waits for something that must happen.
@@ -74,8 +80,9 @@ pub fn fresh_id(name: &str) -> String {
 
 /// A relay on a thread of its own; dropping it stops it and waits for its end.
 pub struct Relay {
-    pub address: SocketAddr,
-    /// Where it speaks TLS, with `--tls-listen`.
+    /// Where it serves daemons and phones.
+    pub address: Address,
+    /// Where it speaks TLS besides, with `--tls-listen`.
     #[cfg(feature = "tls")]
     pub tls: Option<SocketAddr>,
     /// Where it serves its metrics, with `--metrics-listen`.
@@ -90,16 +97,21 @@ pub struct Relay {
 
 impl Relay {
     /// Starts a relay, on a free loopback port and without the limits of an address unless
-    /// `arguments` say otherwise.
+    /// `arguments` say otherwise. In a run over TLS it listens for that.
     pub fn start(arguments: &[&str]) -> Self {
-        Self::start_on(arguments, |_| ())
+        Self::start_behind(front(), arguments, |_| ())
+    }
+
+    /// Starts one that listens without TLS in any run.
+    pub fn plain(why: Plain, arguments: &[&str]) -> Self {
+        Self::start_behind(plain(why), arguments, |_| ())
     }
 
     /// The same by a clock that stands still but for [`Self::let_pass`].
     #[cfg(feature = "tls")]
-    pub fn start_with_a_clock_that_stands_still(arguments: &[&str]) -> Self {
+    pub fn plain_with_a_clock_that_stands_still(why: Plain, arguments: &[&str]) -> Self {
         let (passing, passed) = unbounded::<Duration>();
-        let mut relay = Self::start_on(arguments, |executor| {
+        let mut relay = Self::start_behind(plain(why), arguments, |executor| {
             let simulation = Simulation::begin(fastrand::u64(..), SystemTime::now());
             let going_on = async move {
                 while let Ok(time) = passed.recv().await {
@@ -113,14 +125,15 @@ impl Relay {
     }
 
     /// `prepare` is called on the relay's thread, with its executor, before anything else.
-    fn start_on(
+    fn start_behind(
+        front: &[&str],
         arguments: &[&str],
         prepare: impl FnOnce(&LocalExecutor<'static>) + Send + 'static,
     ) -> Self {
         events::install();
         let mut all = vec!["pyrycode-relay"];
         if !arguments.contains(&"--listen") {
-            all.extend(["--listen", "127.0.0.1:0"]);
+            all.extend(front);
         }
         if !arguments.contains(&"--rate-limit") {
             all.extend(["--rate-limit", "off"]);
@@ -133,25 +146,22 @@ impl Relay {
         all.extend(stretched.iter().map(String::as_str));
         let options = Options::parse_arguments(all).expect("the test's options parse");
         let config = Config::from_options(options).expect("the test's options fit together");
-        let listener = listen::open(config.listen[0]).expect("a loopback port is free");
-        let address = listener.local_addr().unwrap();
-        let monitored: Vec<_> = config
-            .metrics_listen
-            .map(|at| listen::open(at).expect("a loopback port is free"))
-            .into_iter()
-            .collect();
-        let metrics = monitored.first().map(|listener| listener.local_addr().unwrap());
-        let secured: Vec<_> = config
-            .tls_listen()
-            .iter()
-            .map(|at| listen::open(*at).expect("a loopback port is free"))
-            .collect();
+        let open = |listen: &[Listen]| -> Vec<_> {
+            listen.iter().map(|at| listen::open(*at).expect("a loopback port is free")).collect()
+        };
+        let plain = open(&config.listen);
+        let secured = open(config.tls_listen());
+        let monitored = open(config.metrics_listen.as_slice());
+        let at = |listeners: &[TcpListener]| Some(listeners.first()?.local_addr().unwrap());
+        let tls = at(&secured).map(|at| Address { at, is_tls: true });
+        let address = at(&plain).map(Address::from).or(tls).expect("it listens");
+        let metrics = at(&monitored);
         let (stop, reload) = (Stop::new(), Reload::new());
         let (raised, asked) = (stop.clone(), reload.clone());
         let mut relay = Self {
             address,
             #[cfg(feature = "tls")]
-            tls: secured.first().map(|listener| listener.local_addr().unwrap()),
+            tls: at(&secured),
             metrics,
             stop,
             reload,
@@ -162,8 +172,7 @@ impl Relay {
         relay.thread = Some(std::thread::spawn(move || {
             let executor = LocalExecutor::new();
             prepare(&executor);
-            let sockets =
-                server::Sockets { relay: vec![listener], tls: secured, metrics: monitored };
+            let sockets = server::Sockets { relay: plain, tls: secured, metrics: monitored };
             server::run_on(&executor, sockets, config, &raised, &asked).expect("the relay runs");
         }));
         relay
@@ -248,7 +257,7 @@ impl Relay {
 }
 
 /// The same at any address.
-pub fn request(address: SocketAddr, text: impl AsRef<[u8]>) -> (String, String) {
+pub fn request(address: impl Into<Address>, text: impl AsRef<[u8]>) -> (String, String) {
     let mut stream = connect(address);
     stream.write_all(text.as_ref()).unwrap();
     let mut response = Vec::new();
@@ -271,8 +280,9 @@ impl Drop for Relay {
 }
 
 /// A connection whose reads and writes have a deadline.
-pub fn connect(address: SocketAddr) -> TcpStream {
-    with_deadlines(TcpStream::connect(address).expect("the relay listens"))
+pub fn connect(address: impl Into<Address>) -> Stream {
+    let address = address.into();
+    with_deadlines(TcpStream::connect(address.at).expect("the relay listens"), address)
 }
 
 /// An address of the loopback network that no other test connects from, so that the events of a
@@ -283,27 +293,33 @@ pub fn fresh_source() -> Ipv4Addr {
 }
 
 /// The same as [`connect`], from this address.
-pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
+pub fn connect_from(source: Ipv4Addr, address: impl Into<Address>) -> Stream {
+    let address = address.into();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
-    socket.connect(&address.into()).expect("the relay listens");
-    with_deadlines(socket.into())
+    socket.connect(&address.at.into()).expect("the relay listens");
+    with_deadlines(socket.into(), address)
 }
 
 /// The same with a receive buffer so small that a few kilobytes fill it.
-pub fn connect_narrow(address: SocketAddr) -> TcpStream {
-    let domain = Domain::for_address(address);
-    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.connect(&address.into()).expect("the relay listens");
-    with_deadlines(socket.into())
+pub fn connect_narrow(address: impl Into<Address>) -> Stream {
+    connect_narrowed(Ipv4Addr::UNSPECIFIED, address.into(), 4096)
 }
 
-fn with_deadlines(stream: TcpStream) -> TcpStream {
+/// The same from this address, with a receive buffer of about this size.
+pub fn connect_narrowed(source: Ipv4Addr, address: Address, buffer: usize) -> Stream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(buffer).unwrap();
+    socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    socket.connect(&address.at.into()).expect("the relay listens");
+    with_deadlines(socket.into(), address)
+}
+
+fn with_deadlines(stream: TcpStream, address: Address) -> Stream {
     stream.set_read_timeout(Some(deadline())).unwrap();
     stream.set_write_timeout(Some(deadline())).unwrap();
     stream.set_nodelay(true).unwrap();
-    stream
+    Stream::meet(stream, address)
 }
 
 /// The fields of every upgrade.

@@ -1,16 +1,17 @@
 //! A WebSocket client that can say anything, right or wrong: frames by hand on a blocking socket.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown};
 use std::time::Duration;
 
 use relay_test_kit::frame::Received;
-pub use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 use relay_test_kit::inbox::Inbox;
 
+use super::stream::{Address, Stream};
+pub use relay_test_kit::frame::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, encode};
 /// One upgraded connection.
 pub struct Ws {
-    pub stream: TcpStream,
+    pub stream: Stream,
     unread: Inbox,
     /// Answers pings by itself while reading. On unless a test plays dead.
     pub answers_pings: bool,
@@ -20,28 +21,32 @@ pub struct Ws {
 
 impl Ws {
     /// Connects, sends `head`, and expects the `101`.
-    pub fn upgrade(address: SocketAddr, head: &str) -> Self {
+    pub fn upgrade(address: impl Into<Address>, head: &str) -> Self {
         Self::upgrade_with(address, head.as_bytes())
     }
 
     /// The same with bytes behind the head in the same segment.
-    pub fn upgrade_with(address: SocketAddr, bytes: &[u8]) -> Self {
+    pub fn upgrade_with(address: impl Into<Address>, bytes: &[u8]) -> Self {
         let mut stream = super::connect(address);
         stream.write_all(bytes).unwrap();
         Self::after_request(stream)
     }
 
     /// The same as [`Self::upgrade`], from this address.
-    pub fn upgrade_from(source: Ipv4Addr, address: SocketAddr, head: &str) -> Self {
+    pub fn upgrade_from(source: Ipv4Addr, address: impl Into<Address>, head: &str) -> Self {
         let mut stream = super::connect_from(source, address);
         stream.write_all(head.as_bytes()).unwrap();
         Self::after_request(stream)
     }
 
     /// Expects the `101` on a connection whose request has been sent.
-    pub fn after_request(stream: TcpStream) -> Self {
-        let mut ws =
-            Self { stream, unread: Inbox::default(), answers_pings: true, unproven: false };
+    pub fn after_request(stream: impl Into<Stream>) -> Self {
+        let mut ws = Self {
+            stream: stream.into(),
+            unread: Inbox::default(),
+            answers_pings: true,
+            unproven: false,
+        };
         let head = ws.read_head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         ws
@@ -235,7 +240,7 @@ impl Ws {
     }
 
     /// Ends the connection without a close frame.
-    pub fn drop_connection(self) {
+    pub fn drop_connection(mut self) {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 

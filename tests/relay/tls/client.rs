@@ -17,7 +17,7 @@ use smol::future::or;
 use smol::io::AsyncWriteExt as _;
 use tempfile::TempDir;
 
-use crate::rig::{Relay, connect, connect_narrow, deadline, events};
+use crate::rig::{Plain, Relay, Stream, connect, connect_narrow, deadline, events};
 
 /// The name that the certificates are for.
 pub const NAME: &str = "relay.test";
@@ -78,15 +78,15 @@ impl Files {
 
     /// A relay that shows them.
     pub fn relay(&self, arguments: &[&str]) -> Relay {
-        self.relay_by(Relay::start, arguments)
+        self.relay_by(Relay::plain, arguments)
     }
 
     /// A relay that `start` makes, and that shows them.
-    pub fn relay_by(&self, start: fn(&[&str]) -> Relay, arguments: &[&str]) -> Relay {
+    pub fn relay_by(&self, start: fn(Plain, &[&str]) -> Relay, arguments: &[&str]) -> Relay {
         let options = self.options();
         let all = options.iter().map(String::as_str).chain(arguments.iter().copied());
         let seen = events::mark();
-        let relay = start(&all.collect::<Vec<_>>());
+        let relay = start(Plain::ItsOwnTls, &all.collect::<Vec<_>>());
         self.wait_for(seen, "certificate_read");
         relay
     }
@@ -159,6 +159,10 @@ impl Client {
         Self(Arc::new(config))
     }
 
+    pub fn connector(&self) -> TlsConnector {
+        TlsConnector::from(Arc::clone(&self.0))
+    }
+
     /// A session that has sent nothing yet.
     pub fn session(&self, name: &str) -> ClientConnection {
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -178,12 +182,7 @@ impl Client {
     }
 
     /// The same over a connection that is there already.
-    pub fn ask_over(
-        &self,
-        mut tcp: TcpStream,
-        name: &str,
-        host: &str,
-    ) -> io::Result<(String, Met)> {
+    pub fn ask_over(&self, mut tcp: Stream, name: &str, host: &str) -> io::Result<(String, Met)> {
         let mut session = self.session(name);
         session.complete_io(&mut tcp)?;
         let mut stream = rustls::Stream::new(&mut session, &mut tcp);
@@ -211,17 +210,18 @@ impl Client {
     }
 
     /// The same over a connection that is there already.
-    pub fn tunnel(&self, far: TcpStream) -> TcpStream {
+    pub fn tunnel(&self, far: Stream) -> TcpStream {
+        let far = far.into_tcp();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let narrow = socket2::SockRef::from(&far).recv_buffer_size().unwrap() < 16 * 1024;
         let at = listener.local_addr().unwrap();
-        let near = if narrow { connect_narrow(at) } else { connect(at) };
+        let near = if narrow { connect_narrow(at) } else { connect(at) }.into_tcp();
         let (inner, _) = listener.accept().unwrap();
         inner.set_nodelay(true).unwrap();
         if narrow {
             socket2::SockRef::from(&inner).set_send_buffer_size(4096).unwrap();
         }
-        let connector = TlsConnector::from(Arc::clone(&self.0));
+        let connector = self.connector();
         std::thread::spawn(move || smol::block_on(carry(connector, far, inner)));
         near
     }

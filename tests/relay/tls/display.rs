@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::client::{Files, NAME, pair};
-use crate::rig::{Relay, events, request};
+use crate::rig::{Plain, Relay, events, request};
 
 fn page(relay: &Relay, path: &str) -> String {
     let text = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -81,7 +81,7 @@ fn pages_tell_how_long_the_certificate_lasts_and_when_a_new_one_failed() {
 
 #[test]
 fn without_tls_nothing_is_told_of_a_certificate() {
-    let relay = Relay::start(&["--metrics-listen", "127.0.0.1:0"]);
+    let relay = Relay::plain(Plain::NoCertificate, &["--metrics-listen", "127.0.0.1:0"]);
     let body = relay.request("GET /healthz HTTP/1.1\r\nHost: relay\r\n\r\n").1;
     assert!(!body.contains("certificate"), "{body}");
     assert!(!page(&relay, "/").contains("Certificate"));

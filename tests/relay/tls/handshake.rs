@@ -206,9 +206,9 @@ fn handshakes_in_progress_count_among_the_connections_of_an_address() {
     let files = Files::new();
     let relay = files.relay(&["--max-connections-per-ip", "4"]);
     // Below the cap of an address some more requests may be in progress than connections.
-    let stalled: Vec<_> = (0..40).map(|_| connect(relay.tls.unwrap())).collect();
+    let mut stalled: Vec<_> = (0..40).map(|_| connect(relay.tls.unwrap())).collect();
     // The oldest had to go for the newest: its end is seen.
-    let mut first = &stalled[0];
+    let first = &mut stalled[0];
     let ended = first.read(&mut [0; 16]);
     assert!(!ended.is_err_and(|error| crate::rig::ws::is_timeout(&error)), "nobody had to go");
 }

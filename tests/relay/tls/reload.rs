@@ -47,7 +47,7 @@ fn a_reload_shows_the_new_certificate_and_touches_no_connection() {
 #[test]
 fn a_certificate_that_changes_on_disk_is_shown_without_being_asked_for() {
     let mut files = Files::new();
-    let relay = files.relay_by(Relay::start_with_a_clock_that_stands_still, &[]);
+    let relay = files.relay_by(Relay::plain_with_a_clock_that_stands_still, &[]);
     let id = fresh_id("changed");
     let (mut binary, _phone) = pair_of(&files, &relay, &id);
     let seen = events::mark();

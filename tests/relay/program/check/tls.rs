@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 
 use super::{Running, checked, program};
+use crate::rig::Plain;
 
 /// A certificate for `relay.test` and its key.
 struct Files(TempDir);
@@ -77,7 +78,7 @@ fn a_running_relay_that_speaks_tls_is_known_by_its_name() {
     let options = files.options();
     let mut all = vec!["--tls-listen", "127.0.0.1:0"];
     all.extend(options.iter().map(String::as_str));
-    let other = Running::start(&all);
+    let other = Running::plain(Plain::ItsOwnTls, &all);
     let address = other.wait_nth("listening", 2).field("address").to_owned();
     let mut command = program(&["check", "--tls-listen", &address]);
     command.args(&options);
