@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug)]
 pub enum Plain {
     /// The test has certificates and clients of its own, or is about plain connections beside TLS.
+    #[cfg(feature = "tls")]
     ItsOwnTls,
     /// Another program connects, which is given a plain URL.
     ItsOwnClients,

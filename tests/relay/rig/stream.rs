@@ -74,6 +74,7 @@ impl Stream {
     }
 
     /// The socket of a plain connection.
+    #[cfg(feature = "tls")]
     pub fn into_tcp(self) -> TcpStream {
         assert!(self.session.is_none(), "there is a session on it");
         self.tcp
