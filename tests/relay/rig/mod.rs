@@ -1,7 +1,7 @@
 //! What the tests stand on: a relay on its own thread, a raw WebSocket client over a blocking
 //! socket, and the relay's log events to wait for.
 //!
-//! With `RELAY_TEST_TLS=1` both ends speak TLS, except where [`Plain`] says why not.
+//! With `RELAY_TEST_TLS=1` both ends speak TLS, with `RELAY_TEST_TLS=1.2` an old one, except where [`Plain`] says why not.
 //!
 //! Every read has a deadline (`RELAY_TEST_SCALE` multiplies them, for emulated machines). Tests
 //! wait for frames and for log events, never for time to pass: a relay's clock may stand still, and

@@ -1,4 +1,5 @@
-//! What stays plain in a run over TLS.
+//! What stays plain in a run over TLS: relays that a test starts with one of these reasons, the pages for
+//! monitoring, which have no TLS, and sockets of systemd. A bare `--listen` is of a test that is about the option.
 
 /// Why a relay listens without TLS in any run.
 #[derive(Clone, Copy, Debug)]

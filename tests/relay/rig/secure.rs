@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 use rustls::pki_types::ServerName;
+use rustls::version::TLS12;
 use rustls::{ClientConnection, ProtocolVersion};
 use smol::Async;
 
@@ -43,14 +44,27 @@ fn shown() -> &'static Shown {
         });
         let options =
             vec!["--tls-listen", "127.0.0.1:0", "--tls-cert", paths[0], "--tls-key", paths[1]];
-        Shown { client: Client::trusting(&certificate), options, _files: files }
+        let client = match asked_for().as_deref() {
+            Some("1.2") => Client::speaking(&[&TLS12], &certificate),
+            _ => Client::trusting(&certificate),
+        };
+        Shown { client, options, _files: files }
     })
 }
 
 /// Options for a listener, if this is a run over TLS.
 pub fn front() -> Option<&'static [&'static str]> {
-    let is_asked_for = std::env::var("RELAY_TEST_TLS").is_ok_and(|value| value == "1");
-    is_asked_for.then(|| &*shown().options)
+    asked_for().map(|_| &*shown().options)
+}
+
+/// `1` for the newest version of TLS that both ends have, or a version.
+fn asked_for() -> Option<String> {
+    let value = std::env::var("RELAY_TEST_TLS").ok()?;
+    assert!(
+        ["1", "1.2"].contains(&&*value),
+        "RELAY_TEST_TLS={value}: 1 or 1.2 would be a run over TLS"
+    );
+    Some(value)
 }
 
 /// The client's end of a TLS connection.

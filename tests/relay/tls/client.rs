@@ -10,7 +10,8 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::ServerName;
 use rustls::{
-    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore, version,
+    ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion, RootCertStore,
+    SupportedProtocolVersion, version,
 };
 use smol::Async;
 use smol::future::or;
@@ -129,11 +130,17 @@ pub struct Met {
 }
 
 impl Client {
+    /// Trusts this one.
     pub fn trusting(certificate: &[u8]) -> Self {
+        Self::speaking(rustls::DEFAULT_VERSIONS, certificate)
+    }
+
+    /// The same with these versions of TLS alone.
+    pub fn speaking(versions: &[&'static SupportedProtocolVersion], certificate: &[u8]) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(certificate.to_vec().into()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
@@ -149,16 +156,10 @@ impl Client {
 
     /// The same client with TLS 1.2 alone.
     pub fn old(files: &Files) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add(files.certificate.clone().into()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&version::TLS12])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self(Arc::new(config))
+        Self::speaking(&[&version::TLS12], &files.certificate)
     }
 
+    /// What makes sessions for an executor.
     pub fn connector(&self) -> TlsConnector {
         TlsConnector::from(Arc::clone(&self.0))
     }
