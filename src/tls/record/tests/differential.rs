@@ -487,6 +487,7 @@ fn difference(both: &mut Both) -> Result<Option<Difference>, String> {
         (theirs.failed.as_ref(), their_alert),
         (ours.failed.as_ref(), our_alert),
         both.ours.records.len(),
+        both.ours.outbound.alert,
     );
     let difference = difference.ok_or_else(what)?;
     let common = theirs.plaintext.len().min(ours.plaintext.len());
@@ -518,12 +519,14 @@ struct Difference {
 }
 
 impl Difference {
-    /// What explains these ends, with their alerts. This record layer has `left` bytes that are no whole record.
+    /// What explains these ends, with their alerts. This record layer has `left` bytes that are no whole record,
+    /// and something that is `due`.
     fn of(
         is_tls13: bool,
         theirs: (Option<&Error>, Option<AlertDescription>),
         ours: (Option<&Error>, Option<AlertDescription>),
         left: usize,
+        due: Option<AlertDescription>,
     ) -> Option<Self> {
         use AlertDescription::*;
         use Error::{
@@ -533,14 +536,18 @@ impl Difference {
         let (theirs, their_alert) = theirs;
         let (ours, our_alert) = ours;
         let Some(ours) = ours else {
-            let is_seen = matches!(
+            let is_header = matches!(
                 theirs,
                 Some(Invalid(
                     InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion
                 ))
             );
-            let why = Self { why: HALF_A_HEADER, later: Some(Later::Ours) };
-            return (is_seen && left < HEADER).then_some(why);
+            let why = match theirs {
+                Some(Invalid(_)) if due == Some(NoRenegotiation) => CLIENT_HELLO_IS_NOT_READ,
+                Some(_) if is_header && left < HEADER => HALF_A_HEADER,
+                _ => return None,
+            };
+            return Some(Self { why, later: Some(Later::Ours) });
         };
         let later = if theirs.is_none() { Some(Later::Theirs) } else { None };
         let (why, later) = match (theirs, their_alert, ours, our_alert) {
@@ -555,6 +562,12 @@ impl Difference {
                 Misbehaved(PeerMisbehaved::TooManyKeyUpdateRequests),
                 Some(UnexpectedMessage),
             ) => (NO_DATA, Some(Later::Theirs)),
+            (
+                Some(Invalid(_)),
+                Some(DecodeError),
+                Misbehaved(PeerMisbehaved::TooManyRenegotiationRequests),
+                Some(UnexpectedMessage),
+            ) => (CLIENT_HELLO_IS_NOT_READ, None),
             // Which of the two is wrong is seen first.
             (
                 Some(Misbehaved(PeerMisbehaved::TooManyKeyUpdateRequests)),
@@ -577,6 +590,10 @@ impl Difference {
             // A version that rustls knows, and whatever is in that record.
             (_, _, Invalid(InvalidMessage::UnknownProtocolVersion), Some(DecodeError)) => {
                 (OTHER_PROTOCOL, Some(Later::Theirs))
+            }
+            // Of several messages in one record, the length of each is looked at before the first.
+            (Some(Invalid(InvalidMessage::HandshakePayloadTooLarge)), None, _, Some(_)) => {
+                (LENGTH_IS_SEEN, None)
             }
             // A head without a body, and whatever is in the next record.
             (
@@ -611,6 +628,7 @@ const TOO_LONG: &str =
 const NO_PAYLOAD: &str = "RFC 5246, 7.2.2: a record without room for a MAC is bad_record_mac";
 const OTHER_PROTOCOL: &str =
     "RFC 8446, 5.1: rustls lets the versions of SSL 2 and DTLS pass, none else";
+const CLIENT_HELLO_IS_NOT_READ: &str = "RFC 5246, 7.2.2: one that is declined may be any";
 const NO_DATA: &str =
     "none: a record without content, which is cheap too, does not allow more key updates";
 const HALF_A_HEADER: &str = "RFC 8446, 5.1: a header is looked at once all of it is there";
@@ -676,15 +694,11 @@ fn a_foul_act() -> impl Strategy<Value = Act> {
             pieces,
         }),
         // It begins, and no more.
-        (any::<[u8; 4]>(), 1_usize..5, bytes(0..9)).prop_filter_map(
-            "the content of a ClientHello is a difference of its own",
-            |(head, length, rest)| (head[0] != CLIENT_HELLO)
-                .then(|| seal(HANDSHAKE, [&head[..length], &rest].concat()))
-        ),
-        (any::<u8>(), bytes(0..60), pieces()).prop_filter_map(
-            "the content of a ClientHello is a difference of its own",
-            |(kind, body, pieces)| (kind != CLIENT_HELLO)
-                .then(|| Act::Message { message: message(kind, &body), pieces })
+        (any::<[u8; 4]>(), 1_usize..5, bytes(0..9)).prop_map(|(head, length, rest)| {
+            seal(HANDSHAKE, [&head[..length], &rest].concat())
+        }),
+        (prop_oneof![1_u8..25, any::<u8>()], bytes(0..60), pieces()).prop_map(
+            |(kind, body, pieces)| Act::Message { message: message(kind, &body), pieces }
         ),
         pieces().prop_map(|pieces| Act::Message { message: client_hello().repeat(2), pieces }),
         Just(seal(HANDSHAKE, [])),
@@ -852,6 +866,12 @@ fn the_differences_are_these() {
         (OUTER_TYPE_OR_MESSAGE, tls13, vec![seal(HANDSHAKE, [])], [None, unexpected]),
         (OUTER_TYPE_OR_MESSAGE, tls13, vec![seal(ALERT, [])], [Some(DecodeError), unexpected]),
         (HALF_A_HEADER, both, vec![Act::Plain(vec![99])], [Some(DecodeError), None]),
+        (
+            CLIENT_HELLO_IS_NOT_READ,
+            tls12,
+            vec![seal(HANDSHAKE, message(CLIENT_HELLO, &[3, 3]))],
+            [Some(DecodeError), None],
+        ),
     ];
     for (why, versions, acts, expected) in cases {
         for suite in suites() {
@@ -862,14 +882,5 @@ fn the_differences_are_these() {
                 assert_eq!(difference, Ok(Some(why)), "{suite:?}, {acts:?}");
             }
         }
-    }
-}
-
-/// Nothing in it matters to one who declines it (RFC 5246, section 7.2.2). rustls says `decode_error`.
-#[test]
-fn a_client_hello_that_is_declined_is_not_read() {
-    for suite in suites().into_iter().filter(|suite| suite.tls13().is_none()) {
-        let acts = [seal(HANDSHAKE, message(CLIENT_HELLO, &[3, 3])), seal(DATA, [1])];
-        assert_eq!(alerts(suite, &acts), [Some(AlertDescription::DecodeError), None]);
     }
 }
