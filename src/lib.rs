@@ -42,7 +42,7 @@ pub mod http;
 #[cfg(not(feature = "tls"))]
 pub(crate) mod no_tls;
 #[cfg(feature = "tls")]
-pub(crate) mod tls;
+pub mod tls;
 #[cfg(not(feature = "tls"))]
 pub(crate) use self::no_tls as tls;
 

@@ -31,6 +31,12 @@ fn every_seed_of_the_proxy_passes() {
     assert_passes("proxy", 20, harness::proxy::run);
 }
 
+#[cfg(feature = "tls")]
+#[test]
+fn every_seed_of_the_tls_records_passes() {
+    assert_passes("tls_records", 20, harness::tls_records::run);
+}
+
 /// Runs a target with its seeds, of which there are at least so many.
 fn assert_passes(target: &str, least: usize, run: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);

@@ -34,7 +34,7 @@ const LONGEST_SECRET: usize = 48;
 const LAST_SEQUENCE: u64 = u64::MAX - (1 << 16);
 
 /// What protects one direction.
-pub(super) struct Keys {
+pub struct Keys {
     cipher: Cipher,
     /// Boxed, as secrets are: whoever moves it leaves no copy behind.
     key: Box<Zeroizing<[u8; 32]>>,
@@ -55,14 +55,14 @@ enum Cipher {
 }
 
 /// A traffic secret (RFC 8446, section 7.2).
-pub(super) struct Secret {
+pub struct Secret {
     bytes: Box<Zeroizing<[u8; LONGEST_SECRET]>>,
     length: u8,
 }
 
 impl Secret {
     /// None of a length that no suite has.
-    pub(super) fn new(secret: &[u8]) -> Option<Self> {
+    pub fn new(secret: &[u8]) -> Option<Self> {
         let mut bytes = Box::new(Zeroizing::new([0; LONGEST_SECRET]));
         bytes.get_mut(..secret.len())?.copy_from_slice(secret);
         Some(Self { bytes, length: u8::try_from(secret.len()).ok()? })
@@ -95,7 +95,7 @@ pub(super) struct Content {
 
 impl Keys {
     /// The keys that a handshake came to, with `secret` if it was one of TLS 1.3.
-    pub(super) fn new(
+    pub fn new(
         suite: SupportedCipherSuite,
         (sequence, secrets): (u64, ConnectionTrafficSecrets),
         secret: Option<Secret>,

@@ -6,10 +6,10 @@ pub(crate) mod certificates;
 mod events;
 pub(crate) mod files;
 mod handshake;
-mod keys;
+pub mod keys;
 pub(crate) mod names;
 pub(crate) mod options;
-mod record;
+pub mod record;
 pub(crate) mod stream;
 
 use std::cell::RefCell;

@@ -16,7 +16,7 @@ pub(super) const LONGEST_RECORD: usize = HEADER + FRAGMENT + 2048;
 /// queue.
 pub(super) const BATCH: usize = 2 * FRAGMENT;
 /// A buffer for that, and for whatever is due before it.
-pub(super) const SEALED_BATCH: usize = BATCH + 8 * OVERHEAD;
+pub const SEALED_BATCH: usize = BATCH + 8 * OVERHEAD;
 
 /// Key updates between two records of data, records without content in a row, warnings, and wishes to renegotiate
 /// that a peer is allowed; as with rustls and BoringSSL.
@@ -30,7 +30,7 @@ const UPDATES_A_TURN: u8 = 16;
 
 /// What comes in.
 #[derive(Debug)]
-pub(super) struct Inbound {
+pub struct Inbound {
     keys: Keys,
     message: Message,
     /// The peer has said that nothing follows.
@@ -51,7 +51,7 @@ struct Message {
 
 /// What goes out.
 #[derive(Debug)]
-pub(super) struct Outbound {
+pub struct Outbound {
     keys: Keys,
     /// The peer wants to see new keys.
     update_is_due: bool,
@@ -63,22 +63,23 @@ pub(super) struct Outbound {
 
 /// What became of a buffer with records.
 #[derive(Debug, Default)]
-pub(super) struct Opened {
+pub struct Opened {
     /// Plaintext that is now at the beginning of the buffer.
-    pub(super) plaintext: usize,
+    pub plaintext: usize,
     /// Where the records begin that are not complete.
-    pub(super) used: usize,
+    pub used: usize,
     /// Complete ones may be among them: it was enough for a turn.
-    pub(super) has_more: bool,
+    pub has_more: bool,
     /// Why the connection is over, for whoever has read the plaintext.
-    pub(super) failed: Option<Error>,
+    pub failed: Option<Error>,
 }
 
 /// Why a connection cannot go on, and the alert that says so.
 type Refusal = (Option<AlertDescription>, Error);
 
 impl Inbound {
-    pub(super) fn new(keys: Keys) -> Self {
+    /// What `keys` are to take the protection off.
+    pub fn new(keys: Keys) -> Self {
         Self {
             keys,
             message: Message::default(),
@@ -91,13 +92,13 @@ impl Inbound {
     }
 
     /// Whether the peer has said that nothing follows.
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.is_over
     }
 
     /// Opens the records that are complete in `buffer`, and brings their plaintext together at its beginning. What
     /// the peer is to be told because of them is left to `outbound`.
-    pub(super) fn open(&mut self, buffer: &mut [u8], outbound: &mut Outbound) -> Opened {
+    pub fn open(&mut self, buffer: &mut [u8], outbound: &mut Outbound) -> Opened {
         let mut opened = Opened::default();
         let (mut cipher, mut updates) = (None, 0);
         while !self.is_over {
@@ -326,12 +327,13 @@ impl Message {
 }
 
 impl Outbound {
-    pub(super) fn new(keys: Keys) -> Self {
+    /// What `keys` are to protect.
+    pub fn new(keys: Keys) -> Self {
         Self { keys, update_is_due: false, alert: None, is_over: false }
     }
 
     /// Seals what is due besides data, at the beginning of `to`, which has [`SEALED_BATCH`] bytes. Returns its length.
-    pub(super) fn seal_due(&mut self, to: &mut [u8]) -> usize {
+    pub fn seal_due(&mut self, to: &mut [u8]) -> usize {
         if self.is_over {
             return 0;
         }
@@ -346,18 +348,14 @@ impl Outbound {
     }
 
     /// Whether that would be anything.
-    pub(super) fn has_due(&self) -> bool {
+    pub fn has_due(&self) -> bool {
         !self.is_over && (self.update_is_due || self.alert.is_some())
     }
 
     /// Seals as much of `plaintext` as is sealed at once, and what is due before, at the beginning of `to`, which
     /// has [`SEALED_BATCH`] bytes. Returns how much plaintext that is, and how much it has become; the error says
     /// that nothing may be sent any more.
-    pub(super) fn seal(
-        &mut self,
-        plaintext: &[u8],
-        to: &mut [u8],
-    ) -> Result<(usize, usize), Error> {
+    pub fn seal(&mut self, plaintext: &[u8], to: &mut [u8]) -> Result<(usize, usize), Error> {
         let mut sealed = self.seal_due(to);
         let mut taken = 0;
         let mut cipher = self.keys.cipher();
@@ -386,7 +384,7 @@ impl Outbound {
     }
 
     /// Nothing follows.
-    pub(super) fn close(&mut self) {
+    pub fn close(&mut self) {
         if !self.is_over && !self.alert.is_some_and(is_final) {
             self.alert = Some(AlertDescription::CloseNotify);
         }
