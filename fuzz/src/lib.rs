@@ -7,8 +7,6 @@ pub mod connection;
 pub mod envelope;
 pub mod gate;
 pub mod pipe;
-#[cfg(feature = "tls")]
-pub mod protection;
 pub mod proxy;
 pub mod reference;
 #[cfg(feature = "tls")]

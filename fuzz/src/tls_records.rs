@@ -9,7 +9,7 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::crypto::ring::ALL_CIPHER_SUITES;
 use rustls::{CipherSuite, ConnectionTrafficSecrets, SupportedCipherSuite};
 
-use super::protection::Protection;
+use relay_test_kit::protection::Protection;
 
 /// Runs a script: a byte for the suite, then operations of an opcode and its arguments. Whatever the bytes are,
 /// they are a script.
@@ -282,7 +282,7 @@ impl World {
     /// Takes back the end of the last record, if that has not arrived.
     fn cut(&mut self, length: usize) {
         let seen = self.sent() - self.unread.len();
-        if self.last >= seen && length > 0 {
+        if self.last >= seen && self.sent() > self.last && length > 0 {
             let left = (self.sent() - self.last).saturating_sub(length);
             self.unread.truncate(self.last - seen + left);
             self.spoil(self.last);
@@ -296,6 +296,16 @@ impl World {
         if self.has_failed || self.inbound.is_over() {
             return;
         }
+        while self.open() {}
+        if !self.has_failed && self.spoilt == usize::MAX && !self.inbound.is_over() && length > 0 {
+            // Records of the client are whole, or the rest of them has not arrived.
+            assert!(!self.unread.is_empty() || self.rest.is_empty(), "a whole record is left");
+        }
+        self.tell();
+    }
+
+    /// Opens what is enough for a turn; returns whether there is more.
+    fn open(&mut self) -> bool {
         let before = self.rest.clone();
         let opened = self.inbound.open(&mut self.rest, &mut self.outbound);
         assert!(opened.plaintext <= opened.used && opened.used <= before.len());
@@ -307,11 +317,8 @@ impl World {
         self.check_plaintext(&plaintext);
         if self.has_failed {
             assert!(self.counts.is_foul || self.spoilt != usize::MAX, "{:?}", opened.failed);
-        } else if self.spoilt == usize::MAX && !self.inbound.is_over() && length > 0 {
-            // Records of the client are whole, or the rest of them has not arrived.
-            assert!(!self.unread.is_empty() || self.rest.is_empty(), "a whole record is left");
         }
-        self.tell();
+        opened.has_more
     }
 
     fn check_plaintext(&mut self, plaintext: &[u8]) {

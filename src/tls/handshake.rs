@@ -398,8 +398,8 @@ mod tests {
         version,
     };
 
-    use super::super::certificates::Certificates;
     use super::*;
+    use crate::tls::certificates::Certificates;
 
     /// A message of this length in records of `size`.
     fn hello(length: usize, size: usize) -> Vec<u8> {
@@ -490,7 +490,7 @@ mod tests {
         let secrets = Arc::<Secrets>::default();
         let mut server = secrets.heard_of(server);
         server.ticketer = Ticketer::new().unwrap();
-        server.max_early_data_size = super::super::SKIPPED_EARLY_DATA;
+        server.max_early_data_size = crate::tls::SKIPPED_EARLY_DATA;
         let server = Arc::new(server);
         config.enable_early_data = true;
         let config = Arc::new(config);

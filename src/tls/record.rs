@@ -20,13 +20,13 @@ pub const SEALED_BATCH: usize = BATCH + 8 * OVERHEAD;
 
 /// Key updates between two records of data, records without content in a row, warnings, and wishes to renegotiate
 /// that a peer is allowed; as with rustls and BoringSSL.
-const KEY_UPDATES: u8 = 32;
-const EMPTY_RECORDS: u8 = 32;
-const WARNINGS: u8 = 4;
+pub(super) const KEY_UPDATES: u8 = 32;
+pub(super) const EMPTY_RECORDS: u8 = 32;
+pub(super) const WARNINGS: u8 = 4;
 const RENEGOTIATIONS: u8 = 1;
 
 /// New keys cost as much as some thousand bytes of data, and a peer may have as many as it sends bytes.
-const UPDATES_A_TURN: u8 = 16;
+pub(super) const UPDATES_A_TURN: u8 = 16;
 
 /// What comes in.
 #[derive(Debug)]
@@ -395,6 +395,24 @@ impl Outbound {
         self.is_over = true;
     }
 
+    /// From now on a key is good for so many records.
+    #[cfg(test)]
+    pub(super) fn set_limit(&mut self, records: u64) {
+        self.keys.set_limit(records);
+    }
+
+    /// What the peer is to be told.
+    #[cfg(test)]
+    pub(super) fn alert(&self) -> Option<AlertDescription> {
+        self.alert
+    }
+
+    /// This is due as if the peer had caused it.
+    #[cfg(test)]
+    pub(super) fn owe(&mut self, update: bool, alert: Option<AlertDescription>) {
+        (self.update_is_due, self.alert) = (update, alert);
+    }
+
     fn refuse(&mut self, (alert, error): Refusal) -> Error {
         match alert {
             Some(_) => self.alert = alert,
@@ -446,6 +464,3 @@ fn unexpected(got_type: ContentType) -> Refusal {
     let expect_types = vec![ContentType::ApplicationData];
     refused(Error::InappropriateMessage { expect_types, got_type })
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,3 +1,5 @@
+mod records;
+
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 

@@ -1,26 +1,25 @@
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
+use relay_test_kit::protection::Protection;
 use rustls::client::Resumption;
 use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{
-    ClientConfig, ClientConnection, ConnectionTrafficSecrets, RootCertStore, ServerConfig,
-    SupportedCipherSuite,
+    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, Error,
+    PeerMisbehaved, RootCertStore, ServerConfig, SupportedCipherSuite,
 };
 
 use self::differential::{ALERT, DATA, HANDSHAKE, KEY_UPDATE, heard};
-use self::protection::Protection;
-use super::super::handshake::{Next, Secrets, Shaking};
-use super::super::keys::Secret;
-use super::*;
+use crate::tls::handshake::{Next, Secrets, Shaking};
+use crate::tls::keys::{FRAGMENT, HEADER, Keys, Secret};
+use crate::tls::record::{
+    BATCH, EMPTY_RECORDS, Inbound, KEY_UPDATES, Outbound, SEALED_BATCH, UPDATES_A_TURN, WARNINGS,
+};
 
 mod differential;
-#[path = "../../../fuzz/src/protection.rs"]
-#[allow(unreachable_pub, reason = "it is of a crate of its own")]
-mod protection;
 
 const NAME: &str = "relay.test";
 
@@ -141,7 +140,7 @@ fn both_ends_understand_each_other_whatever_the_suite() {
 fn keys_that_are_used_up_are_followed_by_others() {
     for suite in suites() {
         let mut pair = Pair::with(suite);
-        pair.outbound.keys.set_limit(10);
+        pair.outbound.set_limit(10);
         let mut buffer = vec![0; SEALED_BATCH];
         let mut heard = 0;
         for number in 0..100_u8 {
@@ -173,18 +172,6 @@ fn a_wish_for_other_keys_is_answered_once() {
         assert_eq!(pair.tell_client(&buffer[..sealed]), b"");
         let (_, sealed) = pair.outbound.seal(b"by other keys", &mut buffer).unwrap();
         assert_eq!(pair.tell_client(&buffer[..sealed]), b"by other keys");
-    }
-}
-
-#[test]
-fn a_record_of_a_message_has_a_part_of_it() {
-    for suite in suites() {
-        for kind in [ContentType::Handshake, ContentType::Alert] {
-            let Pair { mut inbound, mut outbound, .. } = Pair::with(suite);
-            let refused = inbound.handle(kind, b"", &mut outbound);
-            let Err((alert, _)) = refused else { panic!("{suite:?}: {kind:?} is taken") };
-            assert_eq!(alert, Some(AlertDescription::UnexpectedMessage), "{suite:?}: {kind:?}");
-        }
     }
 }
 
@@ -439,6 +426,19 @@ fn a_wish_to_begin_again_does_not_keep_the_end_from_being_told() {
 }
 
 #[test]
+fn a_record_of_a_message_has_a_part_of_it() {
+    for kind in [HANDSHAKE, ALERT] {
+        for mut ends in Ends::of_both_versions() {
+            let empty = ends.client.seal(kind, b"");
+            assert!(ends.open(&empty).is_err());
+            let due = ends.seal_due();
+            let alert = AlertDescription::UnexpectedMessage.into();
+            assert_eq!(ends.heard(&due), [(ALERT, vec![2, alert])], "{kind}");
+        }
+    }
+}
+
+#[test]
 fn a_batch_has_room_for_the_most_that_can_be_due() {
     let plaintext = vec![5; BATCH + 1];
     for suite in suites() {
@@ -446,10 +446,9 @@ fn a_batch_has_room_for_the_most_that_can_be_due() {
             let mut ends = Ends::with(suite);
             if suite.tls13().is_some() {
                 // There is no more for these keys, nor for any that follow.
-                ends.outbound.keys.set_limit(0);
+                ends.outbound.set_limit(0);
             }
-            ends.outbound.update_is_due = suite.tls13().is_some();
-            ends.outbound.alert = alert;
+            ends.outbound.owe(suite.tls13().is_some(), alert);
             let mut buffer = vec![0xee; SEALED_BATCH];
             let (taken, sealed) = ends.outbound.seal(&plaintext, &mut buffer).unwrap();
             assert!(taken == BATCH && buffer[sealed..].iter().all(|byte| *byte == 0xee));
@@ -462,7 +461,7 @@ fn a_batch_has_room_for_the_most_that_can_be_due() {
         }
         // The end comes between two records, where there are no other keys.
         let mut ends = Ends::with(suite);
-        ends.outbound.keys.set_limit(1);
+        ends.outbound.set_limit(1);
         let mut buffer = vec![0; SEALED_BATCH];
         let (taken, sealed) = ends.outbound.seal(&plaintext, &mut buffer).unwrap();
         let heard = ends.heard(&buffer[..sealed]);

@@ -40,6 +40,7 @@ impl Protection {
         Self { algorithm, key, iv: iv.try_into().unwrap(), sequence, next }
     }
 
+    /// Whether this is TLS 1.3, else 1.2.
     pub fn is_tls13(&self) -> bool {
         self.next.is_some()
     }

@@ -12,9 +12,10 @@ use rustls::crypto::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
-use rustls::{ConnectionTrafficSecrets, KeyLog, NamedGroup, ServerConnection};
+use rustls::{
+    ConnectionTrafficSecrets, ContentType, InvalidMessage, KeyLog, NamedGroup, ServerConnection,
+};
 
-use super::protection::Protection;
 use super::*;
 
 const CHANGE_CIPHER: u8 = 20;
@@ -487,7 +488,7 @@ fn difference(both: &mut Both) -> Result<Option<Difference>, String> {
         (theirs.failed.as_ref(), their_alert),
         (ours.failed.as_ref(), our_alert),
         both.ours.records.len(),
-        both.ours.outbound.alert,
+        both.ours.outbound.alert(),
     );
     let difference = difference.ok_or_else(what)?;
     let common = theirs.plaintext.len().min(ours.plaintext.len());
