@@ -4,5 +4,6 @@ mod allowance;
 pub mod client;
 mod display;
 mod handshake;
+mod post_quantum;
 mod reload;
 mod traffic;

@@ -147,6 +147,11 @@ impl Client {
         Self(Arc::new(config))
     }
 
+    /// One that asks for this.
+    pub fn of(config: ClientConfig) -> Self {
+        Self(Arc::new(config))
+    }
+
     /// The same client, changed.
     pub fn with(&self, change: impl FnOnce(&mut ClientConfig)) -> Self {
         let mut config = (*self.0).clone();
@@ -183,21 +188,8 @@ impl Client {
     }
 
     /// The same over a connection that is there already.
-    pub fn ask_over(&self, mut tcp: Stream, name: &str, host: &str) -> io::Result<(String, Met)> {
-        let mut session = self.session(name);
-        session.complete_io(&mut tcp)?;
-        let mut stream = rustls::Stream::new(&mut session, &mut tcp);
-        stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
-        let mut response = String::new();
-        // It fails unless the relay says by a close_notify that this is the end.
-        stream.read_to_string(&mut response)?;
-        let met = Met {
-            kind: session.handshake_kind().unwrap(),
-            version: session.protocol_version().unwrap(),
-            protocol: session.alpn_protocol().map(<[u8]>::to_vec),
-            certificate: session.peer_certificates().unwrap()[0].to_vec(),
-        };
-        Ok((response, met))
+    pub fn ask_over(&self, tcp: Stream, name: &str, host: &str) -> io::Result<(String, Met)> {
+        ask_in(self.session(name), tcp, host)
     }
 
     /// A connection that is TLS on its way and plain at this end.
@@ -226,6 +218,27 @@ impl Client {
         std::thread::spawn(move || smol::block_on(carry(connector, far, inner)));
         near
     }
+}
+
+/// The same in a session that may have said something already.
+pub fn ask_in(
+    mut session: ClientConnection,
+    mut tcp: Stream,
+    host: &str,
+) -> io::Result<(String, Met)> {
+    session.complete_io(&mut tcp)?;
+    let mut stream = rustls::Stream::new(&mut session, &mut tcp);
+    stream.write_all(format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+    let mut response = String::new();
+    // It fails unless the relay says by a close_notify that this is the end.
+    stream.read_to_string(&mut response)?;
+    let met = Met {
+        kind: session.handshake_kind().unwrap(),
+        version: session.protocol_version().unwrap(),
+        protocol: session.alpn_protocol().map(<[u8]>::to_vec),
+        certificate: session.peer_certificates().unwrap()[0].to_vec(),
+    };
+    Ok((response, met))
 }
 
 /// Carries bytes both ways until both sides have ended, or one has failed.
