@@ -6,13 +6,14 @@ use rustls::client::Resumption;
 use rustls::crypto::cipher::{AeadKey, Iv};
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{
-    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, Error,
-    PeerMisbehaved, RootCertStore, ServerConfig, SupportedCipherSuite,
+    AlertDescription, ClientConfig, ClientConnection, ConnectionTrafficSecrets, DEFAULT_VERSIONS,
+    Error, PeerMisbehaved, ServerConfig, SupportedCipherSuite,
 };
 
 use self::differential::{ALERT, DATA, HANDSHAKE, KEY_UPDATE, heard};
+use super::{Certified, NAME};
 use crate::tls::handshake::{Next, Secrets, Shaking};
 use crate::tls::keys::{FRAGMENT, HEADER, Keys, Secret};
 use crate::tls::record::{
@@ -20,8 +21,6 @@ use crate::tls::record::{
 };
 
 mod differential;
-
-const NAME: &str = "relay.test";
 
 /// All that go with a certificate of ECDSA. Those of RSA protect records in the same way.
 fn suites() -> Vec<SupportedCipherSuite> {
@@ -38,27 +37,8 @@ struct Pair {
 
 impl Pair {
     fn with(suite: SupportedCipherSuite) -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
         let provider = CryptoProvider { cipher_suites: vec![suite], ..default_provider() };
-        let provider = Arc::new(provider);
-        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-            )
-            .unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate.der().clone()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let (server, mut config) = Certified::new().configs(provider, DEFAULT_VERSIONS);
         config.resumption = Resumption::disabled();
         let name = ServerName::try_from(NAME).unwrap();
         let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
