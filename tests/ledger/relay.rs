@@ -1,7 +1,7 @@
 //! The relay that is measured: this test program, started once more.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -47,8 +47,8 @@ impl Process {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(deadline())).unwrap();
         let child = this_program()
-            .args(["relay::the_relay_itself", "--exact", "--ignored"])
-            .args(["--nocapture", "--test-threads=1"])
+            .args(["relay::a_relay_in_a_process_of_its_own_answers_and_ends_with_its_owner"])
+            .args(["--exact", "--nocapture", "--test-threads=1"])
             .env(OPTIONS, options.join("\n"))
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
@@ -96,11 +96,27 @@ impl Drop for Process {
     }
 }
 
-/// Runs a relay, and answers each byte on standard input with a figure of the allocator's.
+/// The test programs that [`Process`] starts are the relay in this test; elsewhere it starts one itself.
 #[test]
-#[ignore = "it is the relay that the tests start"]
-fn the_relay_itself() {
-    let Ok(options) = std::env::var(OPTIONS) else { return };
+fn a_relay_in_a_process_of_its_own_answers_and_ends_with_its_owner() {
+    if let Ok(options) = std::env::var(OPTIONS) {
+        return serve(&options);
+    }
+    let options = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+    let mut process = Process::start(&options);
+    let addresses = [process.address, process.metrics];
+    assert!(process.allocated() > 0);
+    for address in addresses {
+        TcpStream::connect(address).expect("it listens");
+    }
+    drop(process);
+    for address in addresses {
+        TcpStream::connect(address).expect_err("it has ended");
+    }
+}
+
+/// Runs a relay, and answers each byte on standard input with a figure of the allocator's.
+fn serve(options: &str) {
     let arguments = std::iter::once("pyrycode-relay").chain(options.split('\n'));
     let config = Config::from_options(Options::parse_arguments(arguments).unwrap()).unwrap();
     let open = |at: &_| listen::open(*at).unwrap();
