@@ -39,7 +39,7 @@ fn hear(client: &mut ClientConnection, mut bytes: &[u8]) {
 }
 
 #[test]
-fn whatever_breaks_off_a_handshake_is_told_and_harms_nobody() {
+fn whatever_breaks_off_a_handshake_ends_it_and_makes_nothing_panic() {
     // Behind the server's flight: a message that has begun and something else, a message behind another one.
     let interleaved: &[u8] = &[HANDSHAKE, 3, 1, 0, 1, 16, 20, 3, 1, 0, 1, 1];
     let behind: &[u8] = &[HANDSHAKE, 3, 3, 0, 8, 0, 0, 0, 0, 16, 0, 0, 1];
