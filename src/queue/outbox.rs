@@ -33,23 +33,97 @@ pub struct Outbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    lane: Option<Rc<Lane>>,
-    /// Of the lane only the frame in progress is still written.
-    parting: bool,
-    /// Bytes that are committed to be next on the wire, behind the lane's frame in progress:
-    /// control frames, or the remainder of a frame whose lane was taken away.
-    staged: Vec<u8>,
-    staged_at: usize,
-    /// Pays for the remainder of a frame among the staged bytes, which is as large as a message.
-    rest: Option<Charge>,
-    cut: bool,
-    pong: Option<Vec<u8>>,
-    heartbeat: bool,
-    probe_ping: Option<[u8; 8]>,
-    sealed: Option<(Close, Manner)>,
-    close_staged: bool,
-    closed: bool,
+    lane: Attached,
+    staged: Staged,
+    due: Control,
+    end: End,
     link: Option<Waker>,
+}
+
+/// The lane that is written.
+#[derive(Debug, Default)]
+enum Attached {
+    #[default]
+    None,
+    /// All of it.
+    Whole(Rc<Lane>),
+    /// Only the frame in progress.
+    LastFrame(Rc<Lane>),
+}
+
+impl Attached {
+    fn lane(&self) -> Option<&Rc<Lane>> {
+        match self {
+            Self::None => None,
+            Self::Whole(lane) | Self::LastFrame(lane) => Some(lane),
+        }
+    }
+}
+
+/// Bytes that are next on the wire after the lane's frame in progress: control frames, or the
+/// remainder of a frame whose lane was taken away.
+#[derive(Debug, Default)]
+struct Staged {
+    bytes: Vec<u8>,
+    /// How many of them the socket has accepted.
+    at: usize,
+    /// Pays for the remainder of a frame among them, which is as large as a message.
+    rest: Option<Charge>,
+}
+
+impl Staged {
+    fn waiting(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+}
+
+/// Control frames that are due and not staged yet.
+#[derive(Debug, Default)]
+struct Control {
+    pong: Option<Vec<u8>>,
+    probe: Option<[u8; 8]>,
+    heartbeat: bool,
+}
+
+/// How far an outbox is on its way to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum End {
+    /// Messages are taken.
+    #[default]
+    Open,
+    /// The close frame follows.
+    Sealed(Close, Manner),
+    /// The close frame is among the staged bytes.
+    CloseStaged(Close, Manner),
+    /// The socket has accepted the close frame.
+    Closed(Close, Manner),
+    /// Nothing more is written, not even the close frame: see [`Outbox::cut`].
+    Cut(Option<(Close, Manner)>),
+}
+
+impl End {
+    fn sealed(self) -> Option<(Close, Manner)> {
+        match self {
+            Self::Open => None,
+            Self::Cut(sealed) => sealed,
+            Self::Sealed(close, manner)
+            | Self::CloseStaged(close, manner)
+            | Self::Closed(close, manner) => Some((close, manner)),
+        }
+    }
+
+    /// Seals an open outbox. The first close stands; an abort overrules an orderly one.
+    fn seal(&mut self, close: Close, manner: Manner) {
+        match self {
+            Self::Open => *self = Self::Sealed(close, manner),
+            Self::Sealed(_, agreed) | Self::CloseStaged(_, agreed) | Self::Closed(_, agreed) => {
+                if manner == Manner::Abort {
+                    *agreed = Manner::Abort;
+                }
+            }
+            Self::Cut(_) => {}
+        }
+    }
 }
 
 /// How the queue is treated by a close.
@@ -94,7 +168,10 @@ impl Outbox {
     /// An outbox that drains `lane`.
     pub fn new(lane: Option<Rc<Lane>>) -> Rc<Self> {
         Rc::new(Self {
-            state: RefCell::new(Inner { lane, ..Inner::default() }),
+            state: RefCell::new(Inner {
+                lane: lane.map_or(Attached::None, Attached::Whole),
+                ..Inner::default()
+            }),
             probe: RefCell::new(None),
             probed: Cell::new(false),
         })
@@ -104,7 +181,11 @@ impl Outbox {
     /// silently dropped.
     pub fn send(&self, frame: Frame) -> Result<(), Full> {
         let lane = match &*self.state.borrow() {
-            Inner { sealed: None, lane: Some(lane), .. } => Rc::clone(lane),
+            Inner {
+                end: End::Open,
+                lane: Attached::Whole(lane) | Attached::LastFrame(lane),
+                ..
+            } => Rc::clone(lane),
             _ => return Ok(()),
         };
         lane.push(frame).map_err(|_| Full)
@@ -112,19 +193,19 @@ impl Outbox {
 
     /// Answers a ping; of several unanswered ones the last one is answered.
     pub fn pong(&self, payload: &[u8]) {
-        self.control(|state| state.pong = Some(payload.to_vec()));
+        self.control(|due| due.pong = Some(payload.to_vec()));
     }
 
     /// Sends a heartbeat's ping.
     pub fn ping(&self) {
-        self.control(|state| state.heartbeat = true);
+        self.control(|due| due.heartbeat = true);
     }
 
     /// Asks the peer whether it is there; what the link hears goes to the probe.
     pub fn ask(&self, probe: &Rc<Probe>) {
         *self.probe.borrow_mut() = Some(Rc::clone(probe));
         self.probed.set(true);
-        self.control(|state| state.probe_ping = Some(*probe.payload()));
+        self.control(|due| due.probe = Some(*probe.payload()));
     }
 
     /// Forgets the probe.
@@ -146,14 +227,14 @@ impl Outbox {
     /// `now`. Returns when the next one is, if it is for the time alone that none is due.
     pub fn prove(&self, now: Instant) -> Option<Instant> {
         match &*self.state.borrow() {
-            Inner { sealed: None, parting: false, lane: Some(lane), .. } => lane.prove(now),
+            Inner { end: End::Open, lane: Attached::Whole(lane), .. } => lane.prove(now),
             _ => None,
         }
     }
 
     /// The peer sent a pong.
     pub fn heard_pong(&self, payload: &[u8]) {
-        if let Some(lane) = &self.state.borrow().lane {
+        if let Some(lane) = self.state.borrow().lane.lane() {
             lane.hear_proof(payload);
         }
         if let Some(probe) = &*self.probe.borrow() {
@@ -182,11 +263,8 @@ impl Outbox {
     pub fn close(&self, close: Close, manner: Manner) {
         let dropped = {
             let mut state = self.state.borrow_mut();
-            let (_, agreed) = state.sealed.get_or_insert((close, manner));
-            if manner == Manner::Abort {
-                *agreed = Manner::Abort;
-            }
-            let skips = manner == Manner::Abort && !state.parting;
+            state.end.seal(close, manner);
+            let skips = manner == Manner::Abort && matches!(state.lane, Attached::Whole(_));
             let dropped = if skips { state.detach() } else { None };
             state.wake();
             dropped
@@ -205,15 +283,17 @@ impl Outbox {
     /// its last byte, as every frame does. [`Self::detach`] ends this early.
     pub fn part(&self) {
         let mut state = self.state.borrow_mut();
-        state.parting = true;
+        if let Attached::Whole(lane) = std::mem::take(&mut state.lane) {
+            state.lane = Attached::LastFrame(lane);
+        }
         state.drop_finished_lane();
     }
 
     /// Gives up on what is still to be written, the close frame included: its memory is needed.
     pub fn cut(&self) {
         let mut state = self.state.borrow_mut();
-        let dropped = (state.detach(), std::mem::take(&mut state.staged), state.rest.take());
-        (state.staged_at, state.cut) = (0, true);
+        let dropped = (state.detach(), std::mem::take(&mut state.staged));
+        state.end = End::Cut(state.end.sealed());
         state.wake();
         drop(state);
         drop(dropped);
@@ -221,19 +301,19 @@ impl Outbox {
 
     /// The account that pays for the remainder of a frame whose lane is gone, if there is one.
     pub fn remainder(&self) -> Option<Rc<Account>> {
-        self.state.borrow().rest.as_ref().map(|charge| Rc::clone(charge.account()))
+        self.state.borrow().staged.rest.as_ref().map(|charge| Rc::clone(charge.account()))
     }
 
     /// Bytes of messages that wait to be written.
     pub fn queued(&self) -> usize {
         let state = self.state.borrow();
-        let rest = state.rest.as_ref().map_or(0, Charge::bytes);
-        state.lane.as_ref().map_or(0, |lane| lane.held()) + rest
+        let rest = state.staged.rest.as_ref().map_or(0, Charge::bytes);
+        state.lane.lane().map_or(0, |lane| lane.held()) + rest
     }
 
     /// The close that this outbox is sealed with, and how.
     pub fn sealed(&self) -> Option<(Close, Manner)> {
-        self.state.borrow().sealed
+        self.state.borrow().end.sealed()
     }
 
     /// Writes until nothing is left, the socket blocks, or the turn is over. Batches of small
@@ -249,11 +329,10 @@ impl Outbox {
         let (mut bytes, mut completed) = (0, Completed::default());
         let mut writes = 0;
         let end = loop {
-            if state.closed {
-                break FlushEnd::Closed;
-            }
-            if state.cut {
-                break FlushEnd::Cut;
+            match state.end {
+                End::Closed(..) => break FlushEnd::Closed,
+                End::Cut(_) => break FlushEnd::Cut,
+                End::Open | End::Sealed(..) | End::CloseStaged(..) => {}
             }
             let much = bytes >= BATCH_BYTES || completed.messages >= TURN_FRAMES;
             if much || writes == TURN_WRITES {
@@ -280,10 +359,10 @@ impl Outbox {
         Flushed { bytes, completed, end }
     }
 
-    fn control(&self, add: impl FnOnce(&mut Inner)) {
+    fn control(&self, add: impl FnOnce(&mut Control)) {
         let mut state = self.state.borrow_mut();
-        if !state.close_staged {
-            add(&mut state);
+        if matches!(state.end, End::Open | End::Sealed(..)) {
+            add(&mut state.due);
             state.wake();
         }
     }
@@ -304,49 +383,53 @@ impl Inner {
         if !self.link.as_ref().is_some_and(|known| known.will_wake(waker)) {
             self.link = Some(waker.clone());
         }
-        if let Some(lane) = &self.lane {
+        if let Some(lane) = self.lane.lane() {
             lane.register_writer(waker);
         }
     }
 
     fn drop_finished_lane(&mut self) {
-        if self.parting && self.lane.as_ref().is_some_and(|lane| lane.unfinished() == 0) {
-            self.lane = None;
+        if matches!(&self.lane, Attached::LastFrame(lane) if lane.unfinished() == 0) {
+            self.lane = Attached::None;
         }
     }
 
     fn detach(&mut self) -> Option<Rc<Lane>> {
-        let lane = self.lane.take()?;
+        let (Attached::Whole(lane) | Attached::LastFrame(lane)) = std::mem::take(&mut self.lane)
+        else {
+            return None;
+        };
         let rest = lane.rewind();
         if !rest.is_empty() {
             let payer = lane.account();
             let mut charge = Charge::new(Account::open(payer.ledger(), payer.origin()));
             charge.set(rest.len());
-            self.rest = Some(charge);
+            self.staged.rest = Some(charge);
             // A frame in progress means that nothing staged has been begun.
-            self.staged.splice(0..0, rest);
+            self.staged.bytes.splice(0..0, rest);
         }
         Some(lane)
     }
 
-    /// Commits the control frames that are due.
+    /// Stages the control frames that are due.
     fn stage(&mut self) {
-        if !self.staged.is_empty() || self.close_staged {
+        if !self.staged.bytes.is_empty() || matches!(self.end, End::CloseStaged(..)) {
             return;
         }
-        if let Some(payload) = self.pong.take() {
-            self.staged.extend_from_slice(Frame::pong(&payload).as_bytes());
+        let (staged, due) = (&mut self.staged.bytes, &mut self.due);
+        if let Some(payload) = due.pong.take() {
+            staged.extend_from_slice(Frame::pong(&payload).as_bytes());
         }
-        if let Some(payload) = self.probe_ping.take() {
-            self.staged.extend_from_slice(Frame::ping(&payload).as_bytes());
+        if let Some(payload) = due.probe.take() {
+            staged.extend_from_slice(Frame::ping(&payload).as_bytes());
         }
-        if std::mem::take(&mut self.heartbeat) {
-            self.staged.extend_from_slice(Frame::ping(b"").as_bytes());
+        if std::mem::take(&mut due.heartbeat) {
+            staged.extend_from_slice(Frame::ping(b"").as_bytes());
         }
-        if let Some((close, _)) = self.sealed {
-            if self.lane.as_ref().is_none_or(|lane| lane.is_empty()) {
-                self.staged.extend_from_slice(Frame::close(close).as_bytes());
-                self.close_staged = true;
+        if let End::Sealed(close, manner) = self.end {
+            if self.lane.lane().is_none_or(|lane| lane.is_empty()) {
+                staged.extend_from_slice(Frame::close(close).as_bytes());
+                self.end = End::CloseStaged(close, manner);
             }
         }
     }
@@ -359,8 +442,8 @@ impl Inner {
         scratch: &mut [u8],
     ) -> Option<Poll<io::Result<usize>>> {
         self.stage();
-        let staged = &self.staged[self.staged_at..];
-        let result = match &self.lane {
+        let staged = self.staged.waiting();
+        let result = match self.lane.lane() {
             None if staged.is_empty() => return None,
             None => Pin::new(io).poll_write(cx, staged),
             Some(lane) => lane.with_pending(|mut pending| {
@@ -375,7 +458,10 @@ impl Inner {
                 }
                 batch.add(staged);
                 // The slot's queue may go on behind this connection, but nothing follows a close frame.
-                let goes_on = !self.parting && !self.close_staged;
+                let goes_on = matches!(
+                    (&self.lane, self.end),
+                    (Attached::Whole(_), End::Open | End::Sealed(..))
+                );
                 let mut frames = if goes_on { TURN_FRAMES } else { 0 };
                 while frames > 0 && !pending.front().is_empty() && batch.add(pending.front()) {
                     pending.skip();
@@ -396,7 +482,7 @@ impl Inner {
     /// Accounts for `accepted` bytes in the order in which a batch is made up, and adds to
     /// `completed` what they completed.
     fn advance(&mut self, mut accepted: usize, completed: &mut Completed) {
-        if let Some(lane) = &self.lane {
+        if let Some(lane) = self.lane.lane() {
             let first = lane.unfinished().min(accepted);
             if first > 0 {
                 *completed += lane.advance(first);
@@ -404,15 +490,16 @@ impl Inner {
             }
         }
         self.drop_finished_lane();
-        let control = accepted.min(self.staged.len() - self.staged_at);
-        self.staged_at += control;
+        let control = accepted.min(self.staged.waiting().len());
+        self.staged.at += control;
         accepted -= control;
-        if control > 0 && self.staged_at == self.staged.len() {
-            (self.staged, self.rest) = (Vec::new(), None);
-            self.staged_at = 0;
-            self.closed = self.close_staged;
+        if control > 0 && self.staged.waiting().is_empty() {
+            self.staged = Staged::default();
+            if let End::CloseStaged(close, manner) = self.end {
+                self.end = End::Closed(close, manner);
+            }
         }
-        if let (Some(lane), true) = (&self.lane, accepted > 0) {
+        if let (Some(lane), true) = (self.lane.lane(), accepted > 0) {
             *completed += lane.advance(accepted);
         }
     }
