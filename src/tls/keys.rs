@@ -13,7 +13,7 @@ use rustls::crypto::cipher::make_tls12_aad;
 use rustls::crypto::tls13::{HkdfExpander, OkmBlock};
 use rustls::{
     ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion, SupportedCipherSuite,
-    Tls13CipherSuite,
+    Tls12CipherSuite, Tls13CipherSuite,
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -43,8 +43,14 @@ pub struct Keys {
     sequence: u64,
     /// As many records may be protected with one key.
     limit: u64,
-    /// Of TLS 1.3 alone: how the next keys follow.
-    update: Option<(&'static Tls13CipherSuite, Secret)>,
+    suite: Suite,
+}
+
+/// The cipher suite, and so the version.
+enum Suite {
+    Tls12(&'static Tls12CipherSuite),
+    /// With the secret that the next keys follow from.
+    Tls13(&'static Tls13CipherSuite, Secret),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,20 +114,19 @@ impl Keys {
             }
             _ => return Err(Error::General("a cipher that is not known here".to_owned())),
         };
-        let (limit, update) = match suite {
+        let suite = match suite {
             SupportedCipherSuite::Tls13(suite) => {
-                let secret = secret.ok_or(Error::HandshakeNotComplete)?;
-                (suite.common.confidentiality_limit, Some((suite, secret)))
+                Suite::Tls13(suite, secret.ok_or(Error::HandshakeNotComplete)?)
             }
-            SupportedCipherSuite::Tls12(suite) => (suite.common.confidentiality_limit, None),
+            SupportedCipherSuite::Tls12(suite) => Suite::Tls12(suite),
         };
         let mut keys = Self {
             cipher,
             key: Box::default(),
             iv: Zeroizing::default(),
             sequence,
-            limit: limit.min(LAST_SEQUENCE),
-            update,
+            limit: suite.limit(),
+            suite,
         };
         let key = key.as_ref();
         keys.key[..key.len()].copy_from_slice(key);
@@ -131,7 +136,7 @@ impl Keys {
 
     /// Whether this is TLS 1.3, else 1.2.
     pub(super) fn is_tls13(&self) -> bool {
-        self.update.is_some()
+        matches!(self.suite, Suite::Tls13(..))
     }
 
     /// Whether no more may be protected with these keys, but for one record that says so.
@@ -141,7 +146,7 @@ impl Keys {
 
     /// Goes on to the next keys (RFC 8446, section 7.2). There are none in TLS 1.2.
     pub(super) fn update(&mut self) {
-        let Some((suite, secret)) = &mut self.update else { return };
+        let Suite::Tls13(suite, secret) = &mut self.suite else { return };
         let hkdf = suite.hkdf_provider;
         let now = hkdf.expander_for_okm(&OkmBlock::new(secret.get()));
         let mut next = Box::new(Zeroizing::new([0; LONGEST_SECRET]));
@@ -259,6 +264,17 @@ impl Keys {
     #[cfg(test)]
     pub(super) fn set_limit(&mut self, records: u64) {
         self.limit = records;
+    }
+}
+
+impl Suite {
+    /// As many records may be protected with one key.
+    fn limit(&self) -> u64 {
+        let common = match self {
+            Self::Tls12(suite) => &suite.common,
+            Self::Tls13(suite, _) => &suite.common,
+        };
+        common.confidentiality_limit.min(LAST_SEQUENCE)
     }
 }
 
