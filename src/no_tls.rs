@@ -46,7 +46,91 @@ pub(crate) mod options {
 }
 
 pub(crate) mod stream {
-    pub(crate) use crate::net::transport::Tcp as Tls;
+    use std::fmt;
+    use std::io;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::task::{Context, Poll};
+
+    use futures_lite::{AsyncRead, AsyncWrite};
+    use serde::{Deserialize, Serialize};
+
+    use crate::net::scratch::Scratch;
+    use crate::net::transport::{Tcp, Transport};
+
+    /// There is none.
+    #[derive(Debug)]
+    pub(crate) enum Tls {}
+
+    /// What a program with TLS has frozen: whatever it is, it is not looked at.
+    #[derive(Debug, Serialize, Deserialize)]
+    pub(crate) struct Frozen {}
+
+    /// Why it cannot be used.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) struct Unusable;
+
+    impl fmt::Display for Unusable {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(super::options::NOT_SET_UP)
+        }
+    }
+
+    impl std::error::Error for Unusable {}
+
+    // TODO-MERGE
+    #[allow(dead_code)]
+    impl Tls {
+        pub(crate) fn freeze(&self) -> Frozen {
+            match *self {}
+        }
+
+        pub(crate) fn thaw(_: Tcp, _: Frozen, _: &Rc<Scratch>) -> Result<Self, Unusable> {
+            Err(Unusable)
+        }
+    }
+
+    impl Transport for Tls {
+        fn poll_readable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            match *self {}
+        }
+
+        fn has_hung_up(&self) -> bool {
+            match *self {}
+        }
+
+        fn reset(&mut self) {
+            match *self {}
+        }
+    }
+
+    impl AsyncRead for Tls {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            match *self {}
+        }
+    }
+
+    impl AsyncWrite for Tls {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            match *self {}
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            match *self {}
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            match *self {}
+        }
+    }
 }
 
 #[derive(Debug)]

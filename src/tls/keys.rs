@@ -4,6 +4,8 @@
 //! At rest there are only keys and counters. A cipher, which weighs several times as much, is made of them for each
 //! batch of records. The ciphers are ring's, and keys are derived by rustls.
 
+mod frozen;
+
 use std::fmt;
 
 use ring::aead::{
@@ -12,10 +14,12 @@ use ring::aead::{
 use rustls::crypto::cipher::make_tls12_aad;
 use rustls::crypto::tls13::{HkdfExpander, OkmBlock};
 use rustls::{
-    ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion, SupportedCipherSuite,
-    Tls12CipherSuite, Tls13CipherSuite,
+    CipherSuite, ConnectionTrafficSecrets, ContentType, Error, ProtocolVersion,
+    SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite,
 };
 use zeroize::{Zeroize as _, Zeroizing};
+
+pub(crate) use self::frozen::{FrozenKeys, Unusable};
 
 /// Length of a record's header.
 pub(super) const HEADER: usize = 5;
@@ -137,6 +141,14 @@ impl Keys {
     /// Whether this is TLS 1.3, else 1.2.
     pub(super) fn is_tls13(&self) -> bool {
         matches!(self.suite, Suite::Tls13(..))
+    }
+
+    /// Which suite they are of.
+    pub(super) fn suite(&self) -> CipherSuite {
+        match &self.suite {
+            Suite::Tls12(suite) => suite.common.suite,
+            Suite::Tls13(suite, _) => suite.common.suite,
+        }
     }
 
     /// Whether no more may be protected with these keys, but for one record that says so.

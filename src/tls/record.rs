@@ -4,8 +4,11 @@
 //! Nothing here waits or allocates for a peer: what comes in is opened where it lies, what goes out is sealed into
 //! a buffer of the caller's.
 
+mod frozen;
+
 use rustls::{AlertDescription, ContentType, Error, HandshakeType, InvalidMessage, PeerMisbehaved};
 
+pub(crate) use self::frozen::{FrozenInbound, FrozenOutbound};
 use super::keys::{Content, FRAGMENT, HEADER, Keys, OVERHEAD};
 
 /// The longest payload of a record: in TLS 1.3 (RFC 8446, section 5.2), and before (RFC 5246, section 6.2.3).

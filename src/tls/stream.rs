@@ -1,5 +1,7 @@
 //! A TLS connection as a link drives it.
 
+mod frozen;
+
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
@@ -7,6 +9,10 @@ use std::{fmt, io};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
+// TODO-MERGE
+#[allow(unused_imports)]
+pub(crate) use self::frozen::Frozen;
+pub(crate) use super::keys::Unusable;
 use super::record::{Inbound, LONGEST_RECORD, Outbound, SEALED_BATCH};
 use crate::limits::TLS_HELD;
 use crate::net::scratch::Scratch;

@@ -21,6 +21,7 @@ use crate::tls::record::{
 };
 
 mod differential;
+mod frozen;
 
 /// All that go with a certificate of ECDSA. Those of RSA protect records in the same way.
 fn suites() -> Vec<SupportedCipherSuite> {
