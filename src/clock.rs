@@ -32,6 +32,16 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// How long before `now` that was, if it was.
+pub(crate) fn age(now: Instant, then: Option<Instant>) -> Option<Duration> {
+    then.map(|then| now.saturating_duration_since(then))
+}
+
+/// The moment that was `age` before `now`; `now` itself if the clock does not reach back that far.
+pub(crate) fn ago(now: Instant, age: Duration) -> Instant {
+    now.checked_sub(age).unwrap_or(now)
+}
+
 /// How long ago `earlier` was, by the monotonic clock; zero for a time to come.
 pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)

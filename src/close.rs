@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 /// A close that the relay decides on. It never originates `4401`, `4412`, `4421` or `4426`, which
 /// phones take as final; only a binary's directive carries those.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Close {
     /// The server-id is held by a binary that answered its probe.
     AlreadyClaimed,
@@ -87,7 +89,7 @@ impl Close {
 }
 
 /// How a connection came to its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Ended {
     /// The relay decided.
     ByRelay(Close),

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 #[cfg(feature = "simulation")]
 use crate::clock;
 use crate::limits::MAX_SERVER_ID_BYTES;
@@ -41,11 +43,25 @@ impl fmt::Debug for ServerId {
     }
 }
 
+impl Serialize for ServerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ServerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(text.as_bytes()).ok_or_else(|| serde::de::Error::custom("not a server-id"))
+    }
+}
+
 /// The part of a phone's connection id that is its own: 16 lower-case hexadecimal digits.
 ///
 /// It comes from the operating system's random source and must not repeat, not even across
 /// restarts: a daemon takes a known id for a re-key of the old session.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct PhoneKey(u64);
 
 impl PhoneKey {
@@ -97,7 +113,8 @@ fn random() -> u64 {
 }
 
 /// Identity of one admission, never used again by this process.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Serial(u64);
 
 /// Hands out [`Serial`]s.
@@ -109,6 +126,11 @@ impl Serials {
     pub(crate) fn next(&self) -> Serial {
         self.0.set(self.0.get() + 1);
         Serial(self.0.get())
+    }
+
+    /// Hands none out that is `used`, or was handed out before it.
+    pub(crate) fn skip(&self, used: Serial) {
+        self.0.set(self.0.get().max(used.0));
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) mod file;
 pub mod ids;
 pub mod leg;
 pub mod limits;
+pub(crate) mod links;
 pub mod origin;
 pub mod signals;
 
@@ -55,6 +56,8 @@ pub mod relay;
 pub(crate) mod monitor;
 
 pub mod connection;
+
+pub mod handover;
 
 pub mod server;
 

@@ -307,3 +307,14 @@ pub const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 pub const STATUS_MAX_ANSWER: usize = 1024 * 1024;
 /// Longest text of an answer that its table shows, in characters; longer ones are cut.
 pub const STATUS_MAX_TEXT: usize = 200;
+
+/// How long the new program may take to say that it can go on: on the slowest board it takes half a second.
+pub const TRIAL_TIME: Duration = Duration::from_secs(5);
+/// Longest answer of a trial, in bytes.
+pub const TRIAL_ANSWER: usize = 1024;
+/// How long a trial that gave no answer may take to end by itself.
+pub const TRIAL_REAPING: Duration = Duration::from_millis(500);
+/// How long requests and handshakes in progress get before an upgrade (contract, Upgrade).
+pub const UPGRADE_SETTLES: Duration = Duration::from_secs(1);
+/// Buffer in front of the file with the state, in bytes.
+pub const HANDOVER_BUFFER: usize = 256 * 1024;

@@ -16,12 +16,12 @@ use pyrycode_relay::cli::check::{Report, address};
 use pyrycode_relay::cli::status::{self, Style};
 use pyrycode_relay::clock;
 use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
+use pyrycode_relay::handover::{self, Program};
 use pyrycode_relay::limits::{LOOP_DESCRIPTORS, PROBE_STACK, RESERVED_DESCRIPTORS};
 use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::server::systemd::{self, Inherited};
-use pyrycode_relay::server::{Sockets, run_on};
-use pyrycode_relay::signals::{Reload, Stop, StopRequest, StopRequests};
-use pyrycode_relay::telemetry::events;
+use pyrycode_relay::server::{Sockets, Upgrades, run_with};
+use pyrycode_relay::signals::{self, Request, Stop, StopRequest, StopRequests};
 use pyrycode_relay::telemetry::logging::{self, Format, Repeats};
 
 /// Exit code: could not start, or told twice to stop.
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
     };
     if is_check {
         return check(&config, &sources);
+    }
+    if handover::try_out(&config) {
+        return ExitCode::SUCCESS;
     }
     let repeats = start_logging(level, format);
     let outcome = run(config, &sources, &repeats);
@@ -115,7 +118,20 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     let descriptors = raise_descriptor_limit(config.max_connections);
     announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.
-    let Inherited { relay, tls, metrics } = systemd::inherited_listeners().map_err(failed)?;
+    let program = Program::current().map_err(|error| {
+        failed(format!("cannot find the program file of this process: {error}"))
+    })?;
+    // Threads that are started from here on leave all signals to this one.
+    signals::hold().map_err(|error| failed(format!("cannot hold signals back: {error}")))?;
+    let mut taken = handover::receive().map_err(failed)?;
+    let Inherited { relay, tls, metrics } = match &mut taken {
+        Some(taken) => Inherited {
+            relay: std::mem::take(&mut taken.relay),
+            tls: std::mem::take(&mut taken.tls),
+            metrics: std::mem::take(&mut taken.metrics),
+        },
+        None => systemd::inherited_listeners().map_err(failed)?,
+    };
     check_resources().map_err(failed)?;
     // Before anybody can know that the relay is up: a signal from then on is an orderly stop.
     // Apart from all others: a storm of those must not cost a stop its place in the queue.
@@ -130,6 +146,7 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
         watched.push(Signal::Hup);
     }
     let mut signals = watch(&watched)?;
+    signals::release().map_err(|error| failed(format!("cannot release signals: {error}")))?;
     for socket in &metrics {
         let address = address_of(socket).map_err(failed)?;
         config.check_metrics(Listen::At(address)).map_err(|message| (USAGE, message))?;
@@ -138,9 +155,11 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
     let sockets = Sockets { metrics: open_metrics(&config, metrics).map_err(failed)?, ..sockets };
     let stop = Stop::new();
     let executor = LocalExecutor::new();
-    let reload = Reload::new();
+    let reload = Request::new();
     let held_back = Arc::clone(repeats);
     executor.spawn(async move { held_back.tell_when_due().await }).detach();
+    let upgrade = Request::new();
+    let upgrades = Upgrades { asked: upgrade.clone(), program };
     let (raised, asked, held_back) = (stop.clone(), reload.clone(), Arc::clone(repeats));
     executor
         .spawn(async move {
@@ -165,14 +184,14 @@ fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u
             while let Some(signal) = signals.next().await {
                 match signal {
                     Ok(Signal::Hup) => asked.ask(),
-                    Ok(Signal::Usr2) => events::upgrade_failed("this version cannot hand over"),
+                    Ok(Signal::Usr2) => upgrade.ask(),
                     // The default action of SIGUSR1 would end the relay; nothing is asked for by it.
                     _ => {}
                 }
             }
         })
         .detach();
-    run_on(&executor, sockets, config, &stop, &reload)
+    run_with(&executor, sockets, config, &stop, &reload, Some(upgrades), taken)
         .map_err(|error| failed(format!("cannot start: {error}")))
 }
 

@@ -78,8 +78,6 @@ pub(crate) mod stream {
 
     impl std::error::Error for Unusable {}
 
-    // TODO-MERGE
-    #[allow(dead_code)]
     impl Tls {
         pub(crate) fn freeze(&self) -> Frozen {
             match *self {}

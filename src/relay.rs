@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
 
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Attempts;
@@ -13,6 +15,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::ids::ServerId;
 use crate::limits::HISTORY_BYTES;
+use crate::links::Links;
 use crate::net::scratch::Scratch;
 use crate::queue::budget::Ledger;
 use crate::registry::Registry;
@@ -25,6 +28,18 @@ use crate::telemetry::process::{resident, wall_clock};
 use crate::tls::Secure;
 use crate::websocket::heartbeat::Ticks;
 use crate::websocket::wire::Codecs;
+
+/// What connections share, as plain data.
+#[derive(Default, Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenRelay {
+    /// How long the relay has been listening.
+    up: Duration,
+    /// Since when, by the wall clock, in seconds since 1970.
+    started_at: f64,
+    /// When this was told, since 1970.
+    pub(crate) frozen_at: Duration,
+    hinted: bool,
+}
 
 /// The shared parts; each guards its own state.
 #[derive(Debug)]
@@ -39,6 +54,8 @@ pub struct Relay {
     pub(crate) scratch: Rc<Scratch>,
     /// The codecs that connections decode with.
     pub(crate) codecs: Rc<Codecs>,
+    /// The upgraded connections themselves.
+    pub(crate) links: Rc<Links>,
     /// Permits for upgraded connections.
     pub permits: Rc<Permits>,
     /// Upgrade attempts by source; `None` if they are not limited.
@@ -92,10 +109,39 @@ impl Relay {
             history: RefCell::new(History::new(started)),
             started_at: wall_clock(),
             codecs: Rc::default(),
+            links: Rc::default(),
             started,
             secure: None,
             stop,
         }
+    }
+
+    /// What connections share, as plain data.
+    pub(crate) fn freeze(&self, now: Instant) -> FrozenRelay {
+        FrozenRelay {
+            up: now.saturating_duration_since(self.started),
+            started_at: self.started_at,
+            frozen_at: clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            hinted: self.hinted.get(),
+        }
+    }
+
+    /// A relay that goes on where another program has stopped.
+    pub(crate) fn thaw(
+        config: Config,
+        stop: Stop,
+        secure: Option<Secure>,
+        frozen: &FrozenRelay,
+        now: Instant,
+    ) -> Rc<Self> {
+        let relay = Self {
+            secure,
+            started: clock::ago(now, frozen.up),
+            started_at: frozen.started_at,
+            ..Self::build(config, stop)
+        };
+        relay.hinted.set(frozen.hinted);
+        Rc::new(relay)
     }
 
     /// Records what happened up to `now` in the history.

@@ -1,8 +1,10 @@
 //! What the operator asks of a running relay: to stop, and to read its files again.
 
 use std::convert::Infallible;
+use std::io;
 use std::time::Instant;
 
+use nix::sys::signal::{SigSet, Signal};
 use smol::channel::{Receiver, Sender, bounded};
 
 use crate::limits::STOP_AGAIN;
@@ -73,15 +75,33 @@ impl StopRequests {
     }
 }
 
-/// The request to read files again: may be made any number of times, and is served one at a time.
+/// The signals that mean something to the relay.
+fn watched() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]
+        .into_iter()
+        .collect()
+}
+
+/// From now on signals to this thread wait, in the program too that this process may become: until it handles
+/// them, they would end it. Threads that are started meanwhile never get any.
+pub fn hold() -> io::Result<()> {
+    Ok(watched().thread_block()?)
+}
+
+/// Signals arrive again, those that have waited first.
+pub fn release() -> io::Result<()> {
+    Ok(watched().thread_unblock()?)
+}
+
+/// A request that may be made any number of times, and is served one at a time: to read files again, or to upgrade.
 /// Clones share it, across threads too.
 #[derive(Clone, Debug)]
-pub struct Reload {
+pub struct Request {
     sender: Sender<()>,
     receiver: Receiver<()>,
 }
 
-impl Reload {
+impl Request {
     /// Nobody has asked yet.
     pub fn new() -> Self {
         let (sender, receiver) = bounded(1);
@@ -94,6 +114,11 @@ impl Reload {
         let _ = self.sender.try_send(());
     }
 
+    /// Forgets requests that have not begun yet.
+    pub(crate) fn forget(&self) {
+        let _ = self.receiver.try_recv();
+    }
+
     /// Waits until somebody asks; for one waiter. Cancel safe.
     pub(crate) async fn asked(&self) {
         // It never fails: this handle is a sender as well.
@@ -101,7 +126,7 @@ impl Reload {
     }
 }
 
-impl Default for Reload {
+impl Default for Request {
     fn default() -> Self {
         Self::new()
     }
@@ -130,7 +155,7 @@ mod tests {
 
     #[test]
     fn it_is_heard_once_however_often_it_was_asked_before() {
-        let reload = Reload::new();
+        let reload = Request::new();
         block_on(async {
             assert!(poll_once(reload.asked()).await.is_none());
             for _ in 0..3 {

@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// The rooms, lowest first; those on one line are of one height. As in `docs/architecture.md`.
 const ORDER: &[&str] = &[
-    "limits clock ids close origin signals leg file",
+    "limits clock ids close origin signals leg file links",
     "telemetry",
     "net",
     "websocket",
@@ -29,6 +29,7 @@ const ORDER: &[&str] = &[
     "relay",
     "monitor",
     "connection",
+    "handover",
     "server",
     "cli",
 ];

@@ -92,6 +92,11 @@ impl Heads {
         self.tell_if_empty();
     }
 
+    /// Whether the table is empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.borrow().places.is_empty()
+    }
+
     /// Waits until the table is empty; for one waiter. Cancel safe.
     pub(crate) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.table.borrow().places.is_empty() {

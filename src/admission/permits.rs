@@ -62,7 +62,7 @@ impl Permits {
 
     /// Takes a permit for `source` if one is left for it.
     pub(crate) fn acquire(self: &Rc<Self>, source: Origin) -> Result<Permit, Shortage> {
-        let left = self.most - self.taken.get();
+        let left = self.most.saturating_sub(self.taken.get());
         if left == 0 {
             return Err(Shortage::All);
         }
@@ -80,6 +80,22 @@ impl Permits {
         self.taken.set(self.taken.get() + 1);
         self.turn_over();
         Ok(Permit { permits: Rc::clone(self), source })
+    }
+
+    /// Gives a permit to a connection that had one before an upgrade, whatever is left: the options may be others
+    /// now.
+    pub(crate) fn give_back(self: &Rc<Self>, source: Origin) -> Permit {
+        if let Some(sources) = &self.sources {
+            *sources.held.borrow_mut().entry(source).or_default() += 1;
+        }
+        self.taken.set(self.taken.get() + 1);
+        self.turn_over();
+        Permit { permits: Rc::clone(self), source }
+    }
+
+    /// How many permits are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.taken.get()
     }
 
     /// How many requests `source` may have in progress: what it could still get permits for, and

@@ -3,6 +3,7 @@
 //! Written once and used by both legs; what a message means is the [`Peer`]'s part. Reading and
 //! writing are polled side by side in one task, so neither ever waits for the other.
 
+mod frozen;
 mod peer;
 mod reading;
 #[cfg(test)]
@@ -14,15 +15,19 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use crate::clock::{self, Timer};
 use log::debug;
+use serde::{Deserialize, Serialize};
 
-pub(crate) use self::peer::{Peer, Verdict};
-use self::peer::{Rejected, count_end};
+use crate::clock::{self, Timer};
+
+pub(crate) use self::frozen::{FrozenConnection, FrozenContender, FrozenLink};
+use self::peer::count_end;
+pub(crate) use self::peer::{FrozenPeer, Peer, Rejected, Verdict};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
 use crate::limits::{HANGUP_CHECK, LINGER_TIME, READS_BEHIND};
+use crate::links::Member;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge, Pledge};
@@ -46,11 +51,12 @@ pub(crate) fn send_off<S: Transport + 'static>(
     let outbox = Outbox::new(None);
     outbox.close(close, Manner::Abort);
     let account = Account::open(&relay.ledger, Origin::of(upgraded.remote));
-    Box::pin(Link::new(relay, upgraded, outbox, Rejected { leg, account, relay: Rc::clone(relay) }))
+    let peer = Rejected { leg, account, relay: Rc::clone(relay) };
+    Link::new(relay, upgraded, outbox, peer).run()
 }
 
 /// What a connection carried.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Tally {
     /// Messages from the peer.
     pub messages_in: u64,
@@ -105,11 +111,14 @@ impl Pledge for Kept {
     }
 }
 
-impl<S: Transport, P: Peer + Unpin> Future for Link<S, P> {
+/// A link, and its place among those of the relay.
+struct Running<S, P>(Member<Link<S, P>>);
+
+impl<S: Transport, P: Peer> Future for Running<S, P> {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.drive(cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.get().drive(cx)
     }
 }
 
@@ -175,6 +184,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
             remote,
             _permit: permit,
         }
+    }
+
+    /// The rest of the connection's life.
+    pub(crate) fn run(self) -> Session
+    where
+        S: 'static,
+        P: 'static,
+    {
+        let links = Rc::clone(&self.relay.links);
+        Box::pin(Running(links.enter(self)))
     }
 
     fn log_end(&self, ended: Ended) {

@@ -4,6 +4,7 @@
 pub(crate) mod binary;
 pub(crate) mod link;
 pub(crate) mod phone;
+pub(crate) mod thaw;
 pub(crate) mod visitor;
 
 use std::net::IpAddr;
@@ -192,7 +193,7 @@ async fn receive<S: Transport + 'static>(
     let upgraded = Upgraded { io, leftover, remote, permit };
     Some(match leg {
         Opened::Phone(device_name) => phone::open(&relay, upgraded, &server, &device_name),
-        Opened::Binary(version, pledge) => binary::open(&relay, upgraded, &version, pledge).await,
+        Opened::Binary(version, pledge) => binary::open(&relay, upgraded, version, pledge).await,
     })
 }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use crate::close::{Close, Ended};
-use crate::connection::link::{Link, Peer, Session, Upgraded, Verdict, send_off};
+use crate::connection::link::{FrozenPeer, Link, Peer, Session, Upgraded, Verdict, send_off};
 use crate::envelope::Prefix;
 use crate::envelope::json;
 use crate::http::gate::PeerText;
@@ -15,7 +15,8 @@ use crate::limits::MESSAGE_OVERHEAD;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::{Account, Charge};
-use crate::registry::{Join, Passed, PhoneSeat};
+use crate::queue::outbox::Outbox;
+use crate::registry::{FrozenPhoneSeat, Join, Passed, PhoneSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
 use crate::telemetry::metrics::AttemptOutcome;
@@ -51,11 +52,11 @@ pub(crate) fn open<S: Transport + 'static>(
         seat,
         relay: Rc::clone(relay),
     };
-    Box::pin(Link::new(relay, upgraded, outbox, peer))
+    Link::new(relay, upgraded, outbox, peer).run()
 }
 
 /// The phone as a peer of its link.
-struct Phone {
+pub(crate) struct Phone {
     seat: PhoneSeat,
     prefix: Prefix,
     /// Pays for the message that found no room; the phone is not read until it has.
@@ -64,6 +65,20 @@ struct Phone {
 }
 
 impl Phone {
+    /// The peer that was frozen, and what is to be written to it.
+    pub(crate) fn thaw(
+        relay: &Rc<Relay>,
+        seat: FrozenPhoneSeat,
+        now: Instant,
+    ) -> (Self, Rc<Outbox>) {
+        let seat = PhoneSeat::thaw(&relay.registry, seat, now);
+        let outbox = Rc::clone(seat.outbox());
+        let mut parked_charge = Charge::new(Rc::clone(seat.sender().account()));
+        parked_charge.set(seat.sender().parked().map_or(0, |bytes| bytes + MESSAGE_OVERHEAD));
+        let prefix = Prefix::new(&seat.conn_id());
+        (Self { prefix, parked_charge, seat, relay: Rc::clone(relay) }, outbox)
+    }
+
     fn forward(&mut self, frame: Frame) -> Verdict {
         // Before the queue's own charge: a message that was parked must not count twice.
         self.parked_charge.set(0);
@@ -115,6 +130,10 @@ impl Peer for Phone {
             }
             _ => Poll::Ready(()),
         }
+    }
+
+    fn freeze(&self, _outbox: &Outbox, now: Instant) -> FrozenPeer {
+        FrozenPeer::Phone { seat: self.seat.freeze(now) }
     }
 
     fn ended(&mut self, ended: Ended, _amid: bool, _now: Instant) {

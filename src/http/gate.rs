@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 use httparse::{EMPTY_HEADER, Header, Request, Status};
+use serde::{Deserialize, Serialize};
 
 use crate::ids::ServerId;
 use crate::leg::Leg;
@@ -65,7 +66,8 @@ pub enum Role {
 }
 
 /// Text from a peer for the logs: at most [`MAX_LABEL_BYTES`], bytes that are not UTF-8 replaced.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct PeerText(Box<str>);
 
 /// The value of `Sec-WebSocket-Accept` (RFC 6455 section 4.2.2).

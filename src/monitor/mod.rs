@@ -42,7 +42,7 @@ use crate::relay::Relay;
 ///
 /// Its connections are tasks of an executor of its own inside this one task, which the relay's
 /// executor polls only when there is something to do.
-pub(crate) async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
+pub(crate) async fn run(relay: Rc<Relay>, listeners: Vec<Arc<Async<TcpListener>>>) {
     let executor = LocalExecutor::new();
     turns::run(&executor, serve(&executor, &relay, listeners)).await;
 }
@@ -50,12 +50,11 @@ pub(crate) async fn run(relay: Rc<Relay>, listeners: Vec<Async<TcpListener>>) {
 async fn serve(
     executor: &LocalExecutor<'static>,
     relay: &Rc<Relay>,
-    listeners: Vec<Async<TcpListener>>,
+    listeners: Vec<Arc<Async<TcpListener>>>,
 ) {
     let connections = Heads::new(MAX_MONITOR_CONNECTIONS);
     let pace = Rc::default();
-    let mut listeners: Vec<_> =
-        listeners.into_iter().map(|listener| Readiness::of(Arc::new(listener))).collect();
+    let mut listeners: Vec<_> = listeners.into_iter().map(Readiness::of).collect();
     loop {
         let accepted = poll_fn(|cx| {
             let ready = listeners.iter_mut().find_map(|listener| {

@@ -31,6 +31,11 @@ impl<T> Readiness<T> {
         self.socket.as_ref().get_ref()
     }
 
+    /// The same, for somebody who keeps it.
+    pub(crate) fn shared(&self) -> Arc<Async<T>> {
+        Arc::clone(&self.socket)
+    }
+
     /// Ready once for each time the socket becomes readable; an error shows itself to the read as
     /// well. Cancel safe.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,10 +1,13 @@
 //! The sockets underneath: what a link needs of one, and how TCP is set up for it.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use async_io::Async;
 use async_net::TcpStream;
 use futures_lite::{AsyncRead, AsyncWrite};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -30,6 +33,16 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin {
 
     /// Makes the coming close a reset, so that nothing lingers in the kernel for a dead peer.
     fn reset(&mut self);
+
+    /// The socket, for another program to go on with; `None` for what is none.
+    fn socket(&self) -> Option<Arc<dyn AsFd>> {
+        None
+    }
+
+    /// What this transport knows of the connection besides the socket, in MessagePack, if it knows anything.
+    fn freeze(&self) -> Option<Vec<u8>> {
+        None
+    }
 
     /// From now on somebody else pays for what the transport holds.
     fn is_paid_for(&mut self) {}
@@ -80,6 +93,11 @@ impl Transport for Tcp {
         // It does not wait; where it fails, the time will tell.
         poll(&mut looked, Some(&Timespec::default())).is_ok()
             && looked[0].revents().intersects(ends)
+    }
+
+    fn socket(&self) -> Option<Arc<dyn AsFd>> {
+        let socket: Arc<Async<std::net::TcpStream>> = self.stream.clone().into();
+        Some(socket)
     }
 
     fn reset(&mut self) {

@@ -3,6 +3,7 @@
 //! Towards a binary several phones share it. None of them may fill more than half, and when the
 //! whole is full they are let in again in the order in which they were held back.
 
+mod frozen;
 mod proofs;
 mod table;
 
@@ -12,6 +13,9 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::frozen::{FrozenLane, Senders};
 use self::proofs::Proofs;
 use self::table::Table;
 use crate::ids::PhoneKey;
@@ -47,7 +51,7 @@ struct Entry {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Kind {
     Message,
     /// The close notice about a phone.

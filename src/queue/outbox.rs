@@ -7,6 +7,8 @@
 //!
 //! Control frames go out ahead of every queued message, behind at most the frame in progress.
 
+mod frozen;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
@@ -15,7 +17,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use futures_lite::AsyncWrite;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use self::frozen::FrozenOutbox;
 use crate::close::Close;
 use crate::limits::{BATCH_BYTES, GATHER_BELOW, TURN_FRAMES, TURN_WRITES};
 use crate::queue::budget::{Account, Charge};
@@ -86,7 +90,7 @@ struct Control {
 }
 
 /// How far an outbox is on its way to its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 enum End {
     /// Messages are taken.
     #[default]
@@ -127,7 +131,7 @@ impl End {
 }
 
 /// How the queue is treated by a close.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Manner {
     /// The close frame follows the last queued message.
     Orderly,
@@ -203,9 +207,14 @@ impl Outbox {
 
     /// Asks the peer whether it is there; what the link hears goes to the probe.
     pub fn ask(&self, probe: &Rc<Probe>) {
+        self.go_on_asking(probe);
+        self.control(|due| due.probe = Some(*probe.payload()));
+    }
+
+    /// Goes on with a probe whose ping is due or sent already.
+    pub(crate) fn go_on_asking(&self, probe: &Rc<Probe>) {
         *self.probe.borrow_mut() = Some(Rc::clone(probe));
         self.probed.set(true);
-        self.control(|due| due.probe = Some(*probe.payload()));
     }
 
     /// Forgets the probe.

@@ -2,8 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
+
+use crate::clock;
 use crate::ids::random_payload;
 use crate::limits::PROBE_BLIND;
 
@@ -17,8 +21,17 @@ pub struct Probe {
     waiting: RefCell<Option<Waker>>,
 }
 
+/// A probe as plain data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenProbe {
+    payload: ByteArray<8>,
+    asked: Duration,
+    last_call: bool,
+    outcome: Option<Outcome>,
+}
+
 /// What became of a probe.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Outcome {
     /// The holder answered: the newcomer loses.
     Answered,
@@ -38,6 +51,32 @@ impl Probe {
             outcome: Cell::new(None),
             waiting: RefCell::new(None),
         }
+    }
+
+    /// How far it has come.
+    pub(crate) fn freeze(&self, now: Instant) -> FrozenProbe {
+        FrozenProbe {
+            payload: ByteArray::new(self.payload),
+            asked: now.saturating_duration_since(self.asked),
+            last_call: self.last_call.get(),
+            outcome: self.outcome.get(),
+        }
+    }
+
+    /// Goes on from there.
+    pub(crate) fn thaw(frozen: FrozenProbe, now: Instant) -> Self {
+        Self {
+            payload: frozen.payload.into_array(),
+            asked: clock::ago(now, frozen.asked),
+            last_call: Cell::new(frozen.last_call),
+            outcome: Cell::new(frozen.outcome),
+            waiting: RefCell::new(None),
+        }
+    }
+
+    /// When its ping was sent.
+    pub(crate) fn asked(&self) -> Instant {
+        self.asked
     }
 
     /// The payload of its ping.

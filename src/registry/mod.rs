@@ -5,6 +5,7 @@
 //! right serial is ever removed, so neither a stale timer nor a loser can touch a newer claim.
 
 mod backlog;
+mod frozen;
 mod revocation;
 mod seat;
 mod slot;
@@ -17,7 +18,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 pub use self::backlog::Backlog;
+pub(crate) use self::frozen::{FrozenContest, FrozenPhoneSeat, FrozenServerSeat};
 pub use self::seat::{Contest, Delivery, Passed, PhoneSeat, ServerSeat};
+pub(crate) use self::slot::FrozenSlot;
 use self::slot::{End, Holder, Parting, Reclaim, Retired, Slot};
 use crate::close::{Close, Ended};
 use crate::config::Config;

@@ -20,12 +20,12 @@ use crate::websocket::frames::Frame;
 /// A binary's hold on its slot. Dropping it starts the grace window.
 #[derive(Debug)]
 pub struct ServerSeat {
-    registry: Rc<Registry>,
-    server: ServerId,
-    serial: Serial,
-    outbox: Rc<Outbox>,
-    account: Rc<Account>,
-    vacated: bool,
+    pub(super) registry: Rc<Registry>,
+    pub(super) server: ServerId,
+    pub(super) serial: Serial,
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) account: Rc<Account>,
+    pub(super) vacated: bool,
 }
 
 /// What became of a binary's envelope.
@@ -118,13 +118,13 @@ impl Drop for ServerSeat {
 /// A phone's place at a slot. Dropping it takes the phone off.
 #[derive(Debug)]
 pub struct PhoneSeat {
-    registry: Rc<Registry>,
-    server: ServerId,
-    key: PhoneKey,
-    serial: Serial,
-    outbox: Rc<Outbox>,
-    sender: Rc<Sender>,
-    left: bool,
+    pub(super) registry: Rc<Registry>,
+    pub(super) server: ServerId,
+    pub(super) key: PhoneKey,
+    pub(super) serial: Serial,
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) sender: Rc<Sender>,
+    pub(super) left: bool,
 }
 
 /// What became of a phone's message.
@@ -209,11 +209,11 @@ impl Drop for PhoneSeat {
 /// claim owns nothing else.
 #[derive(Debug)]
 pub struct Contest {
-    registry: Rc<Registry>,
-    server: ServerId,
-    origin: Origin,
-    holder: Serial,
-    probe: Rc<Probe>,
+    pub(super) registry: Rc<Registry>,
+    pub(super) server: ServerId,
+    pub(super) origin: Origin,
+    pub(super) holder: Serial,
+    pub(super) probe: Rc<Probe>,
 }
 
 impl Contest {
@@ -230,6 +230,11 @@ impl Contest {
     /// The contested server-id.
     pub fn server(&self) -> &ServerId {
         &self.server
+    }
+
+    /// When the holder was asked.
+    pub(crate) fn asked(&self) -> Instant {
+        self.probe.asked()
     }
 
     /// Waits for what becomes of the holder. Cancel safe.

@@ -1,9 +1,14 @@
 //! One server-id: its holder, its phones, and the queue towards its binary.
 
+mod frozen;
+
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::frozen::FrozenSlot;
 use crate::close::{Close, Ended};
 use crate::envelope::{Action, close_notice};
 use crate::ids::{PhoneKey, Serial, ServerId};
@@ -50,7 +55,7 @@ pub(super) struct End {
 }
 
 /// Whether what was on its way is lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) enum Parting {
     /// The binary sent a close frame: everything before it has arrived.
     Orderly,
@@ -156,6 +161,10 @@ impl Slot {
             noticed: VecDeque::new(),
             confirmation: None,
         }
+    }
+
+    pub(super) fn server(&self) -> &ServerId {
+        &self.server
     }
 
     pub(super) fn attach(

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -36,6 +37,11 @@ pub trait Listening {
 
     /// Sets up a socket that was accepted.
     fn prepare(socket: Self::Socket) -> io::Result<Self::Stream>;
+
+    /// The listening socket, for another program to go on with; `None` for what is none.
+    fn socket(&self) -> Option<Arc<dyn AsFd>> {
+        None
+    }
 
     /// Whether TLS is spoken here.
     fn is_tls(&self) -> bool {
@@ -83,6 +89,11 @@ impl Listening for Listener {
 
     fn prepare(socket: Self::Socket) -> io::Result<Tcp> {
         Tcp::prepare(socket)
+    }
+
+    fn socket(&self) -> Option<Arc<dyn AsFd>> {
+        let socket: Arc<Async<std::net::TcpListener>> = self.readiness.shared();
+        Some(socket)
     }
 
     fn is_tls(&self) -> bool {

@@ -3,10 +3,12 @@
 pub(crate) mod accept;
 pub(crate) mod drain;
 pub mod systemd;
+pub(crate) mod upgrade;
 
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::clock::{self, Timer};
@@ -17,6 +19,7 @@ use smol::LocalExecutor;
 
 use crate::admission::heads::Heads;
 use crate::config::Config;
+use crate::handover::{Listeners, Program, Socket, Taken};
 use crate::limits::{CERTIFICATE_STATUS, HEADS_AT_STOP, MAX_HEADS};
 use crate::monitor;
 use crate::net::turns;
@@ -26,7 +29,8 @@ pub use crate::server::accept::Listening;
 use crate::server::accept::{Backoff, Listener, admit, poll_accept};
 use crate::server::drain::{cut_heads, drain};
 use crate::server::systemd::Manager;
-use crate::signals::{Reload, Stop};
+use crate::server::upgrade::Upgrader;
+use crate::signals::{Request, Stop};
 use crate::tls::Secure;
 
 /// Runs a relay on this thread until `stop` is raised and the connections are drained.
@@ -34,7 +38,7 @@ use crate::tls::Secure;
 /// Errors of single connections and of single accepts never end it.
 pub fn run(listeners: Vec<std::net::TcpListener>, config: Config, stop: &Stop) -> io::Result<()> {
     let sockets = Sockets { relay: listeners, ..Sockets::default() };
-    run_on(&LocalExecutor::new(), sockets, config, stop, &Reload::new())
+    run_on(&LocalExecutor::new(), sockets, config, stop, &Request::new())
 }
 
 /// The listening sockets of a relay.
@@ -55,21 +59,53 @@ pub fn run_on(
     sockets: Sockets,
     config: Config,
     stop: &Stop,
-    reload: &Reload,
+    reload: &Request,
+) -> io::Result<()> {
+    run_with(executor, sockets, config, stop, reload, None, None)
+}
+
+/// How a relay hands over to another program.
+#[derive(Debug)]
+pub struct Upgrades {
+    /// When it is asked for.
+    pub asked: Request,
+    /// To which program.
+    pub program: Program,
+}
+
+/// The same as [`run_on`] for a relay that can hand over, and may go on with what was handed over to it.
+pub fn run_with(
+    executor: &LocalExecutor<'static>,
+    sockets: Sockets,
+    config: Config,
+    stop: &Stop,
+    reload: &Request,
+    upgrades: Option<Upgrades>,
+    taken: Option<Taken>,
 ) -> io::Result<()> {
     let plain = sockets.relay.into_iter().map(|socket| Listener::new(socket, false));
     let tls = sockets.tls.into_iter().map(|socket| Listener::new(socket, true));
     let secure = config.tls.as_ref().map(Secure::new).transpose().map_err(io::Error::other)?;
-    let relay = Relay::with_tls(config, stop.clone(), secure);
+    let relay = match taken.as_ref().and_then(Taken::relay) {
+        Some(frozen) => Relay::thaw(config, stop.clone(), secure, frozen, clock::now()),
+        None => Relay::with_tls(config, stop.clone(), secure),
+    };
     let listeners = plain.chain(tls).collect::<io::Result<Vec<_>>>()?;
-    let working = work(executor, listeners, &relay, reload);
-    if sockets.metrics.is_empty() {
+    let metrics = sockets.metrics.into_iter().map(Async::new).map(|made| made.map(Arc::new));
+    let metrics = metrics.collect::<io::Result<Vec<_>>>()?;
+    if let Some(taken) = taken {
+        taken.thaw(&relay, executor);
+    }
+    let upgrade = upgrades.map(|upgrades| {
+        let passed = |socket: &Arc<Async<std::net::TcpListener>>| -> Socket { socket.clone() };
+        (upgrades, metrics.iter().map(passed).collect())
+    });
+    let working = turns::run(executor, serve(executor, listeners, &relay, reload, upgrade));
+    if metrics.is_empty() {
         smol::block_on(working);
     } else {
-        let monitored: Vec<_> =
-            sockets.metrics.into_iter().map(Async::new).collect::<Result<_, _>>()?;
         // It goes on until everything else has ended.
-        let _monitor = executor.spawn(monitor::run(Rc::clone(&relay), monitored));
+        let _monitor = executor.spawn(monitor::run(Rc::clone(&relay), metrics));
         smol::block_on(monitor::timed(&relay, working));
     }
     Ok(())
@@ -81,16 +117,17 @@ pub async fn work<L: Listening>(
     executor: &LocalExecutor<'static>,
     listeners: Vec<L>,
     relay: &Rc<Relay>,
-    reload: &Reload,
+    reload: &Request,
 ) {
-    turns::run(executor, serve(executor, listeners, relay, reload)).await;
+    turns::run(executor, serve(executor, listeners, relay, reload, None)).await;
 }
 
 async fn serve<L: Listening>(
     executor: &LocalExecutor<'static>,
     mut listeners: Vec<L>,
     relay: &Rc<Relay>,
-    reload: &Reload,
+    reload: &Request,
+    upgrades: Option<(Upgrades, Vec<Socket>)>,
 ) {
     let drain_timeout = relay.config.drain_timeout;
     let heads = Heads::new(MAX_HEADS);
@@ -103,32 +140,49 @@ async fn serve<L: Listening>(
     let watcher = relay.secure.is_some().then(|| executor.spawn(maintain(Rc::clone(relay))));
     let informant =
         manager.clone().map(|manager| executor.spawn(inform(manager, Rc::clone(relay))));
+    let upgrader = upgrades.map(|(upgrades, metrics)| {
+        let sockets = |is_tls| {
+            let of_kind = listeners.iter().filter(move |listener| listener.is_tls() == is_tls);
+            of_kind.filter_map(Listening::socket).collect()
+        };
+        let listeners = Listeners { relay: sockets(false), tls: sockets(true), metrics };
+        Upgrader { relay: Rc::clone(relay), heads: Rc::clone(&heads), upgrades, listeners }
+    });
 
-    let accepting = async {
-        let mut backoff = Backoff::default();
-        let mut turn = 0;
-        loop {
-            match poll_fn(|cx| poll_accept(cx, &mut listeners, &mut turn)).await {
-                Ok(accepted) => {
-                    backoff.recover();
-                    for accepted in accepted {
-                        admit::<L>(executor, relay, &heads, accepted);
+    {
+        let accepting = async {
+            let mut backoff = Backoff::default();
+            let mut turn = 0;
+            loop {
+                match poll_fn(|cx| poll_accept(cx, &mut listeners, &mut turn)).await {
+                    Ok(accepted) => {
+                        backoff.recover();
+                        for accepted in accepted {
+                            admit::<L>(executor, relay, &heads, accepted);
+                        }
+                        futures_lite::future::yield_now().await;
                     }
-                    futures_lite::future::yield_now().await;
-                }
-                Err(error) => {
-                    relay.metrics.accept_errors.bump();
-                    backoff.pause(&error).await;
+                    Err(error) => {
+                        relay.metrics.accept_errors.bump();
+                        backoff.pause(&error).await;
+                    }
                 }
             }
-        }
-    };
-    accepting.or(relay.stop.raised()).await;
+        };
+        let upgrading = async {
+            match &upgrader {
+                Some(upgrader) => upgrader.run(accepting).await,
+                None => accepting.await,
+            }
+        };
+        upgrading.or(relay.stop.raised()).await;
+    }
 
     info!("stopping");
     if let Some(manager) = manager {
         manager.stopping();
     }
+    drop(upgrader);
     drop(listeners);
     let cutter = executor.spawn(cut_heads(Rc::clone(&heads), HEADS_AT_STOP.min(drain_timeout / 2)));
     drain(relay, &heads, drain_timeout).await;
@@ -138,7 +192,7 @@ async fn serve<L: Listening>(
 }
 
 /// Reads files anew as often as somebody asks for it.
-async fn reread(reload: Reload, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
+async fn reread(reload: Request, relay: Rc<Relay>, manager: Option<Rc<Manager>>) {
     loop {
         reload.asked().await;
         if let Some(manager) = &manager {

@@ -19,6 +19,7 @@ use crate::clock::Timer;
 use futures_lite::FutureExt as _;
 use listenfd::ListenFd;
 use log::warn;
+use rustix::io::FdFlags;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use socket2::SockRef;
 
@@ -277,6 +278,11 @@ pub fn inherited_listeners() -> Result<Inherited, String> {
             } else {
                 Err(io::Error::other("it is not listening; the socket unit needs Accept=no"))
             }
+        });
+        // The program that this process may become by an upgrade gets it another way.
+        let listener = listener.and_then(|listener| {
+            rustix::io::fcntl_setfd(&listener, FdFlags::CLOEXEC)?;
+            Ok(listener)
         });
         let listener =
             listener.map_err(|error| format!("cannot use inherited socket {index}: {error}"))?;

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use log::{debug, info, warn};
 
@@ -86,6 +87,26 @@ pub(crate) fn server_reclaimed(
     info!(
         server_id = server.as_str(), kept = kept, closed = closed, reason = outcome.as_str();
         "server_reclaimed"
+    );
+}
+
+/// An upgrade was asked for: the program at `path` is tried.
+pub(crate) fn upgrade_begun(path: &Path) {
+    info!(program:% = path.display(); "upgrade_begun");
+}
+
+/// This program has taken over from version `from`; everybody had to wait for `pause`.
+pub(crate) fn upgraded(
+    from: &str,
+    connections: usize,
+    slots: usize,
+    kept_messages: usize,
+    pause: Duration,
+) {
+    info!(
+        from = from, to = env!("CARGO_PKG_VERSION"), connections = connections, slots = slots,
+        kept_messages = kept_messages, milliseconds = pause.as_millis();
+        "upgraded"
     );
 }
 

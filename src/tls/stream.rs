@@ -2,15 +2,15 @@
 
 mod frozen;
 
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::{fmt, io};
 
 use futures_lite::{AsyncRead, AsyncWrite};
 
-// TODO-MERGE
-#[allow(unused_imports)]
 pub(crate) use self::frozen::Frozen;
 pub(crate) use super::keys::Unusable;
 use super::record::{Inbound, LONGEST_RECORD, Outbound, SEALED_BATCH};
@@ -229,6 +229,15 @@ impl Transport for Tls {
     fn reset(&mut self) {
         self.0.outbound.give_up();
         self.0.tcp.reset();
+    }
+
+    fn socket(&self) -> Option<Arc<dyn AsFd>> {
+        self.0.tcp.socket()
+    }
+
+    fn freeze(&self) -> Option<Vec<u8>> {
+        let session = Self::freeze(self);
+        Some(rmp_serde::to_vec_named(&session).expect("bug: plain data can be told"))
     }
 
     fn held(&self) -> usize {

@@ -40,6 +40,11 @@ impl Frame {
         &self.0
     }
 
+    /// A frame that [`Self::into_bytes`] gave; `None` if there is nothing in it.
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
+        (!bytes.is_empty()).then_some(Self(bytes))
+    }
+
     /// The bytes for the wire.
     pub fn into_bytes(self) -> Vec<u8> {
         self.0

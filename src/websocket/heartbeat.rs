@@ -4,6 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
 use crate::limits::HEARTBEAT_STEPS;
 
 /// Watches one peer.
@@ -13,6 +16,13 @@ pub(crate) struct Heartbeat {
     timeout: Duration,
     heard: Instant,
     pinged: Option<Instant>,
+}
+
+/// The same as plain data; how long the interval is the options say.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenHeartbeat {
+    heard: Duration,
+    pinged: Option<Duration>,
 }
 
 /// What is due at a deadline.
@@ -32,6 +42,23 @@ impl Heartbeat {
     pub(crate) fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
         let interval = interval.mul_f64(0.9 + 0.2 * fastrand::f64());
         Self { interval, timeout, heard: now, pinged: None }
+    }
+
+    /// Since when the peer is silent, and the ping unanswered.
+    pub(crate) fn freeze(&self, now: Instant) -> FrozenHeartbeat {
+        let heard = now.saturating_duration_since(self.heard);
+        FrozenHeartbeat { heard, pinged: clock::age(now, self.pinged) }
+    }
+
+    /// Goes on with such a silence.
+    pub(crate) fn thaw(
+        frozen: FrozenHeartbeat,
+        interval: Duration,
+        timeout: Duration,
+        now: Instant,
+    ) -> Self {
+        let pinged = frozen.pinged.map(|age| clock::ago(now, age));
+        Self { pinged, ..Self::new(interval, timeout, clock::ago(now, frozen.heard)) }
     }
 
     /// A byte arrived.
@@ -101,7 +128,6 @@ impl Ticks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
 
     const INTERVAL: Duration = Duration::from_secs(30);
     const TIMEOUT: Duration = Duration::from_secs(30);

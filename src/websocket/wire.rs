@@ -8,6 +8,7 @@
 
 mod assembly;
 mod follower;
+mod frozen;
 mod pieces;
 
 use std::cell::RefCell;
@@ -24,6 +25,7 @@ use async_tungstenite::tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use futures_lite::{AsyncRead, AsyncWrite, Stream as _};
 
 use self::assembly::{Assembly, Payload, Whole};
+pub(crate) use self::frozen::FrozenIncoming;
 use self::pieces::Pieces;
 use crate::close::Close;
 use crate::limits::{CODEC_BUFFER, SPARE_CODECS};
@@ -136,6 +138,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Incoming<S> {
             deaf: false,
             lost: false,
         }
+    }
+
+    /// The socket, to look at.
+    pub(crate) fn socket(&self) -> &S {
+        &self.io
     }
 
     /// The socket, to write to.

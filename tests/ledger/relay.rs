@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::net::listen;
 use pyrycode_relay::server::{Sockets, run_on};
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Request, Stop};
 use smol::LocalExecutor;
 
 use crate::ALLOCATOR;
@@ -132,7 +132,7 @@ fn serve(options: &str) {
     let mut control = UnixStream::from(stdin);
     writeln!(control, "{}", addresses.join(" ")).unwrap();
     std::thread::spawn(move || {
-        run_on(&LocalExecutor::new(), sockets, config, &Stop::new(), &Reload::new()).unwrap();
+        run_on(&LocalExecutor::new(), sockets, config, &Stop::new(), &Request::new()).unwrap();
     });
     // Nothing below allocates.
     let mut asked = [0];

@@ -21,7 +21,7 @@ use pyrycode_relay::clock::{self, Timer};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server;
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Request, Stop};
 use relay_test_kit::frame::encode_with;
 use smol::LocalExecutor;
 use smol::io::{AsyncRead as _, AsyncWriteExt as _};
@@ -121,7 +121,7 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         home.unconfirmed.set(None);
         let relays = LocalExecutor::new();
         network.listen();
-        let reload = Reload::new();
+        let reload = Request::new();
         let mut working =
             Box::pin(server::work(&relays, vec![network.listener()], &relay, &reload));
         event_loop.run(working.as_mut(), |line| home.hear(line), || stop.raise())?;

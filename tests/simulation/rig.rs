@@ -16,7 +16,7 @@ use pyrycode_relay::clock::{self, Timer};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server;
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Request, Stop};
 use relay_test_kit::frame::{Received, encode, encode_with};
 use relay_test_kit::inbox::Inbox;
 use smol::LocalExecutor;
@@ -36,7 +36,7 @@ pub struct Rig {
     pub relay: Rc<Relay>,
     pub site: Rc<Site>,
     pub stop: Stop,
-    pub reload: Reload,
+    pub reload: Request,
     /// For how long the machine is to stand still at the next occasion.
     pub stall: Cell<Duration>,
     pub simulation: Rc<Simulation>,
@@ -87,7 +87,7 @@ pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl Async
         relay: Relay::new(config, stop.clone()),
         site: Site::new(Rc::new(network.clone()), Rc::clone(&executor), secs(30)),
         stop: stop.clone(),
-        reload: Reload::new(),
+        reload: Request::new(),
         stall: Cell::default(),
         simulation: Rc::clone(&simulation),
         lines: RefCell::default(),

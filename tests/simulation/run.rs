@@ -16,7 +16,7 @@ use pyrycode_relay::clock::{self, Timer};
 use pyrycode_relay::config::{Config, Options};
 use pyrycode_relay::relay::Relay;
 use pyrycode_relay::server;
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Request, Stop};
 use smol::LocalExecutor;
 
 use crate::actors::site::Site;
@@ -71,7 +71,7 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
     simulation.set_cost(Duration::from_nanos(plan.cost_ns));
     events::collect();
     let network = Network::new(mix(plan.seed, 1), plan.path());
-    let (stop, reload) = (Stop::new(), Reload::new());
+    let (stop, reload) = (Stop::new(), Request::new());
     let relay = Relay::new(config(), stop.clone());
     let relays = LocalExecutor::new();
     let mut working = Box::pin(server::work(&relays, vec![network.listener()], &relay, &reload));
@@ -280,7 +280,7 @@ impl Everybody {
     }
 
     /// Until the plan's time is over and every world at rest, or something is wrong.
-    async fn live(&self, plan: &Plan, relay: &Relay, reload: &Reload) -> Result<(), String> {
+    async fn live(&self, plan: &Plan, relay: &Relay, reload: &Request) -> Result<(), String> {
         let ends = clock::now() + Duration::from_secs(plan.seconds);
         let mut deadline = None;
         loop {
@@ -325,7 +325,7 @@ impl Everybody {
         Some(format!("nobody is there, and the relay still has {left}"))
     }
 
-    async fn do_mischief(&self, plan: &Plan, reload: &Reload) {
+    async fn do_mischief(&self, plan: &Plan, reload: &Request) {
         const ENFILE: i32 = 23;
         let draw = |most: u64| self.random.borrow_mut().u64(..most);
         let moment = Duration::from_millis(draw(900));

@@ -4,9 +4,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
 use crate::queue::budget::Account;
+use crate::queue::outbox::{FrozenOutbox, Outbox};
+use crate::registry::{FrozenPhoneSeat, FrozenServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::metrics::{Metrics, Side};
 
@@ -30,9 +34,38 @@ pub(crate) trait Peer {
     /// Tries to go on after [`Verdict::Hold`]; pending keeps the waker.
     fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// What it is, as plain data, with what `outbox` still has to write.
+    fn freeze(&self, outbox: &Outbox, now: Instant) -> FrozenPeer;
+
     /// The connection is decided to end; `amid` a message if some of one has arrived. Called once, at the
     /// moment of the decision.
     fn ended(&mut self, ended: Ended, amid: bool, now: Instant);
+}
+
+/// A leg's part of a connection as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FrozenPeer {
+    /// A binary.
+    Binary {
+        /// Its seat.
+        seat: FrozenServerSeat,
+        /// The part of its connection id that is its own.
+        suffix: u32,
+        /// Envelopes that were not carried out.
+        dropped: u64,
+    },
+    /// A phone.
+    Phone {
+        /// Its seat.
+        seat: FrozenPhoneSeat,
+    },
+    /// A peer that is only being sent off.
+    Rejected {
+        /// Whether it wanted to be a binary, else a phone.
+        is_binary: bool,
+        /// What it is still sent.
+        outbox: FrozenOutbox,
+    },
 }
 
 /// What becomes of a connection after a message.
@@ -48,10 +81,10 @@ pub(crate) enum Verdict {
 
 /// A peer that is only being sent off.
 #[derive(Debug)]
-pub(super) struct Rejected {
-    pub(super) leg: Leg,
-    pub(super) account: Rc<Account>,
-    pub(super) relay: Rc<Relay>,
+pub(crate) struct Rejected {
+    pub(crate) leg: Leg,
+    pub(crate) account: Rc<Account>,
+    pub(crate) relay: Rc<Relay>,
 }
 
 impl Peer for Rejected {
@@ -77,6 +110,11 @@ impl Peer for Rejected {
 
     fn poll_resume(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
+    }
+
+    fn freeze(&self, outbox: &Outbox, now: Instant) -> FrozenPeer {
+        let is_binary = self.leg == Leg::Binary;
+        FrozenPeer::Rejected { is_binary, outbox: outbox.freeze(None, now) }
     }
 
     fn ended(&mut self, _ended: Ended, _amid: bool, _now: Instant) {}

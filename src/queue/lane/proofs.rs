@@ -5,6 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
 use crate::websocket::frames::Frame;
 
 /// While something is unproven, a ping is sent so often at most.
@@ -23,7 +26,17 @@ pub(super) struct Proofs {
     state: Asked,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+/// The same as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Frozen {
+    accepted: u64,
+    proven: u64,
+    ping: u64,
+    asked: Option<Duration>,
+    state: Asked,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 enum Asked {
     #[default]
     No,
@@ -90,6 +103,29 @@ impl Proofs {
         self.proven = self.accepted;
         if let Asked::Sent(_) = self.state {
             self.state = Asked::No;
+        }
+    }
+
+    pub(super) fn freeze(&self, now: Instant) -> Frozen {
+        Frozen {
+            accepted: self.accepted,
+            proven: self.proven,
+            ping: self.ping,
+            asked: clock::age(now, self.asked_at),
+            state: self.state,
+        }
+    }
+}
+
+impl Frozen {
+    pub(super) fn thaw(self, now: Instant) -> Proofs {
+        Proofs {
+            accepted: self.accepted,
+            proven: self.proven,
+            ping: self.ping,
+            frame: Vec::new(),
+            asked_at: self.asked.map(|age| clock::ago(now, age)),
+            state: self.state,
         }
     }
 }

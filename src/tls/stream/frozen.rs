@@ -34,8 +34,6 @@ pub(crate) struct Frozen {
     wrote: bool,
 }
 
-// TODO-MERGE
-#[allow(dead_code)]
 impl Tls {
     /// What another program needs in order to go on with the same socket. Nothing changes here.
     pub(crate) fn freeze(&self) -> Frozen {

@@ -8,7 +8,10 @@ use std::mem;
 use std::ops::Range;
 use std::time::Instant;
 
-use super::follower::{Followed, Follower, Step};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::follower::{Followed, Follower, FrozenFollower, Step};
 use super::pieces::{Mask, Pieces};
 use crate::close::Close;
 
@@ -22,6 +25,27 @@ pub(super) struct Assembly {
     is_text: bool,
     /// The beginning of a control frame, as it came.
     control: Vec<u8>,
+}
+
+/// The same as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct FrozenAssembly {
+    follower: FrozenFollower,
+    in_progress: bool,
+    is_text: bool,
+    control: ByteBuf,
+}
+
+impl FrozenAssembly {
+    /// `None` if the headers make no sense.
+    pub(super) fn thaw(self, now: Instant) -> Option<Assembly> {
+        Some(Assembly {
+            follower: self.follower.thaw(now)?,
+            in_progress: self.in_progress,
+            is_text: self.is_text,
+            control: self.control.into_vec(),
+        })
+    }
 }
 
 /// A message or a control frame that is whole.
@@ -84,6 +108,15 @@ impl Assembly {
             *frames -= 1;
         }
         (at, None)
+    }
+
+    pub(super) fn freeze(&self, now: Instant) -> FrozenAssembly {
+        FrozenAssembly {
+            follower: self.follower.freeze(now),
+            in_progress: self.in_progress,
+            is_text: self.is_text,
+            control: ByteBuf::from(self.control.as_slice()),
+        }
     }
 
     /// Memory held, in bytes.

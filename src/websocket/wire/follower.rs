@@ -1,7 +1,10 @@
 //! Where the frames of a peer begin and end, read from their headers alone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
 use crate::close::Close;
 use crate::limits::MAX_EMPTY_FRAGMENTS;
 
@@ -22,6 +25,46 @@ pub(super) struct Follower {
     begun: Option<Instant>,
     /// The first two payload bytes of a control frame, unmasked.
     control: [u8; 2],
+}
+
+/// The same as plain data.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct FrozenFollower {
+    header: [u8; 14],
+    header_length: usize,
+    remaining: u64,
+    in_payload: bool,
+    message: u64,
+    fragmented: bool,
+    empty_fragments: usize,
+    begun: Option<Duration>,
+    control: [u8; 2],
+}
+
+impl FrozenFollower {
+    /// `None` for what no follower can have come to.
+    pub(super) fn thaw(self, now: Instant) -> Option<Follower> {
+        let whole = header_length(self.header);
+        let is_possible = if self.in_payload {
+            let is_masked = self.header[1] & 0x80 != 0;
+            is_masked
+                && self.header_length == whole
+                && self.remaining <= payload_length(self.header)
+        } else {
+            self.header_length < whole
+        };
+        is_possible.then(|| Follower {
+            header: self.header,
+            header_length: self.header_length,
+            remaining: self.remaining,
+            in_payload: self.in_payload,
+            message: self.message,
+            fragmented: self.fragmented,
+            empty_fragments: self.empty_fragments,
+            begun: self.begun.map(|age| clock::ago(now, age)),
+            control: self.control,
+        })
+    }
 }
 
 /// Bytes that were followed.
@@ -51,6 +94,20 @@ pub(super) enum Step {
 }
 
 impl Follower {
+    pub(super) fn freeze(&self, now: Instant) -> FrozenFollower {
+        FrozenFollower {
+            header: self.header,
+            header_length: self.header_length,
+            remaining: self.remaining,
+            in_payload: self.in_payload,
+            message: self.message,
+            fragmented: self.fragmented,
+            empty_fragments: self.empty_fragments,
+            begun: clock::age(now, self.begun),
+            control: self.control,
+        }
+    }
+
     /// Since when a message or a control frame is begun and not complete.
     pub(super) fn begun(&self) -> Option<Instant> {
         self.begun

@@ -68,6 +68,11 @@ impl Pieces {
         self.table.take().pieces.into_iter()
     }
 
+    /// All of the bytes.
+    pub(super) fn copy(&self) -> Vec<u8> {
+        self.table.borrow().pieces.concat()
+    }
+
     /// Frees everything.
     pub(super) fn clear(&self) {
         drop(self.table.take());

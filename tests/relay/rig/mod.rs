@@ -29,7 +29,7 @@ use pyrycode_relay::clock::{self, simulated::Simulation};
 use pyrycode_relay::config::{Config, Options, command};
 use pyrycode_relay::net::listen::{self, Listen};
 use pyrycode_relay::server;
-use pyrycode_relay::signals::{Reload, Stop};
+use pyrycode_relay::signals::{Request, Stop};
 use smol::LocalExecutor;
 #[cfg(feature = "tls")]
 use smol::channel::{Sender, unbounded};
@@ -90,7 +90,7 @@ pub struct Relay {
     /// Where it serves its metrics, with `--metrics-listen`.
     pub metrics: Option<SocketAddr>,
     stop: Stop,
-    reload: Reload,
+    reload: Request,
     /// Where its clock is told to go on, if it stands still otherwise.
     #[cfg(feature = "tls")]
     passing: Option<Sender<Duration>>,
@@ -158,7 +158,7 @@ impl Relay {
         let tls = at(&secured).map(|at| Address { at, is_tls: true });
         let address = at(&plain).map(Address::from).or(tls).expect("it listens");
         let metrics = at(&monitored);
-        let (stop, reload) = (Stop::new(), Reload::new());
+        let (stop, reload) = (Stop::new(), Request::new());
         let (raised, asked) = (stop.clone(), reload.clone());
         let mut relay = Self {
             address,

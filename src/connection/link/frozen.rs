@@ -1,0 +1,184 @@
+//! What a link is, as plain data: see [`Carried::freeze`].
+
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::{FrozenPeer, Link, Peer, Phase, Tally};
+use crate::clock;
+use crate::close::Ended;
+use crate::http::gate::PeerText;
+use crate::links::{Carried, Frozen};
+use crate::net::transport::Transport;
+use crate::origin::Origin;
+use crate::queue::budget::Charge;
+use crate::queue::outbox::Outbox;
+use crate::registry::FrozenContest;
+use crate::relay::Relay;
+use crate::websocket::heartbeat::{FrozenHeartbeat, Heartbeat};
+use crate::websocket::wire::{FrozenIncoming, Incoming, Kept};
+
+/// One upgraded connection without its socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FrozenConnection {
+    /// A link.
+    Link(Box<FrozenLink>),
+    /// A binary that waits for what becomes of the holder of its server-id.
+    Contender(FrozenContender),
+}
+
+/// Such a binary.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenContender {
+    pub(crate) remote: IpAddr,
+    pub(crate) tls: Option<ByteBuf>,
+    /// What arrived behind the request head.
+    pub(crate) leftover: ByteBuf,
+    pub(crate) version: PeerText,
+    pub(crate) contest: FrozenContest,
+}
+
+/// A link without its socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenLink {
+    pub(crate) remote: IpAddr,
+    /// Until somebody has taken it.
+    peer: Option<FrozenPeer>,
+    /// The session of TLS, if the connection is one.
+    pub(crate) tls: Option<ByteBuf>,
+    incoming: FrozenIncoming,
+    phase: FrozenPhase,
+    heartbeat: FrozenHeartbeat,
+    /// How long a write has made no progress.
+    blocked: Option<Duration>,
+    opened: Duration,
+    tally: Tally,
+    late_bytes: usize,
+    peer_done: bool,
+    /// Its memory is needed: it must go.
+    condemned: bool,
+}
+
+impl FrozenLink {
+    /// The leg's part; `None` if it was taken already.
+    pub(crate) fn take_peer(&mut self) -> Option<FrozenPeer> {
+        self.peer.take()
+    }
+}
+
+/// A phase; times are what is left.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum FrozenPhase {
+    Open,
+    Held { look: Duration },
+    Closing { ended: Ended, remaining: Option<Duration> },
+    Lingering { ended: Ended, remaining: Duration },
+}
+
+impl FrozenPhase {
+    fn of(phase: Phase, now: Instant) -> Option<Self> {
+        let until = |deadline: Instant| deadline.saturating_duration_since(now);
+        Some(match phase {
+            Phase::Open => Self::Open,
+            Phase::Held { look } => Self::Held { look: until(look) },
+            Phase::Closing { ended, deadline } => {
+                Self::Closing { ended, remaining: deadline.map(until) }
+            }
+            Phase::Lingering { ended, until: end } => {
+                Self::Lingering { ended, remaining: until(end) }
+            }
+            Phase::Over(_) => return None,
+        })
+    }
+
+    fn thaw(self, now: Instant) -> Phase {
+        match self {
+            Self::Open => Phase::Open,
+            Self::Held { look } => Phase::Held { look: now + look },
+            Self::Closing { ended, remaining } => {
+                Phase::Closing { ended, deadline: remaining.map(|left| now + left) }
+            }
+            Self::Lingering { ended, remaining } => {
+                Phase::Lingering { ended, until: now + remaining }
+            }
+        }
+    }
+}
+
+impl<S: Transport, P: Peer> Carried for Link<S, P> {
+    fn freeze(&self, now: Instant) -> Option<Frozen> {
+        let io = self.incoming.socket();
+        let link = FrozenLink {
+            remote: self.remote,
+            peer: Some(self.peer.freeze(&self.outbox, now)),
+            tls: io.freeze().map(ByteBuf::from),
+            incoming: self.incoming.freeze(now),
+            phase: FrozenPhase::of(self.phase, now)?,
+            heartbeat: self.heartbeat.freeze(now),
+            blocked: clock::age(now, self.blocked),
+            opened: now.saturating_duration_since(self.opened),
+            tally: self.tally,
+            late_bytes: self.late_bytes,
+            peer_done: self.peer_done,
+            condemned: self.charge.account().is_condemned(),
+        };
+        let is_plain = link.tls.is_none() && self.phase.is_undecided();
+        let is_between_frames = is_plain && self.outbox.is_between_frames();
+        let link = FrozenConnection::Link(Box::new(link));
+        Some(Frozen::new(&link, is_between_frames, io.socket()?))
+    }
+}
+
+impl<S: Transport, P: Peer> Link<S, P> {
+    /// The link that was frozen, over the transport that goes with it. `None` if it makes no sense.
+    pub(crate) fn thaw(
+        relay: &Rc<Relay>,
+        io: S,
+        frozen: FrozenLink,
+        outbox: Rc<Outbox>,
+        peer: P,
+        now: Instant,
+    ) -> Option<Self> {
+        let config = &relay.config;
+        let largest = peer.largest_message();
+        let mut incoming = Incoming::thaw(io, frozen.incoming, largest, &relay.codecs, now)?;
+        incoming.io().is_paid_for();
+        if frozen.condemned {
+            incoming.discard();
+        }
+        let kept: Weak<Kept> = Rc::downgrade(incoming.kept());
+        peer.account().pledge(kept);
+        let mut link = Self {
+            incoming,
+            outbox,
+            charge: Charge::new(peer.account()),
+            peer,
+            relay: Rc::clone(relay),
+            phase: frozen.phase.thaw(now),
+            heartbeat: Heartbeat::thaw(
+                frozen.heartbeat,
+                config.heartbeat_interval,
+                config.heartbeat_timeout,
+                now,
+            ),
+            timer: None,
+            blocked: frozen.blocked.map(|age| clock::ago(now, age)),
+            proof: None,
+            drained: false,
+            opened: clock::ago(now, frozen.opened),
+            tally: frozen.tally,
+            late_bytes: frozen.late_bytes,
+            peer_done: frozen.peer_done,
+            remote: frozen.remote,
+            _permit: relay.permits.give_back(Origin::of(frozen.remote)),
+        };
+        link.charge_input();
+        if frozen.condemned {
+            link.charge.account().condemn();
+        }
+        Some(link)
+    }
+}

@@ -1,0 +1,115 @@
+//! An upgrade without a restart: the running program gives everything to the program file that stands in its
+//! place now, in the same process (contract, Upgrade).
+//!
+//! Nothing is taken apart for that. What the relay is at one moment is written to a memory file, and the file and all
+//! sockets are put into a channel that the new program finds as its standard input. Until the `exec` succeeds the old
+//! program can simply go on.
+
+mod channel;
+mod format;
+mod program;
+mod taken;
+
+pub use self::program::Program;
+pub use self::taken::{Taken, receive, try_out};
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::clock::{self, Timer};
+use crate::handover::channel::{Parcel, Sender};
+use crate::handover::format::Written;
+use crate::limits::HANDOVER_BUFFER;
+use crate::relay::Relay;
+
+/// A socket that is handed over.
+pub(crate) type Socket = Arc<dyn AsFd>;
+
+/// The listening sockets of a relay, as they are handed over.
+#[derive(Clone, Default)]
+pub(crate) struct Listeners {
+    /// For binaries and phones.
+    pub(crate) relay: Vec<Socket>,
+    /// For the same over TLS.
+    pub(crate) tls: Vec<Socket>,
+    /// For the metrics and the status page.
+    pub(crate) metrics: Vec<Socket>,
+}
+
+/// Has the new program try whether it can go on with what the relay is now. The error is a sentence for the operator.
+/// Cancel safe: the trial is ended then.
+pub(crate) async fn rehearse(relay: &Rc<Relay>, program: &Program) -> Result<String, String> {
+    let (state, _) = write_state(relay, clock::now())?;
+    program.rehearse(state).await
+}
+
+/// Hands everything over. Returns only if that failed, with a sentence for the operator: nothing has changed then.
+pub(crate) fn hand_over(relay: &Rc<Relay>, program: &Program, listeners: &Listeners) -> String {
+    let handed = write_state(relay, clock::now()).and_then(|(state, written)| {
+        pack(state, &written, listeners).map_err(|error| {
+            format!("cannot pass on {} connections: {error}", written.connections.len())
+        })
+    });
+    match handed {
+        Ok(channel) => program.replace(channel),
+        Err(reason) => reason,
+    }
+}
+
+/// Writes what the relay is to a memory file.
+fn write_state(relay: &Rc<Relay>, now: Instant) -> Result<(File, Written), String> {
+    let write = || -> io::Result<(File, Written)> {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("pyrycode-relay-state", flags)?);
+        let mut writer = BufWriter::with_capacity(HANDOVER_BUFFER, file);
+        let written = format::write(relay, &mut writer, now)?;
+        writer.flush()?;
+        let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        Ok((file, written))
+    };
+    write().map_err(|error| format!("cannot write the state to a memory file: {error}"))
+}
+
+/// Puts everything into a channel, and returns the end that the new program reads.
+fn pack(state: File, written: &Written, listeners: &Listeners) -> io::Result<OwnedFd> {
+    let (sender, receiver) = channel::open()?;
+    let state: Socket = Arc::new(state);
+    sender.send(Parcel::State, &[state])?;
+    for (parcel, sockets) in [
+        (Parcel::Relay, &listeners.relay),
+        (Parcel::Tls, &listeners.tls),
+        (Parcel::Metrics, &listeners.metrics),
+    ] {
+        sender.send(parcel, sockets)?;
+    }
+    send_connections(&sender, written)?;
+    sender.send(Parcel::End, &[])?;
+    Ok(receiver)
+}
+
+/// Sends the connections in the order of their records, in runs of those that may be told that the relay ends and
+/// those that may not: for a program that can read no more than this.
+fn send_connections(sender: &Sender, written: &Written) -> io::Result<()> {
+    for run in written.connections.chunk_by(|one, other| one.1 == other.1) {
+        let parcel = if run[0].1 { Parcel::Connection } else { Parcel::Unfinished };
+        let sockets: Vec<_> = run.iter().map(|(socket, _)| Arc::clone(socket)).collect();
+        sender.send(parcel, &sockets)?;
+    }
+    Ok(())
+}
+
+/// Waits until `is_settled`, or for `patience`.
+pub(crate) async fn settle(patience: Duration, is_settled: impl Fn() -> bool) {
+    let until = clock::now() + patience;
+    while !is_settled() && clock::now() < until {
+        Timer::after(SETTLE_STEP).await;
+    }
+}
+
+/// How often it is looked whether everybody has settled.
+const SETTLE_STEP: Duration = Duration::from_millis(2);

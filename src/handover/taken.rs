@@ -1,0 +1,194 @@
+//! What a program finds that another one has handed over to.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::rc::Rc;
+use std::time::UNIX_EPOCH;
+
+use log::warn;
+use rustix::fs::{Mode, OFlags};
+use smol::LocalExecutor;
+
+use super::channel::{self, Parcel};
+use super::format::{self, State};
+use super::program::{READY, TRIAL, VARIABLE};
+use crate::clock;
+use crate::close::Close;
+use crate::config::Config;
+use crate::connection::link::{Upgraded, send_off};
+use crate::connection::thaw::thaw;
+use crate::leg::Leg;
+use crate::net::transport::Tcp;
+use crate::origin::Origin;
+use crate::relay::{FrozenRelay, Relay};
+use crate::signals::Stop;
+use crate::telemetry::events;
+
+/// Everything that was handed over.
+#[derive(Debug)]
+pub struct Taken {
+    /// Listening sockets for binaries and phones.
+    pub relay: Vec<TcpListener>,
+    /// Listening sockets for the same over TLS.
+    pub tls: Vec<TcpListener>,
+    /// Listening sockets for the metrics and the status page.
+    pub metrics: Vec<TcpListener>,
+    /// The state, or why it cannot be read.
+    state: Result<State, String>,
+    /// The connections in the order of the state, and whether each may be told that the relay ends.
+    connections: Vec<(TcpStream, bool)>,
+}
+
+/// Whether this process is to say only whether it can go on with a state.
+fn is_trial() -> bool {
+    std::env::var(VARIABLE).is_ok_and(|value| value == TRIAL)
+}
+
+/// Answers a trial, if this process is one: whether the state can be read. Returns whether it is one.
+pub fn try_out(config: &Config) -> bool {
+    if !is_trial() {
+        return false;
+    }
+    let verdict = rehearse(config);
+    let answer = match verdict {
+        Ok(()) => format!("{READY}{}", env!("CARGO_PKG_VERSION")),
+        Err(reason) => reason,
+    };
+    let descriptor = rustix::io::dup(std::io::stdin());
+    if let Ok(channel) = descriptor.map(UnixDatagram::from) {
+        // Whoever asked has gone if this fails.
+        let _ = channel.send(answer.as_bytes());
+    }
+    true
+}
+
+fn rehearse(config: &Config) -> Result<(), String> {
+    let stdin = std::io::stdin();
+    let received = channel::receive(stdin.as_fd()).map_err(|error| error.to_string())?;
+    let (Parcel::State, descriptors) = received else {
+        return Err("the channel holds no state".to_owned());
+    };
+    let state = descriptors.into_iter().next().ok_or("the channel holds no state")?;
+    let state = format::read(std::io::BufReader::new(File::from(state)))?;
+    // What is read is put in its place too.
+    let relay = Relay::new(config.clone(), Stop::new());
+    let now = clock::now();
+    for slot in state.slots {
+        relay.registry.thaw(slot, now);
+    }
+    Ok(())
+}
+
+/// What another program has handed over to this one, in the same process; `None` if none did. The error is a sentence
+/// for the operator.
+///
+/// To be called once, before anything else reads standard input.
+pub fn receive() -> Result<Option<Taken>, String> {
+    let own = std::process::id().to_string();
+    if std::env::var(VARIABLE).is_ok_and(|value| value == own) {
+        let stdin = std::io::stdin();
+        // The variable stays in the environment: a shell that such a process had started, say, would pass it on.
+        if rustix::net::sockopt::socket_type(&stdin).is_ok() {
+            return take(stdin.as_fd()).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn take(channel: BorrowedFd<'_>) -> Result<Taken, String> {
+    let mut taken = Taken {
+        relay: Vec::new(),
+        tls: Vec::new(),
+        metrics: Vec::new(),
+        state: Err("the channel holds no state".to_owned()),
+        connections: Vec::new(),
+    };
+    loop {
+        let received = channel::receive(channel);
+        let (parcel, descriptors) =
+            received.map_err(|error| format!("cannot take over: {error}"))?;
+        let listeners = |descriptors: Vec<OwnedFd>| descriptors.into_iter().map(TcpListener::from);
+        let streams = |descriptors: Vec<OwnedFd>, may_be_told| {
+            descriptors.into_iter().map(move |one| (TcpStream::from(one), may_be_told))
+        };
+        match parcel {
+            Parcel::State => {
+                let file = descriptors.into_iter().next().map(File::from);
+                let file = file.ok_or("the channel holds no state")?;
+                taken.state = format::read(std::io::BufReader::new(file));
+            }
+            Parcel::Relay => taken.relay.extend(listeners(descriptors)),
+            Parcel::Tls => taken.tls.extend(listeners(descriptors)),
+            Parcel::Metrics => taken.metrics.extend(listeners(descriptors)),
+            Parcel::Connection => taken.connections.extend(streams(descriptors, true)),
+            Parcel::Unfinished => taken.connections.extend(streams(descriptors, false)),
+            Parcel::End => break,
+        }
+    }
+    // Nobody reads standard input, and nobody should find a channel there.
+    let nothing = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(nothing) = nothing {
+        let _ = rustix::stdio::dup2_stdin(nothing);
+    }
+    Ok(taken)
+}
+
+impl Taken {
+    /// What all connections share, if it can be read.
+    pub(crate) fn relay(&self) -> Option<&FrozenRelay> {
+        self.state.as_ref().ok().map(|state| &state.relay)
+    }
+
+    /// Goes on with all slots and connections. If the state cannot be read, everybody who can be told is told that the
+    /// relay ends.
+    pub(crate) fn thaw(self, relay: &Rc<Relay>, executor: &LocalExecutor<'static>) {
+        let state = match self.state {
+            Ok(state) => state,
+            Err(reason) => {
+                send_all_off(relay, executor, self.connections);
+                events::upgrade_failed(&format!("{reason}: all connections were closed"));
+                return;
+            }
+        };
+        let now = clock::now();
+        let slots = state.slots.len();
+        for slot in state.slots {
+            relay.registry.thaw(slot, now);
+        }
+        let connections = state.connections.len();
+        for (record, (socket, _)) in state.connections.into_iter().zip(self.connections) {
+            match thaw(relay, record, socket, now) {
+                Ok(session) => executor.spawn(session).detach(),
+                Err(reason) => warn!(reason = reason.as_str(); "connection_lost_in_upgrade"),
+            }
+        }
+        relay.registry.bury_missing(now);
+        let kept = relay.registry.backlog().kept;
+        let pause = clock::wall().duration_since(UNIX_EPOCH + state.relay.frozen_at);
+        let pause = pause.unwrap_or_default();
+        events::upgraded(&state.from, connections, slots, kept, pause);
+    }
+}
+
+/// Closes connections of which nothing is known but their sockets.
+fn send_all_off(
+    relay: &Rc<Relay>,
+    executor: &LocalExecutor<'static>,
+    connections: Vec<(TcpStream, bool)>,
+) {
+    for (socket, may_be_told) in connections {
+        if !may_be_told {
+            continue;
+        }
+        let Ok(remote) = socket.peer_addr().map(|address| address.ip().to_canonical()) else {
+            continue;
+        };
+        if let Ok(io) = Tcp::prepare(socket) {
+            let permit = relay.permits.give_back(Origin::of(remote));
+            let upgraded = Upgraded { io, leftover: Vec::new(), remote, permit };
+            executor.spawn(send_off(relay, upgraded, Leg::Phone, Close::ShuttingDown)).detach();
+        }
+    }
+}
