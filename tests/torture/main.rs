@@ -6,7 +6,8 @@
 //! outlast it. `RELAY_TORTURE_SEED` repeats the decisions of a run (the timing is the machine's),
 //! `RELAY_TORTURE_PROGRAM` is another build of the relay,
 //! `RELAY_TORTURE_SERVERS` (30) is how many daemons there are, each with three phones at a time,
-//! `RELAY_TORTURE_SCALE` (1) stretches all times.
+//! `RELAY_TORTURE_SCALE` (1) stretches all times,
+//! `RELAY_TORTURE_UPGRADES` (0, for none) is how many seconds pass between two upgrades of the relay.
 //! docs/reliability.md says what it can find.
 
 #![cfg(target_os = "linux")]
@@ -24,6 +25,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use smol::{LocalExecutor, Timer};
@@ -68,6 +70,10 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
     let descriptors = relay.descriptors();
     let mut at_rest = relay.resident();
 
+    let pause: f64 = setting("RELAY_TORTURE_UPGRADES", 0.0);
+    let upgrades_every = (pause > 0.0).then(|| Duration::from_secs_f64(pause));
+    let mut upgraded = Instant::now();
+
     // A long run begins with a short one, after which the allocator has what it will keep.
     let warm_up = seconds >= 20.0;
     let mut rounds = Vec::new();
@@ -82,12 +88,21 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
             // It takes seconds until the relay gives up on somebody: many times as long as the rest.
             round.site.ends.set(Some(Instant::now() + seconds));
         }
-        let worst = round.rage(seconds);
+        let worst = round.rage(seconds, || {
+            if upgrades_every.is_some_and(|pause| upgraded.elapsed() >= pause) {
+                upgraded = Instant::now();
+                relay.upgrade();
+            }
+        });
         until("the counts are zero", || relay.counts() == (0, 0));
         // Of connections: the one that asks for the counts may still be lingering.
         until("the descriptors are back", || relay.descriptors() <= descriptors);
         let resident = relay.resident();
         println!("torture: {}", round.report(worst));
+        let [done, failed] = [0, 1].map(|kind| relay.upgrades[kind].load(Ordering::SeqCst));
+        println!("torture: {done} upgrades, {failed} failed");
+        assert_eq!(failed, 0, "seed {seed}: upgrades that failed");
+        assert_eq!(done > 0, upgrades_every.is_some(), "seed {seed}: upgrades");
         println!("torture: at rest {at_rest} KiB before, {resident} KiB after");
         let settled = first == 0;
         let bound = if warm_up { LEAK_KIB } else { FIRST_ROUND_KIB };
@@ -185,7 +200,8 @@ impl Round {
     }
 
     /// Runs for this long, then to the end of every world. Returns how late a timer rang at most.
-    fn rage(&mut self, time: Duration) -> Duration {
+    /// Rages for so long, with `more` from time to time; returns how late a timer was.
+    fn rage(&mut self, time: Duration, mut more: impl FnMut()) -> Duration {
         let executor = Rc::clone(&self.site.executor);
         let began = Instant::now();
         smol::block_on(executor.run(async {
@@ -193,6 +209,9 @@ impl Round {
             let mut lately = VecDeque::new();
             let mut deadline = None;
             loop {
+                if deadline.is_none() {
+                    more();
+                }
                 let due = Instant::now() + TICK;
                 Timer::at(due).await;
                 let late = due.elapsed();

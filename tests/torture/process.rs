@@ -4,6 +4,8 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::pin::Pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ pub struct Relay {
     pub address: SocketAddr,
     /// What it logs.
     pub log: Receiver<String>,
+    /// Upgrades that succeeded, and that failed.
+    pub upgrades: Arc<[AtomicUsize; 2]>,
 }
 
 impl Relay {
@@ -34,8 +38,15 @@ impl Relay {
         let mut child = command.spawn().expect("the program starts");
         let stderr = child.stderr.take().unwrap();
         let (sender, log) = unbounded();
+        let upgrades = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let counted = Arc::clone(&upgrades);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                for (count, event) in counted.iter().zip(["upgraded", "upgrade_failed"]) {
+                    if line.contains(&format!(" event={event} ")) {
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
                 if sender.try_send(line).is_err() {
                     return;
                 }
@@ -50,7 +61,13 @@ impl Relay {
             }
         });
         let address = crate::actors::field(&listening, "address").expect("it has its address");
-        Self { child, address: address.parse().unwrap(), log }
+        Self { child, address: address.parse().unwrap(), log, upgrades }
+    }
+
+    /// Has it hand over to its own program file.
+    pub fn upgrade(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::USR2).unwrap();
     }
 
     /// Connected binaries and phones.
