@@ -3,12 +3,16 @@
 //! Counting neither allocates nor locks. What is exposed, and under which names, is the business of
 //! `monitor/metrics_page.rs`.
 
+mod frozen;
 mod label;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+// TODO-MERGE
+#[allow(unused_imports)]
+pub(crate) use self::frozen::Frozen;
 pub(crate) use self::label::{
     AttemptOutcome, Code, Direction, Dropped, Failure, Label, ReclaimOutcome, Refused, Side,
 };
