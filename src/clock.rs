@@ -46,3 +46,21 @@ pub(crate) fn ago(now: Instant, age: Duration) -> Instant {
 pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)
 }
+
+/// The time that was `age` before `now`; `now` itself if the clock does not go back that far.
+pub fn ago(now: Instant, age: Duration) -> Instant {
+    now.checked_sub(age).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_that_the_clock_does_not_know_is_none() {
+        let now = now();
+        let age = Duration::from_secs(7);
+        assert_eq!(now - ago(now, age), age);
+        assert_eq!(ago(now, Duration::MAX), now);
+    }
+}

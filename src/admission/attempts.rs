@@ -1,12 +1,17 @@
 //! The table of upgrade attempts and TLS handshakes by source address: a rate with a burst, in bounded
 //! memory.
 
+mod frozen;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+// TODO-MERGE
+#[allow(unused_imports)]
+pub(crate) use self::frozen::Frozen;
 use crate::limits::RATE_TABLE_HALF;
 use crate::origin::Origin;
 
