@@ -5,8 +5,15 @@
 //! Nothing has to wake up for it. The totals change only in a turn, so points that were skipped are
 //! known without a sample.
 
+mod frozen;
+
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+// TODO-MERGE
+#[allow(unused_imports)]
+pub(crate) use self::frozen::Frozen;
 use crate::limits::{HISTORY_DAY, HISTORY_HOUR, HISTORY_MINUTE, HISTORY_REFUSALS};
 
 /// The state of a relay at one moment; `K` is the number of kinds of refusals.
@@ -27,7 +34,8 @@ pub(crate) struct Sample<const K: usize> {
 }
 
 /// What happened in one period.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Point {
     /// Messages forwarded, both ways.
     pub(crate) messages: u32,
@@ -102,8 +110,8 @@ impl<const K: usize> History<K> {
         let (from, to) = (self.since - self.started, now - self.started);
         let (binaries, phones) = (count(sample.binaries), count(sample.phones));
         let happened = Point {
-            messages: saturated(sample.messages - self.last.messages),
-            accept_errors: saturated(sample.accept_errors - self.last.accept_errors),
+            messages: saturated(sample.messages.saturating_sub(self.last.messages)),
+            accept_errors: saturated(sample.accept_errors.saturating_sub(self.last.accept_errors)),
             worst_turn: u32::try_from(sample.worst_turn.as_micros()).unwrap_or(u32::MAX),
             binaries,
             phones,
@@ -112,16 +120,22 @@ impl<const K: usize> History<K> {
         for ring in [&mut self.minute as &mut dyn Points, &mut self.hour, &mut self.day] {
             ring.add(from, to, happened, quiet);
         }
-        let refused: [u32; K] =
-            std::array::from_fn(|kind| saturated(sample.refusals[kind] - self.last.refusals[kind]));
+        let refused: [u32; K] = std::array::from_fn(|kind| {
+            saturated(sample.refusals[kind].saturating_sub(self.last.refusals[kind]))
+        });
         let here = self.refusals.at(from, [0; K]);
         for (sum, more) in here.iter_mut().zip(refused) {
             *sum = sum.saturating_add(more);
         }
         self.refusals.at(to, [0; K]);
         self.since = now;
-        self.due = self.started + self.minute.period * (self.minute.newest.saturating_add(1));
+        self.due = self.next_due();
         self.last = sample;
+    }
+
+    /// The end of the shortest period in progress.
+    fn next_due(&self) -> Instant {
+        self.started + self.minute.period * (self.minute.newest.saturating_add(1))
     }
 
     /// The points of a span, oldest first, up to the one in progress, and the length of each.
