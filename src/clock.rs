@@ -38,18 +38,13 @@ pub(crate) fn age(now: Instant, then: Option<Instant>) -> Option<Duration> {
 }
 
 /// The moment that was `age` before `now`; `now` itself if the clock does not reach back that far.
-pub(crate) fn ago(now: Instant, age: Duration) -> Instant {
+pub fn ago(now: Instant, age: Duration) -> Instant {
     now.checked_sub(age).unwrap_or(now)
 }
 
 /// How long ago `earlier` was, by the monotonic clock; zero for a time to come.
 pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)
-}
-
-/// The time that was `age` before `now`; `now` itself if the clock does not go back that far.
-pub fn ago(now: Instant, age: Duration) -> Instant {
-    now.checked_sub(age).unwrap_or(now)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::allow::AllowFile;
-use crate::admission::attempts::Attempts;
+use crate::admission::attempts::{self, Attempts};
 use crate::admission::permits::Permits;
 use crate::clock;
 use crate::config::Config;
@@ -22,15 +22,15 @@ use crate::registry::Registry;
 use crate::signals::Stop;
 use crate::telemetry::certificate::Condition;
 use crate::telemetry::events;
-use crate::telemetry::history::{History, Sample};
-use crate::telemetry::metrics::{Direction, Failure, Label as _, Metrics, Refused};
+use crate::telemetry::history::{self, History, Sample};
+use crate::telemetry::metrics::{self, Direction, Failure, Label as _, Metrics, Refused};
 use crate::telemetry::process::{resident, wall_clock};
 use crate::tls::Secure;
 use crate::websocket::heartbeat::Ticks;
 use crate::websocket::wire::Codecs;
 
 /// What connections share, as plain data.
-#[derive(Default, Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FrozenRelay {
     /// How long the relay has been listening.
     up: Duration,
@@ -39,6 +39,10 @@ pub(crate) struct FrozenRelay {
     /// When this was told, since 1970.
     pub(crate) frozen_at: Duration,
     hinted: bool,
+    metrics: metrics::Frozen,
+    history: history::Frozen,
+    /// If attempts are limited.
+    attempts: Option<attempts::Frozen>,
 }
 
 /// The shared parts; each guards its own state.
@@ -123,6 +127,9 @@ impl Relay {
             started_at: self.started_at,
             frozen_at: clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default(),
             hinted: self.hinted.get(),
+            metrics: self.metrics.freeze(),
+            history: self.history.borrow().freeze(now, refusal_kinds()),
+            attempts: self.attempts.as_ref().map(|attempts| attempts.freeze(now)),
         }
     }
 
@@ -131,16 +138,25 @@ impl Relay {
         config: Config,
         stop: Stop,
         secure: Option<Secure>,
-        frozen: &FrozenRelay,
+        frozen: FrozenRelay,
         now: Instant,
     ) -> Rc<Self> {
+        let rate = config.rate;
+        let built = Self::build(config, stop);
+        let attempts = match (rate, frozen.attempts) {
+            (Some(rate), Some(attempts)) => Some(Attempts::thaw(rate, attempts, now)),
+            _ => built.attempts,
+        };
         let relay = Self {
+            attempts,
             secure,
             started: clock::ago(now, frozen.up),
             started_at: frozen.started_at,
-            ..Self::build(config, stop)
+            ..built
         };
         relay.hinted.set(frozen.hinted);
+        relay.metrics.thaw(&frozen.metrics);
+        relay.history.replace(History::thaw(frozen.history, now, refusal_kinds()));
         Rc::new(relay)
     }
 

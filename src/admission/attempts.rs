@@ -9,8 +9,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-// TODO-MERGE
-#[allow(unused_imports)]
 pub(crate) use self::frozen::Frozen;
 use crate::limits::RATE_TABLE_HALF;
 use crate::origin::Origin;

@@ -6,7 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -49,7 +49,10 @@ pub(super) struct Written {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) from: String,
-    pub(super) relay: FrozenRelay,
+    /// Until somebody takes it.
+    pub(super) relay: Option<FrozenRelay>,
+    /// When this was told, since 1970.
+    pub(super) frozen_at: Duration,
     pub(super) slots: Vec<FrozenSlot>,
     pub(super) connections: Vec<FrozenConnection>,
 }
@@ -110,5 +113,6 @@ pub(super) fn read(mut from: impl Read) -> Result<State, String> {
             Record::Relay(_) => return Err("the state is broken: it has two relays".into()),
         }
     }
-    Ok(State { from: header.from, relay: *relay, slots, connections })
+    let frozen_at = relay.frozen_at;
+    Ok(State { from: header.from, relay: Some(*relay), frozen_at, slots, connections })
 }

@@ -137,8 +137,8 @@ fn take(channel: BorrowedFd<'_>) -> Result<Taken, String> {
 
 impl Taken {
     /// What all connections share, if it can be read.
-    pub(crate) fn relay(&self) -> Option<&FrozenRelay> {
-        self.state.as_ref().ok().map(|state| &state.relay)
+    pub(crate) fn take_relay(&mut self) -> Option<FrozenRelay> {
+        self.state.as_mut().ok()?.relay.take()
     }
 
     /// Goes on with all slots and connections. If the state cannot be read, everybody who can be told is told that the
@@ -166,7 +166,7 @@ impl Taken {
         }
         relay.registry.bury_missing(now);
         let kept = relay.registry.backlog().kept;
-        let pause = clock::wall().duration_since(UNIX_EPOCH + state.relay.frozen_at);
+        let pause = clock::wall().duration_since(UNIX_EPOCH + state.frozen_at);
         let pause = pause.unwrap_or_default();
         events::upgraded(&state.from, connections, slots, kept, pause);
     }

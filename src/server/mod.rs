@@ -81,12 +81,12 @@ pub fn run_with(
     stop: &Stop,
     reload: &Request,
     upgrades: Option<Upgrades>,
-    taken: Option<Taken>,
+    mut taken: Option<Taken>,
 ) -> io::Result<()> {
     let plain = sockets.relay.into_iter().map(|socket| Listener::new(socket, false));
     let tls = sockets.tls.into_iter().map(|socket| Listener::new(socket, true));
     let secure = config.tls.as_ref().map(Secure::new).transpose().map_err(io::Error::other)?;
-    let relay = match taken.as_ref().and_then(Taken::relay) {
+    let relay = match taken.as_mut().and_then(Taken::take_relay) {
         Some(frozen) => Relay::thaw(config, stop.clone(), secure, frozen, clock::now()),
         None => Relay::with_tls(config, stop.clone(), secure),
     };

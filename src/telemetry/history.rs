@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-// TODO-MERGE
-#[allow(unused_imports)]
 pub(crate) use self::frozen::Frozen;
 use crate::limits::{HISTORY_DAY, HISTORY_HOUR, HISTORY_MINUTE, HISTORY_REFUSALS};
 

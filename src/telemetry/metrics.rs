@@ -10,8 +10,6 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-// TODO-MERGE
-#[allow(unused_imports)]
 pub(crate) use self::frozen::Frozen;
 pub(crate) use self::label::{
     AttemptOutcome, Code, Direction, Dropped, Failure, Label, ReclaimOutcome, Refused, Side,

@@ -31,8 +31,6 @@ struct Debtor {
     handshakes: Duration,
 }
 
-// TODO-MERGE
-#[allow(dead_code)]
 impl Attempts {
     /// What another program needs in order to go on limiting: whoever owes nothing is not among it. Nothing changes
     /// here.

@@ -45,8 +45,6 @@ struct FrozenRing<T> {
 #[serde(transparent)]
 struct ByKind<T>(BTreeMap<String, T>);
 
-// TODO-MERGE
-#[allow(dead_code)]
 impl<const K: usize> History<K> {
     /// What another program needs in order to go on; `kinds` are the names of the kinds of refusals. Nothing changes
     /// here.

@@ -51,8 +51,6 @@ struct Bucket {
     turns: u64,
 }
 
-// TODO-MERGE
-#[allow(dead_code)]
 impl Metrics {
     /// What another program needs in order to go on counting. Nothing changes here.
     pub(crate) fn freeze(&self) -> Frozen {
