@@ -92,9 +92,9 @@ impl Heads {
         self.tell_if_empty();
     }
 
-    /// Whether the table is empty.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.table.borrow().places.is_empty()
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.table.borrow().places.len()
     }
 
     /// Waits until the table is empty; for one waiter. Cancel safe.

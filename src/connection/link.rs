@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{self, Timer};
 
-pub(crate) use self::frozen::{FrozenConnection, FrozenContender, FrozenLink};
+pub(crate) use self::frozen::{
+    FrozenConnection, FrozenContender, FrozenLink, FrozenRequest, Stage,
+};
 use self::peer::count_end;
 pub(crate) use self::peer::{FrozenPeer, Peer, Rejected, Verdict};
 use crate::admission::permits::Permit;

@@ -4,6 +4,7 @@
 pub(crate) mod binary;
 pub(crate) mod link;
 pub(crate) mod phone;
+pub(crate) mod request;
 pub(crate) mod thaw;
 pub(crate) mod visitor;
 
@@ -59,7 +60,7 @@ struct Begun<S> {
 /// What comes before the request: a PROXY header, where one is due.
 ///
 /// It is boxed and so is what it comes to, as every stage is: they need not fit together.
-async fn begin<S: Transport>(
+async fn begin<S: Transport + 'static>(
     relay: Rc<Relay>,
     io: S,
     remote: IpAddr,
@@ -67,7 +68,7 @@ async fn begin<S: Transport>(
 ) -> Option<Box<Begun<S>>> {
     let deadline = clock::now() + relay.config.header_timeout;
     let visitor = Visitor::new(&relay, entry, remote);
-    announce(visitor, io, deadline).await.map(Box::new)
+    announce(visitor, io, Opening::default(), deadline).await.map(Box::new)
 }
 
 /// The same, and TLS behind it: a proxy that passes TLS on sends its header before it.
@@ -78,9 +79,15 @@ async fn begin_tls(
     entry: Entry,
 ) -> Option<Box<Begun<Tls>>> {
     let deadline = clock::now() + relay.config.header_timeout;
-    let secure = relay.secure.as_ref()?;
     let visitor = Visitor::over_tls(&relay, entry, remote);
-    let Begun { io, mut visitor, opening, deadline } = announce(visitor, io, deadline).await?;
+    secure(announce(visitor, io, Opening::default(), deadline).await?).await
+}
+
+/// Shakes hands.
+async fn secure(begun: Begun<Tcp>) -> Option<Box<Begun<Tls>>> {
+    let Begun { io, mut visitor, opening, deadline } = begun;
+    let relay = Rc::clone(visitor.relay());
+    let secure = relay.secure.as_ref()?;
     let remote = visitor.address();
     let account = Account::open(&relay.ledger, Origin::of(remote));
     let mut charge = Charge::new(Rc::clone(&account));
@@ -96,18 +103,19 @@ async fn begin_tls(
     }
 }
 
-/// Reads the PROXY header, if there is to be one.
-async fn announce<S: Transport>(
+/// Reads the PROXY header, if there is to be one. It may have begun in `opening`.
+async fn announce<S: Transport + 'static>(
     mut visitor: Visitor,
-    mut io: S,
+    io: S,
+    opening: Opening,
     deadline: Instant,
 ) -> Option<Begun<S>> {
     let (relay, proxy) = (Rc::clone(visitor.relay()), visitor.address());
     if !relay.config.proxies.send_header_from(proxy) {
-        return Some(Begun { io, visitor, opening: Opening::default(), deadline });
+        return Some(Begun { io, visitor, opening, deadline });
     }
-    let account = Account::open(&relay.ledger, Origin::of(proxy));
-    match head::read_proxy_header(&mut io, deadline, &relay.scratch, &account).await {
+    let (io, read) = request::read_announcement(&visitor, io, opening, deadline).await;
+    match read {
         Announcement::From(from, opening) => {
             visitor.speaks_for(from);
             Some(Begun { io, visitor, opening, deadline })
@@ -121,16 +129,45 @@ async fn announce<S: Transport>(
     }
 }
 
+/// Goes on with a request that another program has begun to read.
+pub(crate) async fn resume<S: Transport + 'static>(
+    visitor: Visitor,
+    io: S,
+    opening: Opening,
+    deadline: Instant,
+) {
+    let relay = Rc::clone(visitor.relay());
+    let begun = Box::new(Begun { io, visitor, opening, deadline });
+    if let Some(session) = Box::pin(receive(relay, Some(begun))).await {
+        session.await;
+    }
+}
+
+/// Goes on with the header of a proxy that another program has begun to read.
+pub(crate) async fn resume_announcement(
+    visitor: Visitor,
+    io: Tcp,
+    opening: Opening,
+    deadline: Instant,
+) {
+    let (relay, is_tls) = (Rc::clone(visitor.relay()), visitor.is_over_tls());
+    let Some(begun) = Box::pin(announce(visitor, io, opening, deadline)).await else { return };
+    let session = match is_tls {
+        false => Box::pin(receive(relay, Some(Box::new(begun)))).await,
+        true => Box::pin(receive(relay, Box::pin(secure(begun)).await)).await,
+    };
+    if let Some(session) = session {
+        session.await;
+    }
+}
+
 /// Reads and answers the request; what follows an upgrade is returned, to be run on its own.
 async fn receive<S: Transport + 'static>(
     relay: Rc<Relay>,
     begun: Option<Box<Begun<S>>>,
 ) -> Option<Session> {
-    let Begun { mut io, mut visitor, opening, deadline } = *begun?;
-    let account = Account::open(&relay.ledger, Origin::of(visitor.address()));
-    let scratch = &relay.scratch;
-    let read = head::read(&mut io, deadline, scratch, &account, opening, &mut visitor).await;
-    drop(account);
+    let Begun { io, mut visitor, opening, deadline } = *begun?;
+    let (mut io, read) = request::read_request(&mut visitor, io, opening, deadline).await;
     let remote = visitor.address();
     let (admission, leftover) = match read {
         Head::Admitted(admission, leftover) => (admission, leftover),

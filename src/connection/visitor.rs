@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use httparse::Header;
+use serde::{Deserialize, Serialize};
 
 use crate::admission::heads::Entry;
 use crate::clock;
@@ -12,6 +13,15 @@ use crate::http::gate::{Caller, Refusal};
 use crate::leg::Leg;
 use crate::origin::Origin;
 use crate::relay::Relay;
+
+/// What is known of a visitor before its request, as plain data.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenVisitor {
+    pub(crate) address: IpAddr,
+    is_proxy: bool,
+    is_tls: bool,
+    has_paid: bool,
+}
 
 /// The peer of a connection that has not been upgraded.
 pub(crate) struct Visitor {
@@ -46,6 +56,28 @@ impl Visitor {
     /// The same over TLS, which may serve some names alone.
     pub(crate) fn over_tls(relay: &Rc<Relay>, entry: Entry, address: IpAddr) -> Self {
         Self { is_tls: true, ..Self::new(relay, entry, address) }
+    }
+
+    /// What is known so far; it has not sent its request yet.
+    pub(crate) fn freeze(&self) -> FrozenVisitor {
+        FrozenVisitor {
+            address: self.address,
+            is_proxy: self.is_proxy,
+            is_tls: self.is_tls,
+            has_paid: self.has_paid,
+        }
+    }
+
+    /// The visitor that was frozen, in another place among the heads.
+    pub(crate) fn thaw(relay: &Rc<Relay>, entry: Entry, frozen: FrozenVisitor) -> Self {
+        let FrozenVisitor { address, is_proxy, is_tls, has_paid } = frozen;
+        let visitor = Self::new(relay, entry, address);
+        Self { is_proxy, is_tls, has_paid, ..visitor }
+    }
+
+    /// Whether it visits over TLS.
+    pub(crate) fn is_over_tls(&self) -> bool {
+        self.is_tls
     }
 
     /// The relay that it visits.

@@ -14,11 +14,12 @@ use smol::LocalExecutor;
 use super::channel::{self, Parcel};
 use super::format::{self, State};
 use super::program::{READY, TRIAL, VARIABLE};
+use crate::admission::heads::Heads;
 use crate::clock;
 use crate::close::Close;
 use crate::config::Config;
 use crate::connection::link::{Upgraded, send_off};
-use crate::connection::thaw::thaw;
+use crate::connection::thaw::{Resumed, thaw};
 use crate::leg::Leg;
 use crate::net::transport::Tcp;
 use crate::origin::Origin;
@@ -143,7 +144,12 @@ impl Taken {
 
     /// Goes on with all slots and connections. If the state cannot be read, everybody who can be told is told that the
     /// relay ends.
-    pub(crate) fn thaw(self, relay: &Rc<Relay>, executor: &LocalExecutor<'static>) {
+    pub(crate) fn thaw(
+        self,
+        relay: &Rc<Relay>,
+        heads: &Rc<Heads>,
+        executor: &LocalExecutor<'static>,
+    ) {
         let state = match self.state {
             Ok(state) => state,
             Err(reason) => {
@@ -157,14 +163,17 @@ impl Taken {
         for slot in state.slots {
             relay.registry.thaw(slot, now);
         }
-        let connections = state.connections.len();
         for (record, (socket, _)) in state.connections.into_iter().zip(self.connections) {
-            match thaw(relay, record, socket, now) {
-                Ok(session) => executor.spawn(session).detach(),
+            match thaw(relay, heads, record, socket, now) {
+                Ok(Resumed { session, place: None }) => executor.spawn(session).detach(),
+                Ok(Resumed { session, place: Some(place) }) => {
+                    heads.adopt(place, executor.spawn(session));
+                }
                 Err(reason) => warn!(reason = reason.as_str(); "connection_lost_in_upgrade"),
             }
         }
         relay.registry.bury_missing(now);
+        let connections = relay.permits.taken();
         let kept = relay.registry.backlog().kept;
         let pause = clock::wall().duration_since(UNIX_EPOCH + state.frozen_at);
         let pause = pause.unwrap_or_default();

@@ -1,11 +1,13 @@
 //! The request head on the wire: reads it within bytes and time, writes replies, and lingers so
 //! that they arrive.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::clock::Timer;
@@ -39,6 +41,16 @@ pub struct Opening {
 }
 
 impl Opening {
+    /// `bytes` that came after `spent` others.
+    pub(crate) fn new(bytes: Vec<u8>, spent: usize) -> Self {
+        Self { bytes, spent }
+    }
+
+    /// How much came before.
+    pub(crate) fn spent(&self) -> usize {
+        self.spent
+    }
+
     /// What arrived behind the header, for another layer to begin with.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
@@ -58,38 +70,94 @@ pub(crate) enum Announcement {
     Gone,
 }
 
+/// Where a head comes from, and what has come so far. Both stay with their owner between two turns, who may hand them
+/// over to another program meanwhile.
+pub(crate) trait Inlet {
+    /// Reads what is there and appends it.
+    fn poll_fill(&self, cx: &mut Context<'_>, scratch: &Rc<Scratch>) -> Poll<io::Result<usize>>;
+
+    /// Looks at what has come so far.
+    fn with_bytes<T>(&self, look: impl FnOnce(&mut Vec<u8>) -> T) -> T;
+}
+
+/// A socket with nothing read yet, or with this.
+struct Plain<'a, S> {
+    io: RefCell<&'a mut S>,
+    bytes: RefCell<Vec<u8>>,
+}
+
+impl<S: AsyncRead + Unpin> Inlet for Plain<'_, S> {
+    fn poll_fill(&self, cx: &mut Context<'_>, scratch: &Rc<Scratch>) -> Poll<io::Result<usize>> {
+        poll_fill(cx, &mut **self.io.borrow_mut(), scratch, &mut self.bytes.borrow_mut())
+    }
+
+    fn with_bytes<T>(&self, look: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        look(&mut self.bytes.borrow_mut())
+    }
+}
+
+/// Why no head was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unread {
+    /// It was not complete at the deadline.
+    TimedOut,
+    /// The peer went away.
+    Gone,
+}
+
+/// Reads until `judge` has come to something about the bytes so far, or until `deadline`. What is held of them is
+/// charged to `account`. Cancel safe: what was read is with the inlet.
+async fn read_from<T>(
+    inlet: &impl Inlet,
+    deadline: Instant,
+    scratch: &Rc<Scratch>,
+    account: &Rc<Account>,
+    mut judge: impl FnMut(&mut Vec<u8>) -> Option<T>,
+) -> Result<T, Unread> {
+    let timeout = async {
+        Timer::at(deadline).await;
+        Err(Unread::TimedOut)
+    };
+    let reading = async {
+        let mut charge = Charge::new(Rc::clone(account));
+        let mut has_more = inlet.with_bytes(|bytes| !bytes.is_empty());
+        loop {
+            if !std::mem::take(&mut has_more) {
+                match poll_fn(|cx| inlet.poll_fill(cx, scratch)).await {
+                    Ok(0) | Err(_) => return Err(Unread::Gone),
+                    Ok(_) => {}
+                }
+            }
+            charge.set(inlet.with_bytes(|bytes| bytes.capacity()));
+            if let Some(judged) = inlet.with_bytes(&mut judge) {
+                return Ok(judged);
+            }
+        }
+    };
+    reading.or(timeout).or(evicted(account, Err(Unread::Gone))).await
+}
+
 /// Reads a PROXY header until `deadline`.
-///
-/// Not cancel safe: a cancelled read loses what it has read.
-pub(crate) async fn read_proxy_header<S: AsyncRead + Unpin>(
-    io: &mut S,
+pub(crate) async fn read_proxy_header(
+    inlet: &impl Inlet,
     deadline: Instant,
     scratch: &Rc<Scratch>,
     account: &Rc<Account>,
 ) -> Announcement {
-    let timeout = async {
-        Timer::at(deadline).await;
-        Announcement::TimedOut
-    };
-    let reading = async {
-        let mut charge = Charge::new(Rc::clone(account));
-        let mut bytes = Vec::new();
-        loop {
-            match fill(io, scratch, &mut bytes).await {
-                Ok(0) | Err(_) => return Announcement::Gone,
-                Ok(_) => charge.set(bytes.capacity()),
-            };
-            match proxy_header::parse(&bytes) {
-                ProxyHeader::Incomplete => {}
-                ProxyHeader::Malformed => return Announcement::Malformed,
-                ProxyHeader::Complete { from, length } => {
-                    bytes.drain(..length);
-                    return Announcement::From(from, Opening { bytes, spent: length });
-                }
-            }
+    let judge = |bytes: &mut Vec<u8>| match proxy_header::parse(bytes) {
+        ProxyHeader::Incomplete => None,
+        ProxyHeader::Malformed => Some(Announcement::Malformed),
+        ProxyHeader::Complete { from, length } => {
+            bytes.drain(..length);
+            let opening = Opening { bytes: std::mem::take(bytes), spent: length };
+            Some(Announcement::From(from, opening))
         }
     };
-    reading.or(timeout).or(evicted(account, Announcement::Gone)).await
+    match read_from(inlet, deadline, scratch, account, judge).await {
+        Ok(announcement) => announcement,
+        Err(Unread::TimedOut) => Announcement::TimedOut,
+        Err(Unread::Gone) => Announcement::Gone,
+    }
 }
 
 /// Reads one request head, which may have begun in `opening`, until `deadline`. `caller` is passed
@@ -104,49 +172,40 @@ pub async fn read<S: AsyncRead + Unpin>(
     opening: Opening,
     caller: &mut impl Caller,
 ) -> Head {
-    let timeout = async {
-        Timer::at(deadline).await;
-        Head::Refused(Refusal::HeadTimeout)
-    };
-    let reading = async {
-        let mut charge = Charge::new(Rc::clone(account));
-        let Opening { mut bytes, spent } = opening;
-        let mut has_more = !bytes.is_empty();
-        loop {
-            if !std::mem::take(&mut has_more) {
-                match fill(io, scratch, &mut bytes).await {
-                    Ok(0) | Err(_) => return Head::Gone,
-                    Ok(_) => {}
-                }
-            }
-            charge.set(bytes.capacity());
-            match judge(&bytes, caller) {
-                Judgement::Incomplete if spent + bytes.len() >= MAX_HEAD_BYTES => {
-                    return Head::Refused(Refusal::HeadTooLarge);
-                }
-                Judgement::Incomplete => {}
-                Judgement::Refused(refusal) => return Head::Refused(refusal),
-                Judgement::Admitted(_, length) if spent + length > MAX_HEAD_BYTES => {
-                    return Head::Refused(Refusal::HeadTooLarge);
-                }
-                Judgement::Admitted(admission, length) => {
-                    bytes.drain(..length);
-                    bytes.shrink_to_fit();
-                    return Head::Admitted(admission, bytes);
-                }
-            }
-        }
-    };
-    reading.or(timeout).or(evicted(account, Head::Gone)).await
+    let Opening { bytes, spent } = opening;
+    let inlet = Plain { io: RefCell::new(io), bytes: RefCell::new(bytes) };
+    read_request(&inlet, spent, deadline, scratch, account, caller).await
 }
 
-/// Why no head was read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Unread {
-    /// It was not complete at the deadline.
-    TimedOut,
-    /// The peer went away.
-    Gone,
+/// Reads one request head from `inlet`; `spent` bytes were read before it.
+pub(crate) async fn read_request(
+    inlet: &impl Inlet,
+    spent: usize,
+    deadline: Instant,
+    scratch: &Rc<Scratch>,
+    account: &Rc<Account>,
+    caller: &mut impl Caller,
+) -> Head {
+    let judge = |bytes: &mut Vec<u8>| match judge(bytes, caller) {
+        Judgement::Incomplete if spent + bytes.len() >= MAX_HEAD_BYTES => {
+            Some(Head::Refused(Refusal::HeadTooLarge))
+        }
+        Judgement::Incomplete => None,
+        Judgement::Refused(refusal) => Some(Head::Refused(refusal)),
+        Judgement::Admitted(_, length) if spent + length > MAX_HEAD_BYTES => {
+            Some(Head::Refused(Refusal::HeadTooLarge))
+        }
+        Judgement::Admitted(admission, length) => {
+            bytes.drain(..length);
+            bytes.shrink_to_fit();
+            Some(Head::Admitted(admission, std::mem::take(bytes)))
+        }
+    };
+    match read_from(inlet, deadline, scratch, account, judge).await {
+        Ok(head) => head,
+        Err(Unread::TimedOut) => Head::Refused(Refusal::HeadTimeout),
+        Err(Unread::Gone) => Head::Gone,
+    }
 }
 
 /// Reads until `judge` has come to something about the bytes so far, or until `deadline`; for heads
@@ -160,24 +219,8 @@ pub(crate) async fn read_until<S: AsyncRead + Unpin, T>(
     account: &Rc<Account>,
     judge: impl Fn(&[u8]) -> Option<T>,
 ) -> Result<T, Unread> {
-    let timeout = async {
-        Timer::at(deadline).await;
-        Err(Unread::TimedOut)
-    };
-    let reading = async {
-        let mut charge = Charge::new(Rc::clone(account));
-        let mut bytes = Vec::new();
-        loop {
-            match fill(io, scratch, &mut bytes).await {
-                Ok(0) | Err(_) => return Err(Unread::Gone),
-                Ok(_) => charge.set(bytes.capacity()),
-            };
-            if let Some(judged) = judge(&bytes) {
-                return Ok(judged);
-            }
-        }
-    };
-    reading.or(timeout).or(evicted(account, Err(Unread::Gone))).await
+    let inlet = Plain { io: RefCell::new(io), bytes: RefCell::default() };
+    read_from(&inlet, deadline, scratch, account, |bytes| judge(bytes)).await
 }
 
 /// Writes a whole reply within `timeout`.
@@ -238,21 +281,19 @@ pub(crate) async fn evicted<T>(account: &Account, outcome: T) -> T {
 }
 
 /// Reads what is there and appends it.
-async fn fill<S: AsyncRead + Unpin>(
+pub(crate) fn poll_fill<S: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
     io: &mut S,
     scratch: &Rc<Scratch>,
     bytes: &mut Vec<u8>,
-) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut buffer = scratch.lend();
-        // A small first read: what follows the head is the WebSocket's, and is read by its rules.
-        let buffer = &mut buffer[..READ_AT_ONCE];
-        Pin::new(&mut *io).poll_read(cx, buffer).map_ok(|read| {
-            bytes.extend_from_slice(&buffer[..read]);
-            read
-        })
+) -> Poll<io::Result<usize>> {
+    let mut buffer = scratch.lend();
+    // A small first read: what follows the head is the WebSocket's, and is read by its rules.
+    let buffer = &mut buffer[..READ_AT_ONCE];
+    Pin::new(io).poll_read(cx, buffer).map_ok(|read| {
+        bytes.extend_from_slice(&buffer[..read]);
+        read
     })
-    .await
 }
 
 const READ_AT_ONCE: usize = 2 * 1024;

@@ -93,14 +93,15 @@ pub fn run_with(
     let listeners = plain.chain(tls).collect::<io::Result<Vec<_>>>()?;
     let metrics = sockets.metrics.into_iter().map(Async::new).map(|made| made.map(Arc::new));
     let metrics = metrics.collect::<io::Result<Vec<_>>>()?;
+    let heads = Heads::new(MAX_HEADS);
     if let Some(taken) = taken {
-        taken.thaw(&relay, executor);
+        taken.thaw(&relay, &heads, executor);
     }
     let upgrade = upgrades.map(|upgrades| {
         let passed = |socket: &Arc<Async<std::net::TcpListener>>| -> Socket { socket.clone() };
         (upgrades, metrics.iter().map(passed).collect())
     });
-    let working = turns::run(executor, serve(executor, listeners, &relay, reload, upgrade));
+    let working = turns::run(executor, serve(executor, listeners, &relay, heads, reload, upgrade));
     if metrics.is_empty() {
         smol::block_on(working);
     } else {
@@ -119,18 +120,19 @@ pub async fn work<L: Listening>(
     relay: &Rc<Relay>,
     reload: &Request,
 ) {
-    turns::run(executor, serve(executor, listeners, relay, reload, None)).await;
+    let heads = Heads::new(MAX_HEADS);
+    turns::run(executor, serve(executor, listeners, relay, heads, reload, None)).await;
 }
 
 async fn serve<L: Listening>(
     executor: &LocalExecutor<'static>,
     mut listeners: Vec<L>,
     relay: &Rc<Relay>,
+    heads: Rc<Heads>,
     reload: &Request,
     upgrades: Option<(Upgrades, Vec<Socket>)>,
 ) {
     let drain_timeout = relay.config.drain_timeout;
-    let heads = Heads::new(MAX_HEADS);
     let reaper = executor.spawn(reap(Rc::clone(&relay.registry)));
     let registry = Rc::clone(&relay.registry);
     let keeper = executor.spawn(async move { registry.keep_budget().await });

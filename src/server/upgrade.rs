@@ -52,8 +52,10 @@ impl Upgrader {
     /// Hands over. Returns why that failed; `None` if a stop came first.
     async fn hand_over(&self) -> Option<String> {
         // Nobody is accepted any more; newcomers wait in the sockets.
+        // What is in a table of its own and not in that of those who can be handed over is being answered, or shakes
+        // hands.
         handover::settle(UPGRADE_SETTLES, || {
-            self.heads.is_empty() && self.relay.permits.taken() == self.relay.links.count()
+            self.heads.count() + self.relay.permits.taken() == self.relay.links.count()
         })
         .await;
         if let Err(error) = signals::hold() {

@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 use super::{FrozenPeer, Link, Peer, Phase, Tally};
 use crate::clock;
 use crate::close::Ended;
+use crate::connection::visitor::FrozenVisitor;
 use crate::http::gate::PeerText;
 use crate::links::{Carried, Frozen};
 use crate::net::transport::Transport;
@@ -28,6 +29,8 @@ pub(crate) enum FrozenConnection {
     Link(Box<FrozenLink>),
     /// A binary that waits for what becomes of the holder of its server-id.
     Contender(FrozenContender),
+    /// A request on its way.
+    Request(FrozenRequest),
 }
 
 /// Such a binary.
@@ -39,6 +42,29 @@ pub(crate) struct FrozenContender {
     pub(crate) leftover: ByteBuf,
     pub(crate) version: PeerText,
     pub(crate) contest: FrozenContest,
+}
+
+/// A connection that has not been upgraded.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FrozenRequest {
+    pub(crate) visitor: FrozenVisitor,
+    pub(crate) tls: Option<ByteBuf>,
+    /// What has come.
+    pub(crate) bytes: ByteBuf,
+    /// How much came before that.
+    pub(crate) spent: usize,
+    /// What is left of the time for it.
+    pub(crate) remaining: Duration,
+    pub(crate) stage: Stage,
+}
+
+/// What is being read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Stage {
+    /// The header of a proxy.
+    Announcement,
+    /// The request.
+    Request,
 }
 
 /// A link without its socket.
