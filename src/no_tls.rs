@@ -173,3 +173,20 @@ impl Secure {
         match *self {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_bytes::ByteBuf;
+
+    use super::stream::Frozen;
+
+    #[test]
+    fn what_a_program_with_tls_has_frozen_is_passed_over() {
+        let theirs = BTreeMap::from([("records", ByteBuf::from([1; 300]))]);
+        let bytes = rmp_serde::to_vec_named(&(theirs, "next")).unwrap();
+        let (_, next): (Frozen, String) = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(next, "next");
+    }
+}
