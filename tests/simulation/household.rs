@@ -104,6 +104,7 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
     let ends = clock::now() + Duration::from_secs(habits.days * 24 * 60 * 60);
     let mut event_loop = EventLoop {
         simulation: &simulation,
+        begun: home.begun,
         network: &network,
         stall: &home.stall,
         others: Box::pin(executor.run(home.pass(ends))),
@@ -124,7 +125,7 @@ pub fn live(habits: Habits) -> Result<Figures, String> {
         let reload = Request::new();
         let mut working =
             Box::pin(server::work(&relays, vec![network.listener()], &relay, &reload));
-        event_loop.run(working.as_mut(), |line| home.hear(line), || stop.raise())?;
+        event_loop.run(working.as_mut(), |line, _| home.hear(line), || stop.raise())?;
         drop(working);
         drop(relays);
         let left = leftover(&relay, &network);

@@ -22,6 +22,7 @@ mod run;
 mod sessions;
 mod stop;
 mod timeouts;
+mod verdicts;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

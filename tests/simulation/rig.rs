@@ -110,13 +110,14 @@ pub fn simulate_over(path: Path, seed: u64, arguments: &[&str], test: impl Async
     };
     let mut event_loop = EventLoop {
         simulation: &simulation,
+        begun: clock::now(),
         network: &network,
         stall: &rig.stall,
         others: Box::pin(others),
         turn: Flag::new(),
         is_over: false,
     };
-    let hear = |line: &str| {
+    let hear = |line: &str, _| {
         rig.lines.borrow_mut().push(line.to_owned());
         rig.wake();
         Ok(())

@@ -68,6 +68,7 @@ pub fn run(plan: &Plan) -> Result<Outcome, String> {
 fn simulate(plan: &Plan) -> Result<Outcome, String> {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000);
     let simulation = Simulation::begin(plan.seed, wall);
+    let begun = clock::now();
     simulation.set_cost(Duration::from_nanos(plan.cost_ns));
     events::collect();
     let network = Network::new(mix(plan.seed, 1), plan.path());
@@ -76,17 +77,14 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
     let relays = LocalExecutor::new();
     let mut working = Box::pin(server::work(&relays, vec![network.listener()], &relay, &reload));
     let everybody = Everybody::come(plan, &network);
-    let mut expiries = Expiries {
-        grace: everybody.site.grace,
-        turn: Duration::from_nanos(plan.cost_ns) * 200,
-        since: BTreeMap::new(),
-    };
-    let hear = |line: &str| {
+    let mut expiries = Expiries::new(everybody.site.grace);
+    let hear = |line: &str, turn: Instant| {
         everybody.hear(line);
-        expiries.read(line)
+        expiries.read(line, turn)
     };
     let mut event_loop = EventLoop {
         simulation: &simulation,
+        begun,
         network: &network,
         stall: &everybody.stall,
         others: Box::pin(everybody.site.executor.run(everybody.live(plan, &relay, &reload))),
@@ -110,6 +108,8 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
 /// Lets a relay and everybody else have their turns, and time pass where nobody has anything to do.
 pub struct EventLoop<'a> {
     pub simulation: &'a Simulation,
+    /// When the simulation began.
+    pub begun: Instant,
     pub network: &'a Network,
     /// For how long the machine is to stand still now.
     pub stall: &'a Cell<Duration>,
@@ -121,12 +121,12 @@ pub struct EventLoop<'a> {
 }
 
 impl EventLoop<'_> {
-    /// Runs until the relay ends. What it logs is for `hear`, and `ended` is called when the others come to
-    /// their end.
+    /// Runs until the relay ends. `hear` gets each line that it logs, with the time when the relay's turn began.
+    /// `ended` is called when the others come to their end.
     pub fn run(
         &mut self,
         mut relay: Pin<&mut impl Future>,
-        mut hear: impl FnMut(&str) -> Result<(), String>,
+        mut hear: impl FnMut(&str, Instant) -> Result<(), String>,
         ended: impl Fn(),
     ) -> Result<(), String> {
         let relays_turn = Flag::new();
@@ -138,11 +138,12 @@ impl EventLoop<'_> {
                 if turns > MOST_TURNS {
                     return Err(format!("time stands still{}", self.network.report()));
                 }
+                let turn = self.begun + self.simulation.age();
                 let has_ended = relays_turn.take()
                     && relay.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_ready();
                 while let Some(line) = events::take() {
                     self.network.note(&line);
-                    hear(&line).map_err(|wrong| wrong + &self.network.report())?;
+                    hear(&line, turn).map_err(|wrong| wrong + &self.network.report())?;
                 }
                 if has_ended {
                     return Ok(());
@@ -368,19 +369,23 @@ impl Everybody {
 }
 
 /// The grace windows, as the log tells of them: none is shorter than it must be, and none longer.
-struct Expiries {
+pub struct Expiries {
     grace: Duration,
-    /// What a turn of the event loop takes at most: at its end the log is read.
-    turn: Duration,
+    /// When the turn began in which the log told of a window's beginning. The window began then or later.
     since: BTreeMap<String, Instant>,
 }
 
 impl Expiries {
-    fn read(&mut self, line: &str) -> Result<(), String> {
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, since: BTreeMap::new() }
+    }
+
+    /// Reads a line that the relay logged in the turn that began at `turn` and is over now.
+    pub fn read(&mut self, line: &str, turn: Instant) -> Result<(), String> {
         let Some(server) = field(line, "server_id") else { return Ok(()) };
         let now = clock::now();
         match field(line, "event") {
-            Some("server_released") => drop(self.since.insert(server.to_owned(), now)),
+            Some("server_released") => drop(self.since.insert(server.to_owned(), turn)),
             Some("server_claimed" | "server_reclaimed") => drop(self.since.remove(server)),
             Some("server_expired") => {
                 let Some(since) = self.since.remove(server) else {
@@ -389,7 +394,7 @@ impl Expiries {
                 let lasted = now - since;
                 // A machine that stands still, or is slow, is late.
                 let late = lasted.saturating_sub(self.grace);
-                if lasted + self.turn < self.grace || late > Duration::from_secs(1) {
+                if lasted < self.grace || late > Duration::from_secs(1) {
                     return Err(format!("the window of {server} lasted {lasted:?}"));
                 }
             }
