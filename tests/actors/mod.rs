@@ -13,12 +13,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::world::World;
 
-/// What the relay logs, for the judges.
-pub fn read_log(line: &str, worlds: &HashMap<String, Rc<RefCell<World>>>) {
+/// What the relay logs, for the judges. It happened at `since` or later.
+pub fn read_log(line: &str, since: Instant, worlds: &HashMap<String, Rc<RefCell<World>>>) {
     let told = || worlds.get(field(line, "server_id")?);
     match field(line, "event") {
         Some("server_claimed") => {
@@ -42,6 +42,14 @@ pub fn read_log(line: &str, worlds: &HashMap<String, Rc<RefCell<World>>>) {
         Some("server_expired") => {
             if let Some(world) = told() {
                 world.borrow_mut().expiry_logged();
+            }
+        }
+        Some("phone_unregistered") => {
+            let reason = line.split_once(" reason=").map(|(_, reason)| reason.trim_matches('"'));
+            if let (Some(world), Some(conn_id), Some(reason)) =
+                (told(), field(line, "conn_id"), reason)
+            {
+                world.borrow_mut().departure_logged(conn_id, reason, since);
             }
         }
         _ => {}

@@ -167,6 +167,8 @@ impl Life<'_> {
             Next::End | Next::Lost(_) => {
                 let mut world = self.world.borrow_mut();
                 world.note(format!("phone {}: {next:?}", self.number));
+                let phone = world.phones.get_mut(&self.number).unwrap();
+                phone.was_reset = matches!(next, Next::Lost(_));
                 world.phone_ended(self.number, None, "");
                 return true;
             }

@@ -44,6 +44,8 @@ pub struct World {
     pub settled: bool,
     /// Claims by somebody else that are under way.
     pub usurpers: u32,
+    /// Phones that the relay took off the slot, by their ids.
+    departures: BTreeMap<String, Departure>,
     /// Ids that the daemon made up; how often the relay told it that there is no such phone.
     pub strangers: BTreeMap<String, u32>,
     pub done: bool,
@@ -175,6 +177,8 @@ pub struct Phone {
     pub stalled: bool,
     /// Its connection is over.
     pub gone: bool,
+    /// By a reset.
+    pub was_reset: bool,
     /// The relay's close code.
     pub closed_with: Option<u16>,
     /// It has sent its last message and waits for the daemon's.
@@ -200,6 +204,13 @@ pub struct Phone {
     pub directive: Option<Directive>,
     /// Its session is over for the daemon, for a reason that is the daemon's own.
     pub forgotten: bool,
+}
+
+/// That the relay took a phone off the slot, as the log told it.
+struct Departure {
+    /// It was then or later.
+    since: Instant,
+    reason: String,
 }
 
 /// What a daemon asked for.
@@ -239,6 +250,7 @@ impl World {
             ending: false,
             settled: false,
             usurpers: 0,
+            departures: BTreeMap::new(),
             strangers: BTreeMap::new(),
             done: false,
             tally: Tally::default(),
@@ -336,6 +348,12 @@ impl World {
         }
         self.tally.expired += 1;
         self.forget(now);
+    }
+
+    /// The log says that the relay took a phone off the slot, at `since` or later.
+    pub fn departure_logged(&mut self, conn_id: &str, reason: &str, since: Instant) {
+        let departure = Departure { since, reason: reason.to_owned() };
+        self.departures.insert(conn_id.to_owned(), departure);
     }
 
     /// The sessions that were there at that time are over for the daemon.

@@ -79,7 +79,7 @@ fn simulate(plan: &Plan) -> Result<Outcome, String> {
     let everybody = Everybody::come(plan, &network);
     let mut expiries = Expiries::new(everybody.site.grace);
     let hear = |line: &str, turn: Instant| {
-        everybody.hear(line);
+        everybody.hear(line, turn);
         expiries.read(line, turn)
     };
     let mut event_loop = EventLoop {
@@ -363,8 +363,8 @@ impl Everybody {
         }
     }
 
-    fn hear(&self, line: &str) {
-        read_log(line, &self.by_id);
+    fn hear(&self, line: &str, turn: Instant) {
+        read_log(line, turn, &self.by_id);
     }
 }
 

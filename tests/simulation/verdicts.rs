@@ -1,11 +1,18 @@
 //! The judge, judged: what it accepts, and that it still condemns whatever lies just beyond.
 
+use std::cell::{RefCell, RefMut};
+use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use pyrycode_relay::clock;
 use pyrycode_relay::clock::simulated::Simulation;
+use pyrycode_relay::limits::LINGER_TIME;
 
-use crate::actors::GRACE;
+use crate::actors::text::{Text, Way};
+use crate::actors::world::{Connection, End, Phone, World};
+use crate::actors::{GRACE, read_log};
+use crate::rig::millis;
 use crate::run::Expiries;
 
 #[test]
@@ -15,9 +22,9 @@ fn a_window_counts_from_the_beginning_of_the_turn_that_logs_it_and_not_a_nanosec
         let mut expiries = Expiries::new(GRACE);
         let turn = clock::now();
         // A slow machine: the turn takes a while, and the log is read at its end.
-        advance(&simulation, Duration::from_millis(3));
+        advance(&simulation, millis(3));
         expiries.read("event=server_released server_id=home", turn).unwrap();
-        advance(&simulation, lasted - Duration::from_millis(3));
+        advance(&simulation, lasted - millis(3));
         expiries.read("event=server_expired server_id=home phones=0", clock::now())
     };
     assert_eq!(lasting(GRACE), Ok(()));
@@ -25,11 +32,105 @@ fn a_window_counts_from_the_beginning_of_the_turn_that_logs_it_and_not_a_nanosec
         lasting(GRACE - Duration::from_nanos(1)),
         Err("the window of home lasted 2.499999999s".to_owned())
     );
-    assert!(lasting(GRACE + Duration::from_millis(1001)).is_err());
+    assert!(lasting(GRACE + millis(1001)).is_err());
+}
+
+#[test]
+fn a_close_that_two_seconds_were_not_enough_for_may_end_in_a_reset_and_in_nothing_else() {
+    let ending = |reason: &str, waited: Duration, was_reset: bool| {
+        let stage = Stage::open();
+        stage.phone_joins(0);
+        stage.phone_says(0);
+        stage.daemon_resets();
+        stage.daemon_dials();
+        stage.log(&format!("phone_unregistered server_id=home conn_id={CONN_ID} reason={reason}"));
+        advance(&stage.simulation, waited);
+        stage.phone(0).was_reset = was_reset;
+        stage.world().phone_ended(0, None, "");
+        stage.verdict()
+    };
+    let reclaimed = "binary reclaimed server-id";
+    assert_eq!(ending(reclaimed, LINGER_TIME, true), Ok(()));
+    for (reason, waited, was_reset) in [
+        // Too soon; an orderly end, with no close before it; no close that was ever due.
+        (reclaimed, LINGER_TIME - millis(1), true),
+        (reclaimed, LINGER_TIME, false),
+        ("connection lost", LINGER_TIME, true),
+    ] {
+        let wrong = ending(reason, waited, was_reset).unwrap_err();
+        assert!(wrong.contains("nobody asked for it"), "{wrong}");
+    }
+}
+
+/// A world of one phone whose daemon has just come, without a relay.
+struct Stage {
+    simulation: Simulation,
+    worlds: HashMap<String, Rc<RefCell<World>>>,
+}
+
+impl Stage {
+    fn open() -> Self {
+        let world = World::new(0, "home".to_owned(), SEED, GRACE);
+        let worlds = HashMap::from([(world.id.clone(), Rc::new(RefCell::new(world)))]);
+        let stage = Self { simulation: begin(), worlds };
+        stage.daemon_dials();
+        stage
+    }
+
+    fn world(&self) -> RefMut<'_, World> {
+        self.worlds["home"].borrow_mut()
+    }
+
+    fn phone(&self, number: u32) -> RefMut<'_, Phone> {
+        RefMut::map(self.world(), |world| world.phones.get_mut(&number).unwrap())
+    }
+
+    /// What was found wrong.
+    fn verdict(&self) -> Result<(), String> {
+        self.world().wrong.take().map_or(Ok(()), Err)
+    }
+
+    fn log(&self, event: &str) {
+        read_log(&format!("level=info event={event}"), clock::now(), &self.worlds);
+    }
+
+    /// A moment later the daemon is connected and has the slot.
+    fn daemon_dials(&self) {
+        let dialed = advance(&self.simulation, millis(10));
+        self.log("server_claimed server_id=home");
+        let seated = Some(advance(&self.simulation, millis(10)));
+        self.world().connections.push(Connection { seated, ..Connection::dialed(dialed) });
+    }
+
+    fn daemon_resets(&self) {
+        let left = advance(&self.simulation, millis(10));
+        let on = self.world().latest();
+        self.world().connections[on as usize - 1].left = Some(left);
+        self.world().end_connection(on, End::Reset);
+        self.log("server_released server_id=home");
+    }
+
+    fn phone_joins(&self, number: u32) {
+        let opened = Some(advance(&self.simulation, millis(10)));
+        let opened_on = self.world().seated();
+        self.world().phones.entry(number).or_default();
+        let mut phone = self.phone(number);
+        (phone.opened, phone.opened_on) = (opened, opened_on);
+    }
+
+    /// A message of a phone arrives at the daemon.
+    fn phone_says(&self, phone: u32) {
+        let (way, number) = (Way::ToBinary, self.phone(phone).sent);
+        let frame = Text { way, world: 0, phone, connection: 0, number }.write(SEED);
+        self.phone(phone).sent += 1;
+        let on = self.world().latest();
+        let envelope = format!("{{\"conn_id\":\"{CONN_ID}\",\"frame\":{frame}}}");
+        self.world().at_daemon(on, &envelope);
+    }
 }
 
 fn begin() -> Simulation {
-    Simulation::begin(1, SystemTime::UNIX_EPOCH)
+    Simulation::begin(SEED, SystemTime::UNIX_EPOCH)
 }
 
 /// Lets this long pass.
@@ -37,3 +138,6 @@ fn advance(simulation: &Simulation, time: Duration) -> Instant {
     simulation.advance(clock::now() + time);
     clock::now()
 }
+
+const SEED: u64 = 1;
+const CONN_ID: &str = "client-home-0123456789abcdef";

@@ -192,7 +192,7 @@ impl Round {
         executor
             .spawn(async move {
                 while let Ok(line) = log.recv().await {
-                    read_log(&line, &by_id);
+                    read_log(&line, Instant::now(), &by_id);
                 }
             })
             .detach();

@@ -286,6 +286,9 @@ impl World {
             {
                 return Ok(());
             }
+            (None, _) if phone.was_reset && self.close_came_too_late(number, phone) => {
+                return Ok(());
+            }
             (Some(1013), "backlog full") if phone.stalled => return Ok(()),
             (Some(1011), "heartbeat timeout") | (None, _) if phone.stalled => return Ok(()),
             _ => {}
@@ -306,6 +309,18 @@ impl World {
             Some(Leaving::Abrupt) if code.is_none() => Ok(()),
             _ => Err("nobody asked for it".to_owned()),
         }
+    }
+
+    /// Whether the relay had reason to close the phone itself, and has waited for two seconds since: its close may
+    /// still have been on its way then, and a reset meets what the phone still sends.
+    fn close_came_too_late(&self, number: u32, phone: &Phone) -> bool {
+        let Some(departure) = phone.conn_id.as_ref().and_then(|id| self.departures.get(id)) else {
+            return false;
+        };
+        let reclaimed = departure.reason == "binary reclaimed server-id";
+        reclaimed
+            && self.may_be_reclaimed(number, phone)
+            && clock::since(departure.since) >= LINGER_TIME
     }
 
     /// Whether the window has passed, though the log may not have told it yet.
