@@ -10,7 +10,7 @@ use pyrycode_relay::clock::simulated::Simulation;
 use pyrycode_relay::limits::LINGER_TIME;
 
 use crate::actors::text::{Text, Way};
-use crate::actors::world::{Connection, End, Phone, World};
+use crate::actors::world::{Connection, Directive, End, Leaving, Phone, World};
 use crate::actors::{GRACE, read_log};
 use crate::rig::millis;
 use crate::run::Expiries;
@@ -41,7 +41,7 @@ fn a_close_that_two_seconds_were_not_enough_for_may_end_in_a_reset_and_in_nothin
         let stage = Stage::open();
         stage.phone_joins(0);
         stage.phone_says(0);
-        stage.daemon_resets();
+        stage.daemon_ends(End::Reset);
         stage.daemon_dials();
         stage.log(&format!("phone_unregistered server_id=home conn_id={CONN_ID} reason={reason}"));
         advance(&stage.simulation, waited);
@@ -59,6 +59,35 @@ fn a_close_that_two_seconds_were_not_enough_for_may_end_in_a_reset_and_in_nothin
     ] {
         let wrong = ending(reason, waited, was_reset).unwrap_err();
         assert!(wrong.contains("nobody asked for it"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_phone_that_closes_first_is_owed_nothing_before_a_directive_and_any_other_phone_everything() {
+    // What was queued was sent on the connection before, or on the one of the directive.
+    for is_older in [true, false] {
+        let ending = |leaving: Option<Leaving>| {
+            let stage = Stage::open();
+            stage.phone_joins(0);
+            stage.phone_says(0);
+            let first = stage.daemon_says(0);
+            stage.daemon_says(0);
+            if is_older {
+                stage.daemon_ends(End::Clean);
+                stage.daemon_dials();
+            }
+            stage.world().at_phone(0, &first);
+            stage.daemon_directs(0, 1011);
+            stage.phone(0).leaving = leaving;
+            stage.world().phone_ended(0, Some(1011), "");
+            stage.verdict()
+        };
+        let orderly = |answer, notice| Some(Leaving::Orderly { answer, notice });
+        assert_eq!(ending(orderly(Some(3000), 3000)), Ok(()));
+        // Whoever has shut down writing alone still reads.
+        for leaving in [None, orderly(None, 1001)] {
+            assert!(ending(leaving).is_err(), "{leaving:?}, {is_older}");
+        }
     }
 }
 
@@ -102,11 +131,11 @@ impl Stage {
         self.world().connections.push(Connection { seated, ..Connection::dialed(dialed) });
     }
 
-    fn daemon_resets(&self) {
+    fn daemon_ends(&self, end: End) {
         let left = advance(&self.simulation, millis(10));
         let on = self.world().latest();
         self.world().connections[on as usize - 1].left = Some(left);
-        self.world().end_connection(on, End::Reset);
+        self.world().end_connection(on, end);
         self.log("server_released server_id=home");
     }
 
@@ -126,6 +155,24 @@ impl Stage {
         let on = self.world().latest();
         let envelope = format!("{{\"conn_id\":\"{CONN_ID}\",\"frame\":{frame}}}");
         self.world().at_daemon(on, &envelope);
+    }
+
+    /// The daemon sends a phone a message, which is returned.
+    fn daemon_says(&self, number: u32) -> String {
+        let connection = self.world().latest();
+        let mut phone = self.phone(number);
+        let text =
+            Text { way: Way::ToPhone, world: 0, phone: number, connection, number: phone.answered };
+        phone.answered += 1;
+        phone.spans.entry(connection).or_insert((text.number, text.number)).1 = text.number;
+        text.write(SEED)
+    }
+
+    fn daemon_directs(&self, number: u32, code: u16) {
+        let (connection, since) = (self.world().latest(), clock::now());
+        let mut phone = self.phone(number);
+        let (codes, behind) = ([code; 2], phone.answered);
+        phone.directive = Some(Directive { codes, connection, since, behind, carries: false });
     }
 }
 
