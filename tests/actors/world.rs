@@ -210,6 +210,8 @@ pub struct Phone {
 struct Departure {
     /// It was then or later.
     since: Instant,
+    /// Claims that the log had told of by then.
+    claimed: u32,
     reason: String,
 }
 
@@ -352,7 +354,8 @@ impl World {
 
     /// The log says that the relay took a phone off the slot, at `since` or later.
     pub fn departure_logged(&mut self, conn_id: &str, reason: &str, since: Instant) {
-        let departure = Departure { since, reason: reason.to_owned() };
+        let (claimed, reason) = (self.claimed, reason.to_owned());
+        let departure = Departure { since, claimed, reason };
         self.departures.insert(conn_id.to_owned(), departure);
     }
 

@@ -43,7 +43,7 @@ fn a_close_that_two_seconds_were_not_enough_for_may_end_in_a_reset_and_in_nothin
         stage.phone_says(0);
         stage.daemon_ends(End::Reset);
         stage.daemon_dials();
-        stage.log(&format!("phone_unregistered server_id=home conn_id={CONN_ID} reason={reason}"));
+        stage.phone_departs(reason);
         advance(&stage.simulation, waited);
         stage.phone(0).was_reset = was_reset;
         stage.world().phone_ended(0, None, "");
@@ -88,6 +88,29 @@ fn a_phone_that_closes_first_is_owed_nothing_before_a_directive_and_any_other_ph
         for leaving in [None, orderly(None, 1001)] {
             assert!(ending(leaving).is_err(), "{leaving:?}, {is_older}");
         }
+    }
+}
+
+#[test]
+fn a_gap_is_right_for_a_phone_that_left_before_the_claim_and_wrong_for_one_that_stayed() {
+    let arriving = |before: &str, after: &str| {
+        let stage = Stage::open();
+        stage.phone_joins(0);
+        stage.phone_says(0);
+        // One is lost with the connection.
+        stage.phone(0).sent += 1;
+        stage.daemon_ends(End::Reset);
+        stage.phone_departs(before);
+        stage.daemon_dials();
+        stage.phone_departs(after);
+        stage.phone_says(0);
+        stage.verdict()
+    };
+    let (lost, reclaimed) = ("connection lost", "binary reclaimed server-id");
+    assert_eq!(arriving(lost, ""), Ok(()));
+    for (before, after) in [("", ""), (reclaimed, ""), ("", lost)] {
+        let wrong = arriving(before, after).unwrap_err();
+        assert!(wrong.contains("number 1 was due"), "{wrong}");
     }
 }
 
@@ -145,6 +168,15 @@ impl Stage {
         self.world().phones.entry(number).or_default();
         let mut phone = self.phone(number);
         (phone.opened, phone.opened_on) = (opened, opened_on);
+    }
+
+    /// The log tells that the relay took the phone off the slot, if there is a reason.
+    fn phone_departs(&self, reason: &str) {
+        if !reason.is_empty() {
+            self.log(&format!(
+                "phone_unregistered server_id=home conn_id={CONN_ID} reason={reason}"
+            ));
+        }
     }
 
     /// A message of a phone arrives at the daemon.

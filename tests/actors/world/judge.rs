@@ -23,7 +23,7 @@ impl World {
             let Some(phone) = self.phones.get(&text.phone) else {
                 return Err("no such phone".to_owned());
             };
-            self.losses(phone, phone.heard_on.max(phone.opened_on), on)
+            self.losses(phone, id, phone.heard_on.max(phone.opened_on), on)
         };
         let others = self.phones.values().filter(|phone| phone.conn_id.as_deref() == Some(id));
         let same = others.count();
@@ -62,17 +62,28 @@ impl World {
         Ok(())
     }
 
-    /// Below which number messages of a phone may be missing on connection `to`, when it was heard
+    /// Below which number messages of a phone, which is `id`, may be missing on connection `to`, when it was heard
     /// last on `from`.
-    pub(super) fn losses(&self, phone: &Phone, from: u32, to: u32) -> Result<u64, String> {
+    pub(super) fn losses(
+        &self,
+        phone: &Phone,
+        id: &str,
+        from: u32,
+        to: u32,
+    ) -> Result<u64, String> {
         let mut lost = 0;
         for connection in from.max(1)..to {
             // One whose `101` is still on its way to us came late enough.
             let before = |time: &Instant| phone.opened.is_some_and(|opened| opened < *time);
             let next = self.connections.get(connection as usize).and_then(|next| next.seated);
+            // At the time of the claim itself the log alone knows which came first.
+            let logged = self.departures.get(id).is_some_and(|departure| {
+                departure.claimed <= connection && departure.reason != RECLAIMED
+            });
             let had_left =
                 phone.leaving_since.is_some_and(|left| next.is_none_or(|next| left < next))
-                    || phone.directive.is_some_and(|directive| directive.connection <= connection);
+                    || phone.directive.is_some_and(|directive| directive.connection <= connection)
+                    || logged;
             match &self.connections[connection as usize - 1].end {
                 None | Some(End::Clean) => {}
                 // What a phone that had left before the claim had kept is delivered, gap or not.
@@ -276,7 +287,7 @@ impl World {
         let unawaited =
             crossed || phone.leaving_since.is_some_and(|since| clock::since(since) >= LINGER_TIME);
         match (code, reason) {
-            (Some(4404), "binary reclaimed server-id") if reclaimed => return Ok(()),
+            (Some(4404), RECLAIMED) if reclaimed => return Ok(()),
             (Some(4404), "no server with that id") if expired || self.overdue() => return Ok(()),
             // The relay has waited for two seconds until the close arrived: a reset meets what the phone still sends.
             (None, _)
@@ -322,8 +333,7 @@ impl World {
         let Some(departure) = phone.conn_id.as_ref().and_then(|id| self.departures.get(id)) else {
             return false;
         };
-        let reclaimed = departure.reason == "binary reclaimed server-id";
-        reclaimed
+        departure.reason == RECLAIMED
             && self.may_be_reclaimed(number, phone)
             && clock::since(departure.since) >= LINGER_TIME
     }
@@ -337,3 +347,5 @@ impl World {
 
 /// How long the relay waits until a daemon speaks to one of the phones that were kept for it.
 const CONFIRMATION: Duration = Duration::from_secs(5);
+/// Why the relay closes the phones that do not outlive a reclaim.
+const RECLAIMED: &str = "binary reclaimed server-id";
