@@ -89,5 +89,7 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(4000);
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(3000);
 pub const WRITE_TIMEOUT: Duration = Duration::from_millis(4000);
+/// The bound of a phone's queue.
+pub const QUEUE_BYTES: usize = 1 << 20;
 /// More than a phone's queue and its sockets hold.
 pub const FLOOD_BYTES: usize = 3 << 20;

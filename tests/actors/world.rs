@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use pyrycode_relay::clock;
 
-use super::text::Text;
+use super::text::{Text, Way};
 
 /// One server-id.
 pub struct World {
@@ -197,8 +197,9 @@ pub struct Phone {
     /// The first connection of the daemon that it was heard on.
     pub first_heard_on: u32,
     pub notice: Option<u16>,
-    /// Messages that the daemon sent it, and of which numbers on which connection.
+    /// Messages that the daemon sent it, how long each is, and of which numbers on which connection.
     pub answered: u64,
+    lengths: Vec<usize>,
     pub spans: BTreeMap<u32, (u64, u64)>,
     /// The daemon asked for a close: what it may come to.
     pub directive: Option<Directive>,
@@ -213,6 +214,8 @@ struct Departure {
     /// Claims that the log had told of by then.
     claimed: u32,
     reason: String,
+    /// For a full backlog, and there may have been one.
+    overflowed: bool,
 }
 
 /// What a daemon asked for.
@@ -319,6 +322,22 @@ impl World {
         self.connections[on as usize - 1].proven = proven;
     }
 
+    /// The daemon's next message to a phone, on its connection `on`, and whom it is for. It counts as sent.
+    pub fn next_text(&mut self, on: u32, number: u32) -> Option<(String, String)> {
+        let (way, world, seed) = (Way::ToPhone, self.number, self.seed);
+        let phone = self.phones.get_mut(&number)?;
+        if phone.directive.is_some() || phone.notice.is_some() || phone.forgotten {
+            return None;
+        }
+        let text = Text { way, world, phone: number, connection: on, number: phone.answered };
+        let written = text.write(seed);
+        phone.answered += 1;
+        phone.lengths.push(written.len());
+        let span = phone.spans.entry(on).or_insert((text.number, text.number));
+        span.1 = text.number;
+        Some((phone.conn_id.clone()?, written))
+    }
+
     /// The daemon asks for a close with this code on its connection `on`.
     pub fn directive_sent(&mut self, on: u32, code: u16) {
         let connection = &mut self.connections[on as usize - 1];
@@ -355,7 +374,10 @@ impl World {
     /// The log says that the relay took a phone off the slot, at `since` or later.
     pub fn departure_logged(&mut self, conn_id: &str, reason: &str, since: Instant) {
         let (claimed, reason) = (self.claimed, reason.to_owned());
-        let departure = Departure { since, claimed, reason };
+        let mut phones = self.phones.values();
+        let phone = phones.find(|phone| phone.conn_id.as_deref() == Some(conn_id));
+        let overflowed = reason == "backlog full" && phone.is_some_and(Phone::may_have_overflowed);
+        let departure = Departure { since, claimed, reason, overflowed };
         self.departures.insert(conn_id.to_owned(), departure);
     }
 

@@ -229,7 +229,7 @@ fn config() -> Config {
         ("--probe-timeout", millis(actors::PROBE_TIMEOUT)),
         ("--write-timeout", millis(actors::WRITE_TIMEOUT)),
         ("--header-timeout", "20s".to_owned()),
-        ("--max-queue-bytes", "1MiB".to_owned()),
+        ("--max-queue-bytes", format!("{}B", actors::QUEUE_BYTES)),
         ("--memory-budget", "256MiB".to_owned()),
         ("--rate-limit", "off".to_owned()),
     ];

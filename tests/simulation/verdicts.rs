@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pyrycode_relay::clock;
 use pyrycode_relay::clock::simulated::Simulation;
-use pyrycode_relay::limits::LINGER_TIME;
+use pyrycode_relay::limits::{LINGER_TIME, MESSAGE_OVERHEAD};
 
 use crate::actors::text::{Text, Way};
 use crate::actors::world::{Connection, Directive, End, Leaving, Phone, World};
-use crate::actors::{GRACE, read_log};
+use crate::actors::{GRACE, QUEUE_BYTES, read_log};
 use crate::rig::millis;
 use crate::run::Expiries;
 
@@ -114,6 +114,54 @@ fn a_gap_is_right_for_a_phone_that_left_before_the_claim_and_wrong_for_one_that_
     }
 }
 
+#[test]
+fn a_backlog_is_full_only_where_what_has_not_arrived_does_not_fit() {
+    let ending = |messages: usize, arrived: usize, reason: &str| {
+        let stage = Stage::open();
+        stage.phone_joins(0);
+        stage.phone_says(0);
+        let texts: Vec<_> = (0..messages).map(|_| stage.daemon_says(0)).collect();
+        for text in &texts[..arrived] {
+            stage.world().at_phone(0, text);
+        }
+        stage.phone_departs(reason);
+        // The daemon hears of it before the phone does, and has just asked for the phone's end itself.
+        stage.daemon_directs(0, 4000);
+        let notice = format!("{{\"conn_id\":\"{CONN_ID}\",\"close_code\":1013}}");
+        stage.world().at_daemon(1, &notice);
+        let at_daemon = stage.verdict();
+        if let Some(text) = texts.get(arrived) {
+            // It was half written.
+            stage.world().at_phone(0, text);
+        }
+        stage.world().phone_ended(0, Some(1013), "backlog full");
+        assert_eq!(stage.verdict().is_ok(), at_daemon.is_ok());
+        at_daemon
+    };
+    let fits = {
+        let stage = Stage::open();
+        stage.phone_joins(0);
+        stage.phone_says(0);
+        let (mut held, mut fits) = (0, 0_usize);
+        loop {
+            held += stage.daemon_says(0).len() + 10 + MESSAGE_OVERHEAD;
+            if held > QUEUE_BYTES {
+                break fits;
+            }
+            fits += 1;
+        }
+    };
+    assert!(fits > 100, "{fits}");
+    let full = "backlog full";
+    assert_eq!(ending(fits + 1, 0, full), Ok(()));
+    for (messages, arrived, reason) in
+        [(fits, 0, full), (fits + 1, fits, full), (0, 0, full), (fits + 1, 0, "connection lost")]
+    {
+        let wrong = ending(messages, arrived, reason).unwrap_err();
+        assert!(wrong.contains("phone 0 leaves None"), "{wrong}");
+    }
+}
+
 /// A world of one phone whose daemon has just come, without a relay.
 struct Stage {
     simulation: Simulation,
@@ -191,13 +239,8 @@ impl Stage {
 
     /// The daemon sends a phone a message, which is returned.
     fn daemon_says(&self, number: u32) -> String {
-        let connection = self.world().latest();
-        let mut phone = self.phone(number);
-        let text =
-            Text { way: Way::ToPhone, world: 0, phone: number, connection, number: phone.answered };
-        phone.answered += 1;
-        phone.spans.entry(connection).or_insert((text.number, text.number)).1 = text.number;
-        text.write(SEED)
+        let on = self.world().latest();
+        self.world().next_text(on, number).unwrap().1
     }
 
     fn daemon_directs(&self, number: u32, code: u16) {

@@ -35,8 +35,8 @@ use self::actors::text::mix;
 use self::actors::wire::{self, Cut, Link, Next, NoLink};
 use self::actors::world::{Tally, World};
 use self::actors::{
-    GRACE, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, PROBE_TIMEOUT, WRITE_TIMEOUT, daemon, patience,
-    phone, read_log, scaled, setting, vandal,
+    GRACE, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT, PROBE_TIMEOUT, QUEUE_BYTES, WRITE_TIMEOUT,
+    daemon, patience, phone, read_log, scaled, setting, vandal,
 };
 use self::process::{Loopback, Relay};
 
@@ -59,7 +59,7 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
         // A machine that is busy with other things takes its time to send a head.
         ("--header-timeout", "20s".to_owned()),
         ("--max-connections", most.to_string()),
-        ("--max-queue-bytes", "1MiB".to_owned()),
+        ("--max-queue-bytes", format!("{}B", QUEUE_BYTES)),
         // The budget is not what is tested here.
         ("--memory-budget", "256MiB".to_owned()),
     ];

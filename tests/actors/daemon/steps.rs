@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::Daemon;
 use crate::actors::patience;
 use crate::actors::scaled;
-use crate::actors::text::{Text, Way};
 use crate::actors::wire::{BINARY, CLOSE, Cut, Link, Next, PING, PONG};
 use crate::actors::world::Directive;
 use pyrycode_relay::clock::{self, Timer};
@@ -85,23 +84,7 @@ impl Daemon {
     }
 
     pub(super) fn next_text(&mut self, number: u32) -> Option<(String, String)> {
-        let mut world = self.world.borrow_mut();
-        let (seed, on, world_number) = (world.seed, self.on, world.number);
-        let phone = world.phones.get_mut(&number)?;
-        if phone.directive.is_some() || phone.notice.is_some() || phone.forgotten {
-            return None;
-        }
-        let text = Text {
-            way: Way::ToPhone,
-            world: world_number,
-            phone: number,
-            connection: on,
-            number: phone.answered,
-        };
-        phone.answered += 1;
-        let span = phone.spans.entry(on).or_insert((text.number, text.number));
-        span.1 = text.number;
-        Some((phone.conn_id.clone()?, text.write(seed)))
+        self.world.borrow_mut().next_text(self.on, number)
     }
 
     /// The same envelope in one of its many forms.

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use pyrycode_relay::clock;
-use pyrycode_relay::limits::LINGER_TIME;
+use pyrycode_relay::limits::{LINGER_TIME, MESSAGE_OVERHEAD};
 
-use super::{Connection, End, Leaving, Phone, World, cut};
+use super::{Connection, Departure, End, Leaving, Phone, World, cut};
+use crate::actors::QUEUE_BYTES;
 use crate::actors::text::{Text, Way};
 
 impl World {
@@ -121,6 +122,8 @@ impl World {
         };
         let number = *number;
         let troubled = self.troubled(phone) || self.may_be_reclaimed(number, phone);
+        // The notice may be here before the close is at the phone.
+        let overflowed = code == 1013 && self.departure(phone).is_some_and(|gone| gone.overflowed);
         let leaving = match phone.leaving {
             Some(Leaving::Orderly { notice, .. }) => Some(notice),
             Some(Leaving::Abrupt) => Some(1001),
@@ -129,6 +132,7 @@ impl World {
         let explained = leaving == Some(code)
             || phone.closed_with == Some(code)
             || (phone.stalled && [1001, 1011, 1013].contains(&code))
+            || overflowed
             || (troubled && [1001, 4404].contains(&code));
         if !explained {
             let (leaving, closed) = (phone.leaving, phone.closed_with);
@@ -137,7 +141,8 @@ impl World {
         if phone.notice.is_some() {
             return Err(format!("phone {number} has had its notice"));
         }
-        if phone.directive.is_some() && phone.leaving.is_none() && !phone.stalled && !troubled {
+        let unasked = phone.leaving.is_some() || phone.stalled || troubled || overflowed;
+        if phone.directive.is_some() && !unasked {
             return Err(format!("the daemon asked for the end of phone {number} itself"));
         }
         let orderly =
@@ -284,6 +289,7 @@ impl World {
             .filter(|directive| code.is_some_and(|code| directive.codes.contains(&code)));
         let reclaimed = self.may_be_reclaimed(number, phone);
         let crossed = phone.directive.is_some() || reclaimed || expired || self.overdue();
+        let overflowed = self.departure(phone).is_some_and(|gone| gone.overflowed);
         let unawaited =
             crossed || phone.leaving_since.is_some_and(|since| clock::since(since) >= LINGER_TIME);
         match (code, reason) {
@@ -300,7 +306,7 @@ impl World {
             (None, _) if phone.was_reset && self.close_came_too_late(number, phone) => {
                 return Ok(());
             }
-            (Some(1013), "backlog full") if phone.stalled => return Ok(()),
+            (Some(1013), "backlog full") if phone.stalled || overflowed => return Ok(()),
             (Some(1011), "heartbeat timeout") | (None, _) if phone.stalled => return Ok(()),
             _ => {}
         }
@@ -330,12 +336,16 @@ impl World {
     /// Whether the relay had reason to close the phone itself, and has waited for two seconds since: its close may
     /// still have been on its way then, and a reset meets what the phone still sends.
     fn close_came_too_late(&self, number: u32, phone: &Phone) -> bool {
-        let Some(departure) = phone.conn_id.as_ref().and_then(|id| self.departures.get(id)) else {
-            return false;
-        };
-        departure.reason == RECLAIMED
-            && self.may_be_reclaimed(number, phone)
-            && clock::since(departure.since) >= LINGER_TIME
+        self.departure(phone).is_some_and(|departure| {
+            departure.reason == RECLAIMED
+                && self.may_be_reclaimed(number, phone)
+                && clock::since(departure.since) >= LINGER_TIME
+        })
+    }
+
+    /// What the log told of a phone's end.
+    fn departure(&self, phone: &Phone) -> Option<&Departure> {
+        self.departures.get(phone.conn_id.as_ref()?)
     }
 
     /// Whether the window has passed, though the log may not have told it yet.
@@ -344,6 +354,20 @@ impl World {
         left.is_some_and(|left| clock::since(left) >= self.grace)
     }
 }
+
+impl Phone {
+    /// Whether its queue may have had no room for a message: whatever the daemon sent and the phone did not get
+    /// would not fit.
+    pub(super) fn may_have_overflowed(&self) -> bool {
+        let arrived = self.got.map_or(0, |(_, got)| usize::try_from(got).unwrap() + 1);
+        let held =
+            self.lengths[arrived..].iter().map(|length| length + LONGEST_HEADER + MESSAGE_OVERHEAD);
+        held.sum::<usize>() > QUEUE_BYTES
+    }
+}
+
+/// Of a frame to a phone.
+const LONGEST_HEADER: usize = 10;
 
 /// How long the relay waits until a daemon speaks to one of the phones that were kept for it.
 const CONFIRMATION: Duration = Duration::from_secs(5);
