@@ -98,8 +98,11 @@ pub fn run_with(
         taken.thaw(&relay, &heads, executor);
     }
     let upgrade = upgrades.map(|upgrades| {
-        let passed = |socket: &Arc<Async<std::net::TcpListener>>| -> Socket { socket.clone() };
-        (upgrades, metrics.iter().map(passed).collect())
+        let passed = metrics.iter().map(|socket| {
+            let socket: Socket = Arc::<Async<std::net::TcpListener>>::clone(socket);
+            socket
+        });
+        (upgrades, passed.collect())
     });
     let working = turns::run(executor, serve(executor, listeners, &relay, heads, reload, upgrade));
     if metrics.is_empty() {
