@@ -51,7 +51,6 @@ throttled! {
     ProxyFault = "proxy_fault",
     AcceptFailed = "accept_failed",
     AcceptingAgain = "accepting_again",
-    UpgradeFailed = "upgrade_failed",
 }
 
 impl std::fmt::Display for Throttled {
@@ -112,7 +111,7 @@ pub(crate) fn upgraded(
 
 /// Nothing was handed over to another program: the relay goes on as it was.
 pub fn upgrade_failed(reason: &str) {
-    warn!(reason = reason; "{}", Throttled::UpgradeFailed);
+    warn!(reason = reason; "upgrade_failed");
 }
 
 /// The holding connection ended and the release is scheduled.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::site::Site;
 use super::wire::{CLOSE, Cut, Link, Next, NoLink, PING, PONG, TEXT, encode};
 use super::world::{Connection, Directive, End, World};
-use super::{PROBE_TIMEOUT, patience, scaled};
+use super::{patience, scaled};
 use pyrycode_relay::clock::{self, Timer};
 
 /// Lives from the world's beginning to its end.
@@ -281,7 +281,7 @@ impl Daemon {
             50..65 => Exit::Reset,
             65..72 => Exit::HangUp,
             72..80 => Exit::AmidMessage,
-            80..90 if self.site.has_time_for(scaled(PROBE_TIMEOUT)) => Exit::Takeover,
+            80..90 if self.site.probes_in_time() => Exit::Takeover,
             90..96 if self.site.has_time_for(self.site.silence()) => Exit::Silence,
             96.. if self.site.has_time_for(self.site.grace) => Exit::Vanish,
             _ => Exit::Reset,

@@ -21,6 +21,9 @@ pub struct Site {
     pub over: Cell<bool>,
     /// By when whatever somebody begins must be over, in a run that does not wait for those who are silent.
     pub ends: Cell<Option<Instant>>,
+    /// The relay stands still now and then. What a daemon had sent before it fell silent may then come so late that
+    /// it is an answer to a probe: a kernel that found no room tries again after 0.2, 0.4, 0.8 s.
+    pub stands_still: Cell<bool>,
     /// Some `conn_id`s of all servers.
     known: RefCell<Vec<(String, String)>>,
 }
@@ -32,7 +35,8 @@ impl Site {
         grace: Duration,
     ) -> Rc<Self> {
         let (over, ends, known) = (Cell::new(false), Cell::new(None), RefCell::default());
-        Rc::new(Self { network, executor, grace, over, ends, known })
+        let stands_still = Cell::new(false);
+        Rc::new(Self { network, executor, grace, over, ends, stands_still, known })
     }
 
     pub fn is_over(&self) -> bool {
@@ -42,6 +46,11 @@ impl Site {
     /// Whether the run waits for something that takes as long as this.
     pub fn has_time_for(&self, duration: Duration) -> bool {
         self.ends.get().is_none_or(|ends| clock::now() + duration <= ends)
+    }
+
+    /// Whether somebody who falls silent is found to be silent by a probe.
+    pub fn probes_in_time(&self) -> bool {
+        !self.stands_still.get() && self.has_time_for(scaled(super::PROBE_TIMEOUT))
     }
 
     /// The time from one step of a client to its next.

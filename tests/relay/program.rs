@@ -12,6 +12,7 @@ mod options;
 mod readers;
 mod resources;
 mod signals;
+mod upgrade;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Output, Stdio};

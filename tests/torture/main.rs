@@ -84,6 +84,7 @@ fn whoever_survives_has_everything_and_nothing_is_left_behind() {
     for (first, seconds) in rounds {
         let mut round = Round::begin(&relay, grace, seed, first, servers);
         let seconds = Duration::from_secs_f64(seconds);
+        round.site.stands_still.set(upgrades_every.is_some());
         if !warm_up {
             // It takes seconds until the relay gives up on somebody: many times as long as the rest.
             round.site.ends.set(Some(Instant::now() + seconds));
