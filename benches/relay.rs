@@ -49,6 +49,7 @@ mod relay {
     pub mod target;
     #[cfg(feature = "tls")]
     pub mod tls;
+    pub mod upgrade;
 }
 
 use std::io;

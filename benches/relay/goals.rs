@@ -291,6 +291,18 @@ const GOALS: &[Goal] = &[
         figure: |sheet| relay(sheet, "evict", evict::LONGEST_TURN),
     },
     Goal {
+        about: "`upgrade`: longest wait of a message, 1,000 connections",
+        unit: "ms",
+        bound: Bound::AtMost(100.0),
+        figure: |sheet| relay(sheet, "upgrade", "longest wait, 1000 connections"),
+    },
+    Goal {
+        about: "`upgrade`: longest wait of a message, 9,000 connections",
+        unit: "ms",
+        bound: Bound::AtMost(1_000.0),
+        figure: |sheet| relay(sheet, "upgrade", "longest wait, 9000 connections"),
+    },
+    Goal {
         about: "stripped program",
         unit: "KiB",
         bound: Bound::AtMost(2.0 * KIB),

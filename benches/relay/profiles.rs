@@ -3,7 +3,7 @@
 use std::io;
 
 use super::bench::Bench;
-use super::{crowded, evict, file, frame, hostile, idle, siege, steady, storm, surge};
+use super::{crowded, evict, file, frame, hostile, idle, siege, steady, storm, surge, upgrade};
 
 /// A kind of load.
 pub struct Profile {
@@ -105,6 +105,14 @@ pub const PROFILES: &[Profile] = &[
         is_long: false,
         rounds: 3,
         run: evict::run,
+    },
+    Profile {
+        name: "upgrade",
+        about: "what messages wait while 1,000 and 9,000 connections are handed over",
+        has_floor: false,
+        is_long: false,
+        rounds: 3,
+        run: upgrade::run,
     },
     #[cfg(feature = "tls")]
     Profile {

@@ -62,14 +62,20 @@ fn direct(phones: usize, rate: f64, time: Duration) -> io::Result<Load> {
 }
 
 /// What was carried.
-struct Load {
+pub struct Load {
     messages: u64,
     bytes: u64,
-    latencies: Vec<u64>,
+    /// In nanoseconds.
+    pub latencies: Vec<u64>,
 }
 
 /// Carries `rate` messages a second, in random order and at random times, and waits for the last.
-fn carry(driver: &mut Driver, fleet: &mut Fleet, rate: f64, time: Duration) -> io::Result<Load> {
+pub fn carry(
+    driver: &mut Driver,
+    fleet: &mut Fleet,
+    rate: f64,
+    time: Duration,
+) -> io::Result<Load> {
     let mut random = fastrand::Rng::with_seed(4);
     let mut load = Load { messages: 0, bytes: 0, latencies: Vec::new() };
     let mut wire = Vec::new();
