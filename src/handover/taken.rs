@@ -26,6 +26,7 @@ use crate::origin::Origin;
 use crate::relay::{FrozenRelay, Relay};
 use crate::signals::Stop;
 use crate::telemetry::events;
+use crate::tls::Secure;
 
 /// Everything that was handed over.
 #[derive(Debug)]
@@ -73,8 +74,10 @@ fn rehearse(config: &Config) -> Result<(), String> {
     };
     let state = descriptors.into_iter().next().ok_or("the channel holds no state")?;
     let state = format::read(std::io::BufReader::new(File::from(state)))?;
+    // Whatever would keep it from starting is to show itself now.
+    let secure = config.tls.as_ref().map(Secure::new).transpose()?;
     // What is read is put in its place too.
-    let relay = Relay::new(config.clone(), Stop::new());
+    let relay = Relay::with_tls(config.clone(), Stop::new(), secure);
     let now = clock::now();
     for slot in state.slots {
         relay.registry.thaw(slot, now);
