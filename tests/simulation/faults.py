@@ -20,7 +20,7 @@ HERE = os.path.dirname(os.path.realpath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PLACE = os.path.join(ROOT, "target", "faults")
 TREE = os.path.join(PLACE, "tree")
-MUST_BE_FOUND = 24
+MUST_BE_FOUND = 26
 DAYS = 60
 # Seconds; the first build takes all dependencies along.
 BUILD_TIME, MIXED_TIME, HOUSEHOLD_TIME = 1800, 400, 180
@@ -103,15 +103,8 @@ FAULTS = [
     ),
     (
         "a queued message is forgotten when it was in progress at an end",
-        [(LANE, """        match state.entries.front() {
-            Some(entry) if begun > 0 => entry.bytes[begun..].to_vec(),
-            _ => Vec::new(),
-        }""", """        if begun == 0 {
-            return Vec::new();
-        }
-        let Some(entry) = state.entries.pop_front() else { return Vec::new() };
-        self.refund(&mut state.held, &entry);
-        entry.bytes[begun..].to_vec()""")],
+        [(LANE, "        if front.sender.as_ref().is_some_and(|sender| sender.is_dropped.get()) {\n",
+          "        if front.kind == Kind::Message {\n")],
     ),
     (
         "64 KiB of every phone are kept",
@@ -219,6 +212,22 @@ FAULTS = [
         [(SEAT, """        // A message that it did not finish is the next connection's.
         self.outbox.detach();
 """, "")],
+    ),
+    (
+        "the relay waits for only half a second after its close",
+        [(LINK, "until: now + LINGER_TIME }", "until: now + LINGER_TIME / 4 }")],
+    ),
+    (
+        "a phone's queue is full at half its bound",
+        [(LANE, """        let cost = cost(frame.len());
+        if state.held + cost > self.limit {
+            return Err(frame);
+        }
+        self.account""", """        let cost = cost(frame.len());
+        if state.held + cost > self.limit / 2 {
+            return Err(frame);
+        }
+        self.account""")],
     ),
 ]
 
