@@ -1,8 +1,12 @@
 //! An upgrade: the program hands everything over to the file that stands in its place now.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+#[cfg(not(relay_emulated))]
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+#[cfg(not(relay_emulated))]
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -58,6 +62,8 @@ impl Upgradable {
         self.running.wait_nth("upgrade_failed", failed + 1).field("reason").to_owned()
     }
 
+    /// The file that the process runs; an emulator is the same one for ever.
+    #[cfg(not(relay_emulated))]
     fn inode(&self) -> u64 {
         let path = format!("/proc/{}/exe", self.running.child.id());
         fs::metadata(path).unwrap().ino()
@@ -82,10 +88,11 @@ fn the_program_in_its_place_goes_on_with_everybody() {
     let (mut binary, mut phone, conn_id) = relay.running.pair("moves");
     exchange(&mut binary, &mut phone, &conn_id);
     relay.renew();
-    let (before, new) = (relay.inode(), fs::metadata(&relay.file).unwrap().ino());
-    assert_ne!(before, new);
+    #[cfg(not(relay_emulated))]
+    assert_ne!(relay.inode(), fs::metadata(&relay.file).unwrap().ino());
     let upgraded = relay.upgrade();
-    assert_eq!(relay.inode(), new, "the same process is another program");
+    #[cfg(not(relay_emulated))]
+    assert_eq!(relay.inode(), fs::metadata(&relay.file).unwrap().ino());
     assert_eq!(upgraded.field("from"), env!("CARGO_PKG_VERSION"));
     assert_eq!(upgraded.field("to"), env!("CARGO_PKG_VERSION"));
     assert_eq!((upgraded.field("connections"), upgraded.field("slots")), ("2", "1"));
@@ -280,6 +287,7 @@ fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
 }
 
 #[test]
+#[cfg(not(relay_emulated))]
 fn without_descriptors_it_goes_on_and_says_which_limit() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("relay");
@@ -305,6 +313,7 @@ fn without_descriptors_it_goes_on_and_says_which_limit() {
     relay.running.stop();
 }
 
+#[cfg(not(relay_emulated))]
 fn connect_plainly(address: Address) -> std::net::TcpStream {
     std::net::TcpStream::connect(address.at).unwrap()
 }
@@ -325,7 +334,9 @@ fn a_stop_while_the_new_program_is_tried_is_a_stop() {
     assert_eq!(code, Some(0), "{log:#?}");
 }
 
+/// An emulator does not hold signals back for the program that comes after it.
 #[test]
+#[cfg(not(relay_emulated))]
 fn signals_at_any_moment_of_an_upgrade_are_neither_lost_nor_deadly() {
     for pause in [0, 1, 2, 4, 8, 16, 32, 64] {
         let relay = Upgradable::start(&[]);
@@ -483,12 +494,17 @@ fn many_upgrades_in_a_row_drop_nobody_and_newcomers_are_served() {
     );
     // Newcomers come and go.
     assert!(descriptors_now <= descriptors + 8, "{descriptors} -> {descriptors_now}");
-    assert!(resident_now <= resident + resident / 4 + 1024, "{resident} -> {resident_now} KiB");
+    // An emulator's memory is its own.
+    assert!(
+        emulated || resident_now <= resident + resident / 4 + 1024,
+        "{resident} -> {resident_now} KiB"
+    );
     assert!(served > upgrades, "{served} newcomers");
     assert_eq!(relay.running.lines("upgrade_failed").len(), 0);
 }
 
 #[test]
+#[cfg(not(relay_emulated))]
 fn a_link_in_the_place_of_the_program_file_is_followed_anew() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().to_owned();
