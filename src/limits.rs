@@ -316,5 +316,11 @@ pub const TRIAL_ANSWER: usize = 1024;
 pub const TRIAL_REAPING: Duration = Duration::from_millis(500);
 /// How long requests and handshakes in progress get before an upgrade (contract, Upgrade).
 pub const UPGRADE_SETTLES: Duration = Duration::from_secs(1);
+/// How long `pyrycode-relay upgrade` waits for the new program: longer than a trial and everything around it takes.
+pub const UPGRADE_NOTICED: Duration = Duration::from_secs(15);
+/// How long it waits for a relay that has just started to catch signals.
+pub const UPGRADE_STARTS: Duration = Duration::from_secs(1);
+/// How often it looks.
+pub const UPGRADE_POLLS: Duration = Duration::from_millis(10);
 /// Buffer in front of the file with the state, in bytes.
 pub const HANDOVER_BUFFER: usize = 256 * 1024;

@@ -14,6 +14,7 @@ use smol::LocalExecutor;
 use pyrycode_relay::cli::board::Board;
 use pyrycode_relay::cli::check::{Report, address};
 use pyrycode_relay::cli::status::{self, Style};
+use pyrycode_relay::cli::upgrade;
 use pyrycode_relay::clock;
 use pyrycode_relay::config::{Config, Given, Options, StatusOptions, Subcommand};
 use pyrycode_relay::handover::{self, Program};
@@ -41,6 +42,19 @@ fn main() -> ExitCode {
     };
     if let Some(Subcommand::Status(asked)) = &options.command {
         return show_status(asked);
+    }
+    if let Some(Subcommand::Upgrade(asked)) = &options.command {
+        return match upgrade::upgrade(asked.pid) {
+            Ok(outcome) => {
+                // The exit code tells it too, to whoever does not read on.
+                let _ = writeln!(std::io::stdout(), "{outcome}");
+                ExitCode::SUCCESS
+            }
+            Err(message) => {
+                let _ = writeln!(std::io::stderr(), "error: {message}");
+                ExitCode::from(FAILURE)
+            }
+        };
     }
     let is_check = options.command == Some(Subcommand::Check);
     let (level, format) = (options.logging.log_level, options.logging.log_format);

@@ -69,11 +69,11 @@ fn manual_page() -> String {
         .unwrap();
     page.render_name_section(&mut out).unwrap();
     section(&mut out, "SYNOPSIS");
-    out.extend(b"\\fBpyrycode\\-relay\\fR [\\fIOPTION\\fR]...\n.br\n");
+    out.extend(b"\\fBpyrycode\\-relay\\fR [\\fIOPTION\\fR]...\n");
     for subcommand in command().get_subcommands() {
         let usage = subcommand.clone().render_usage().to_string();
         let usage = usage.trim_start_matches("Usage: ");
-        writeln!(out, "\\fBpyrycode\\-relay\\fR {}", escaped(usage)).unwrap();
+        writeln!(out, ".br\n\\fBpyrycode\\-relay\\fR {}", escaped(usage)).unwrap();
     }
     page.render_description_section(&mut out).unwrap();
     page.render_options_section(&mut out).unwrap();

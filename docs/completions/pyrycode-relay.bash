@@ -22,6 +22,9 @@ _pyrycode__relay() {
             pyrycode__relay,status)
                 cmd="pyrycode__relay__subcmd__status"
                 ;;
+            pyrycode__relay,upgrade)
+                cmd="pyrycode__relay__subcmd__upgrade"
+                ;;
             *)
                 ;;
         esac
@@ -29,7 +32,7 @@ _pyrycode__relay() {
 
     case "${cmd}" in
         pyrycode__relay)
-            opts="-h -V --insecure-listen --listen --https-listen --tls-listen --tls-cert --tls-key --domain --acme-contact --acme-directory --cert-cache --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help --version status check"
+            opts="-h -V --insecure-listen --listen --https-listen --tls-listen --tls-cert --tls-key --domain --acme-contact --acme-directory --cert-cache --grace --reclaim --probe-timeout --heartbeat-interval --heartbeat-timeout --header-timeout --message-timeout --write-timeout --drain-timeout --max-frame-bytes --max-queue-bytes --max-slot-queue-bytes --memory-budget --max-phones --max-connections --max-connections-per-ip --rate-limit --rate-burst --trusted-proxy --proxy-protocol --allow-server --metrics-listen --metrics-public --log-level --log-format --help --version status upgrade check"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -327,6 +330,24 @@ _pyrycode__relay() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        pyrycode__subcmd__relay__subcmd__upgrade)
+            opts="-h --pid --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --pid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -64,9 +64,12 @@ complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -l metrics-p
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -s V -l version -d 'Print version'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -f -a "status" -d 'Show how a running relay is, and tell it by the exit code'
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -f -a "upgrade" -d 'Have a running relay change to the program file that is installed now; nobody is disconnected'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_needs_command" -f -a "check" -d 'Show what the relay would do with its options here, and what looks wrong'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand status" -l json -d 'Print JSON, as the relay sent it'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand upgrade" -l pid -d 'Process of the relay; needed only if several are running' -r
+complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand upgrade" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l listen -l insecure-listen -d 'Address to listen on; repeatable' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l tls-listen -l https-listen -d 'Address to listen on for TLS; repeatable' -r
 complete -c pyrycode-relay -n "__fish_pyrycode_relay_using_subcommand check" -l tls-cert -d 'File with the certificate chain, PEM, the server\'s own certificate first' -r -F

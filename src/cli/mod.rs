@@ -4,3 +4,4 @@ mod ask;
 pub mod board;
 pub mod check;
 pub mod status;
+pub mod upgrade;

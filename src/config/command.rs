@@ -42,6 +42,7 @@ Exit codes:
 
 const CHECK: &str = "check";
 const STATUS: &str = "status";
+const UPGRADE: &str = "upgrade";
 const CHECK_HELP: &str = "\
 Exit codes:
   0  the relay can run so
@@ -52,6 +53,12 @@ const STATUS_HELP: &str = "\
 Exit codes:
   0  it is healthy
   1  it is not, or it does not answer
+  2  a bad option";
+
+const UPGRADE_HELP: &str = "\
+Exit codes:
+  0  the relay runs the new program
+  1  it does not; the message says why
   2  a bad option";
 
 /// A relay for WebSocket messages between phones and a daemon behind NAT.
@@ -321,6 +328,22 @@ pub enum Subcommand {
 
     /// Show how a running relay is, and tell it by the exit code
     Status(StatusOptions),
+
+    /// Have a running relay change to the program file that is installed now; nobody is disconnected
+    ///
+    /// Sends SIGUSR2 and waits for the outcome, at most 15 s. If the new program cannot take over,
+    /// the relay goes on with the old one and logs why (event upgrade_failed). Run this as the
+    /// relay's user or as root.
+    #[command(after_help = UPGRADE_HELP, max_term_width = 100)]
+    Upgrade(UpgradeOptions),
+}
+
+/// What `pyrycode-relay upgrade` is asked.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct UpgradeOptions {
+    /// Process of the relay; needed only if several are running
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
 }
 
 /// What `pyrycode-relay status` is asked.
@@ -399,8 +422,9 @@ impl Options {
         if let Some(check) = check {
             command = check.bin_name("pyrycode-relay check");
         }
-        let is_status = !is_check && arguments.get(1).is_some_and(|first| first == STATUS);
-        let environment = match is_status {
+        let is_asking =
+            !is_check && arguments.get(1).is_some_and(|first| first == STATUS || first == UPGRADE);
+        let environment = match is_asking {
             true => Environment::forget_untidy(&mut command),
             false => Environment::tidy(&mut command, given),
         };

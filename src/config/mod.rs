@@ -7,7 +7,7 @@ mod values;
 use std::path::Path;
 use std::time::Duration;
 
-pub use self::command::{Options, StatusOptions, Subcommand, command};
+pub use self::command::{Options, StatusOptions, Subcommand, UpgradeOptions, command};
 pub use self::given::Given;
 use crate::admission::allow::AllowFile;
 use crate::admission::attempts::Rate;

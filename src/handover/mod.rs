@@ -10,6 +10,7 @@ mod format;
 mod program;
 mod taken;
 
+pub(crate) use self::program::COUNT;
 pub use self::program::Program;
 pub use self::taken::{Taken, receive, try_out};
 

@@ -27,7 +27,7 @@ pub(super) const TRIAL: &str = "trial";
 /// How an answer to a trial begins that says that the state can be read.
 pub(super) const READY: &str = "ready ";
 /// The variable that counts the upgrades of a process, for `pyrycode-relay upgrade`.
-pub(super) const COUNT: &str = "PYRYCODE_RELAY_UPGRADES";
+pub(crate) const COUNT: &str = "PYRYCODE_RELAY_UPGRADES";
 
 /// A program as it was started, to be started once more.
 #[derive(Clone, Debug)]

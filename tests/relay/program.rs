@@ -13,6 +13,7 @@ mod readers;
 mod resources;
 mod signals;
 mod upgrade;
+mod upgrade_command;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Output, Stdio};
