@@ -87,11 +87,12 @@ impl Manager {
         let pings = async {
             let Some(interval) = self.ping_interval else { return std::future::pending().await };
             loop {
-                Timer::after(interval).await;
-                // One that finds no room is followed by the next.
+                // The first at once: READY=1 does not count, and after an upgrade the time since the old program's
+                // last one runs on. One that finds no room is followed by the next.
                 if self.settle() {
                     self.send("WATCHDOG=1\n");
                 }
+                Timer::after(interval).await;
             }
         };
         let statuses = async {

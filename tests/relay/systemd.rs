@@ -258,6 +258,18 @@ fn it_is_not_ready_before_it_listens() {
 }
 
 #[test]
+fn the_watchdog_is_pinged_at_once_for_after_an_upgrade_half_of_its_time_may_have_passed() {
+    let notifications = Notifications::open();
+    let mut command = program();
+    command.env("NOTIFY_SOCKET", &notifications.path);
+    command.env("WATCHDOG_USEC", Duration::from_secs(1_000_000).as_micros().to_string());
+    let program = Program::start(&mut command);
+    assert_eq!([notifications.next(), notifications.next()], [READY, "WATCHDOG=1\n"]);
+    program.signal("USR2");
+    assert_eq!([notifications.next(), notifications.next()], [READY, "WATCHDOG=1\n"]);
+}
+
+#[test]
 fn the_watchdog_is_pinged_at_half_of_its_time() {
     let half = scaled(Duration::from_millis(100));
     let notifications = Notifications::open();
@@ -267,10 +279,10 @@ fn the_watchdog_is_pinged_at_half_of_its_time() {
     let began = Instant::now();
     let _program = Program::start(&mut command);
     assert_eq!(notifications.next(), READY);
-    for _ in 0..5 {
+    for _ in 0..6 {
         assert_eq!(notifications.next(), "WATCHDOG=1\n");
     }
-    assert!(began.elapsed() >= half * 5, "five pings in {:?}", began.elapsed());
+    assert!(began.elapsed() >= half * 5, "six pings in {:?}", began.elapsed());
 }
 
 #[test]
