@@ -1,8 +1,6 @@
 //! `pyrycode-relay upgrade`: has a running relay change to the program file in its place.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pyrycode_relay::limits::UPGRADE_NOTICED;
 use tempfile::TempDir;
@@ -24,11 +22,21 @@ fn upgrade_process(pid: u32) -> (Option<i32>, String, String) {
 fn replaceable() -> (TempDir, PathBuf, Running) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pyrycode-relay");
-    fs::copy(PROGRAM, &file).unwrap();
+    install(&file, "cat <\"$1\"");
     let mut command = Command::new(&file);
     command.args(unlimited()).env_clear();
     let running = Running::spawn(command);
     (directory, file, running)
+}
+
+/// Puts what this line of shell prints in the place of a program file; `$1` is the program.
+///
+/// This process does not write it: a child that another test starts meanwhile would hold it open for writing, and the
+/// kernel refuses to run such a file.
+fn install(file: &Path, line: &str) {
+    let line = format!("({line}) >\"$0.new\" && chmod 755 \"$0.new\" && mv \"$0.new\" \"$0\"");
+    let written = Command::new("/bin/sh").args(["-c", &line]).arg(file).arg(PROGRAM).status();
+    assert!(written.unwrap().success());
 }
 
 #[test]
@@ -46,7 +54,9 @@ fn it_says_that_the_relay_was_upgraded_as_often_as_it_was() {
     assert_eq!(relay.lines("upgrade_begun").len(), 3);
 }
 
+/// To the kernel the name of an emulated program is the emulator's.
 #[test]
+#[cfg(not(relay_emulated))]
 fn several_relays_are_named_and_none_is_signalled() {
     let relays = [Running::start(&[]), Running::start(&[])];
     for relay in &relays {
@@ -87,10 +97,7 @@ fn a_process_that_the_signal_would_end_is_left_alone() {
 fn a_relay_whose_new_program_is_rubbish_goes_on_and_that_is_told() {
     let (_directory, file, relay) = replaceable();
     let (mut binary, mut phone, conn_id) = relay.pair("rubbish");
-    let new = file.with_extension("new");
-    fs::write(&new, "rubbish").unwrap();
-    fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, &file).unwrap();
+    install(&file, "echo rubbish");
     let begun = Instant::now();
     let told = upgrade_process(relay.child.id());
     assert_told(&told, "goes on with the old program");
@@ -98,8 +105,7 @@ fn a_relay_whose_new_program_is_rubbish_goes_on_and_that_is_told() {
     assert!(begun.elapsed() < UPGRADE_NOTICED + scaled(Duration::from_secs(3)));
     assert!(relay.wait("upgrade_failed").field("reason").contains("not a program"));
     exchange(&mut binary, &mut phone, &conn_id);
-    fs::copy(PROGRAM, &new).unwrap();
-    fs::rename(&new, &file).unwrap();
+    install(&file, "cat <\"$1\"");
     assert_eq!(upgrade_process(relay.child.id()).0, Some(0), "once it is mended");
     exchange(&mut binary, &mut phone, &conn_id);
 }
@@ -109,9 +115,7 @@ fn a_relay_that_ends_meanwhile_is_told() {
     let (_directory, file, relay) = replaceable();
     relay.address();
     // Its trial takes as long as it may.
-    fs::remove_file(&file).unwrap();
-    fs::write(&file, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    fs::set_permissions(&file, Permissions::from_mode(0o755)).unwrap();
+    install(&file, "echo '#!/bin/sh'; echo exec sleep 1000");
     let pid = relay.child.id();
     let asking = std::thread::spawn(move || upgrade_process(pid));
     relay.wait("upgrade_begun");
@@ -121,7 +125,10 @@ fn a_relay_that_ends_meanwhile_is_told() {
 }
 
 #[test]
+#[cfg(not(relay_emulated))]
 fn only_its_own_user_and_root_may_upgrade_a_relay() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt as _;
     if !rustix::process::geteuid().is_root() {
         // Nobody else can be signalled or, as here, become somebody else.
         return;
@@ -130,10 +137,11 @@ fn only_its_own_user_and_root_may_upgrade_a_relay() {
     relay.address();
     let (_directory, file, other) = replaceable();
     other.address();
-    fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
+    let directory = file.parent().unwrap();
+    std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
     let mut command = Command::new(&file);
     command.args(["upgrade", "--pid", &relay.child.id().to_string()]).env_clear();
-    std::os::unix::process::CommandExt::uid(&mut command, 65534);
+    command.uid(65534);
     let output = run(command);
     assert_eq!(output.status.code(), Some(1));
     let err = text(&output.stderr);
