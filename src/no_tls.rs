@@ -53,7 +53,7 @@ pub(crate) mod stream {
     use std::task::{Context, Poll};
 
     use futures_lite::{AsyncRead, AsyncWrite};
-    use serde::{Deserialize, Serialize};
+    use serde::Deserialize;
 
     use crate::net::scratch::Scratch;
     use crate::net::transport::{Tcp, Transport};
@@ -63,7 +63,7 @@ pub(crate) mod stream {
     pub(crate) enum Tls {}
 
     /// What a program with TLS has frozen: whatever it is, it is not looked at.
-    #[derive(Debug, Serialize, Deserialize)]
+    #[derive(Debug, Deserialize)]
     pub(crate) struct Frozen {}
 
     /// Why it cannot be used.
@@ -79,10 +79,6 @@ pub(crate) mod stream {
     impl std::error::Error for Unusable {}
 
     impl Tls {
-        pub(crate) fn freeze(&self) -> Frozen {
-            match *self {}
-        }
-
         pub(crate) fn thaw(_: Tcp, _: Frozen, _: &Rc<Scratch>) -> Result<Self, Unusable> {
             Err(Unusable)
         }

@@ -31,7 +31,8 @@ fn hand_over(bench: &mut Bench<'_>, connections: usize) -> io::Result<()> {
     let time = Duration::from_secs(if bench.quick { 1 } else { 4 });
     let mut without = carry(&mut driver, &mut fleet, rate, time)?.latencies;
     bench.progress(&format!("an upgrade under {connections} connections"));
-    let pid = Pid::from_raw(running.pid().cast_signed()).expect("a process has a number");
+    let pid = i32::try_from(running.pid()).ok().and_then(Pid::from_raw);
+    let pid = pid.expect("a process has a number");
     let signaller = std::thread::spawn(move || {
         std::thread::sleep(time / 4);
         kill_process(pid, Signal::USR2)

@@ -443,6 +443,7 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the figures are for whoever asks with --nocapture")]
 fn many_upgrades_in_a_row_drop_nobody_and_newcomers_are_served() {
     let emulated = cfg!(relay_emulated);
     let upgrades = setting("RELAY_UPGRADES", if emulated { 3 } else { 8 });
