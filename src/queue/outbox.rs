@@ -71,6 +71,8 @@ struct Staged {
     bytes: Vec<u8>,
     /// How many of them the socket has accepted.
     at: usize,
+    /// The beginning of the first of its frames went out before an upgrade.
+    is_begun: bool,
     /// Pays for the remainder of a frame among them, which is as large as a message.
     rest: Option<Charge>,
 }
@@ -78,6 +80,11 @@ struct Staged {
 impl Staged {
     fn waiting(&self) -> &[u8] {
         &self.bytes[self.at..]
+    }
+
+    /// Whether the socket has accepted some of it.
+    fn is_begun(&self) -> bool {
+        self.is_begun || self.at > 0
     }
 }
 

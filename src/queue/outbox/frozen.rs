@@ -17,6 +17,9 @@ pub(crate) struct FrozenOutbox {
     lane: LaneOf,
     /// What is next on the wire after the lane's frame in progress.
     staged: ByteBuf,
+    /// The beginning of the first frame of it is on the wire already.
+    #[serde(default)]
+    is_begun: bool,
     /// Whether a message is among that.
     has_rest: bool,
     pong: Option<ByteBuf>,
@@ -59,6 +62,7 @@ impl Outbox {
         FrozenOutbox {
             lane,
             staged: ByteBuf::from(state.staged.waiting()),
+            is_begun: state.staged.is_begun(),
             has_rest: state.staged.rest.is_some(),
             pong: state.due.pong.as_deref().map(ByteBuf::from),
             probe: state.due.probe.map(ByteArray::new),
@@ -71,7 +75,7 @@ impl Outbox {
     pub(crate) fn is_between_frames(&self) -> bool {
         let state = self.state.borrow();
         let is_amid = state.lane.lane().is_some_and(|lane| lane.unfinished() > 0);
-        !is_amid && state.staged.at == 0 && state.staged.rest.is_none()
+        !is_amid && !state.staged.is_begun() && state.staged.rest.is_none()
     }
 
     /// The outbox that was frozen. `of_slot` is the lane of the connection's slot; one of its own has at most `limit`
@@ -102,7 +106,12 @@ impl Outbox {
         });
         let mut state = Inner {
             lane,
-            staged: Staged { bytes: frozen.staged.into_vec(), at: 0, rest },
+            staged: Staged {
+                bytes: frozen.staged.into_vec(),
+                at: 0,
+                is_begun: frozen.is_begun,
+                rest,
+            },
             due: Control {
                 pong: frozen.pong.map(ByteBuf::into_vec),
                 probe: frozen.probe.map(ByteArray::into_array),

@@ -1,6 +1,7 @@
 mod batches;
 mod closing;
 mod detaching;
+mod upgrade;
 mod waking;
 
 use proptest::prelude::*;
