@@ -42,6 +42,12 @@ pub fn ago(now: Instant, age: Duration) -> Instant {
     now.checked_sub(age).unwrap_or(now)
 }
 
+/// The moment that comes `wait` after `now`, or in a hundred years if that is sooner.
+pub(crate) fn later(now: Instant, wait: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    now + wait.min(CENTURY)
+}
+
 /// How long ago `earlier` was, by the monotonic clock; zero for a time to come.
 pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)
@@ -57,5 +63,7 @@ mod tests {
         let age = Duration::from_secs(7);
         assert_eq!(now - ago(now, age), age);
         assert_eq!(ago(now, Duration::MAX), now);
+        assert_eq!(later(now, age) - now, age);
+        assert!(later(now, Duration::MAX) > now, "and no panic");
     }
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::admission::heads::Heads;
+use crate::clock;
 use crate::connection::binary::{Binary, Contender, contend};
 use crate::connection::link::{
     FrozenConnection, FrozenContender, FrozenLink, FrozenPeer, FrozenRequest, Link, Rejected,
@@ -98,7 +99,7 @@ fn thaw_request(
     let entry = heads.enter(Origin::of(visitor.address), Some(usize::MAX));
     let place = Some(entry.serial());
     let visitor = Visitor::thaw(relay, entry, visitor);
-    (visitor, place, Opening::new(bytes.into_vec(), spent), now + remaining)
+    (visitor, place, Opening::new(bytes.into_vec(), spent), clock::later(now, remaining))
 }
 
 fn thaw_link<S: Transport + 'static>(

@@ -38,9 +38,9 @@ pub struct Taken {
     /// Listening sockets for the metrics and the status page.
     pub metrics: Vec<TcpListener>,
     /// The state, or why it cannot be read.
-    state: Result<State, String>,
+    pub(super) state: Result<State, String>,
     /// The connections in the order of the state, and whether each may be told that the relay ends.
-    connections: Vec<(TcpStream, bool)>,
+    pub(super) connections: Vec<(TcpStream, bool)>,
 }
 
 /// Whether this process is to say only whether it can go on with a state.
@@ -178,8 +178,8 @@ impl Taken {
         relay.registry.bury_missing(now);
         let connections = relay.permits.taken();
         let kept = relay.registry.backlog().kept;
-        let pause = clock::wall().duration_since(UNIX_EPOCH + state.frozen_at);
-        let pause = pause.unwrap_or_default();
+        let since_1970 = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let pause = since_1970.saturating_sub(state.frozen_at);
         events::upgraded(&state.from, connections, slots, kept, pause);
     }
 }

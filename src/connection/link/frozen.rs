@@ -121,14 +121,15 @@ impl FrozenPhase {
     }
 
     fn thaw(self, now: Instant) -> Phase {
+        let until = |left: Duration| clock::later(now, left);
         match self {
             Self::Open => Phase::Open,
-            Self::Held { look } => Phase::Held { look: now + look },
+            Self::Held { look } => Phase::Held { look: until(look) },
             Self::Closing { ended, remaining } => {
-                Phase::Closing { ended, deadline: remaining.map(|left| now + left) }
+                Phase::Closing { ended, deadline: remaining.map(until) }
             }
             Self::Lingering { ended, remaining } => {
-                Phase::Lingering { ended, until: now + remaining }
+                Phase::Lingering { ended, until: until(remaining) }
             }
         }
     }

@@ -117,12 +117,13 @@ impl Slot {
             }
             FrozenHolder::Grace { serial, remaining, manner, ended } => {
                 let end = End { manner, at: clock::ago(now, ended) };
-                Holder::Grace { serial, deadline: now + remaining, end, outbox: Weak::new() }
+                let deadline = clock::later(now, remaining);
+                Holder::Grace { serial, deadline, end, outbox: Weak::new() }
             }
         };
         let mut slot = Self::new(frozen.server, lane, holder);
         slot.probe = frozen.probe.map(|probe| Rc::new(Probe::thaw(probe, now)));
-        slot.confirmation = frozen.confirmation.map(|remaining| now + remaining);
+        slot.confirmation = frozen.confirmation.map(|remaining| clock::later(now, remaining));
         let phone = |phone: FrozenPhone| {
             let sender = Rc::clone(senders.get(phone.sender)?);
             let FrozenPhone { key, serial, unserved, outlived, unconfirmed, spoken, .. } = phone;
