@@ -89,6 +89,7 @@ impl Registry {
                 self.vacate(&server, serial, Ended::Dropped, true, now);
             }
             if let Some(slot) = self.map.borrow_mut().slots.get_mut(&server) {
+                slot.rewind_orphaned();
                 slot.end_orphaned_probe();
             }
         }
@@ -102,8 +103,11 @@ impl Registry {
         self.map.borrow().leaving.contains_key(&serial)
     }
 
+    /// Lets a connection finish what is on its way, which `account` pays for, or the account of its own that a
+    /// remainder has.
     fn let_leave(&self, serial: Serial, outbox: &Rc<Outbox>, account: &Rc<Account>) {
-        let (outbox, account) = (Rc::clone(outbox), Rc::clone(account));
+        let account = outbox.remainder().unwrap_or_else(|| Rc::clone(account));
+        let outbox = Rc::clone(outbox);
         self.map.borrow_mut().leaving.insert(serial, Leaving { outbox, account });
     }
 }

@@ -3,6 +3,7 @@ mod grace;
 mod memory;
 mod model;
 mod routing;
+mod upgrade;
 
 use relay_test_kit::frame::{CLOSE, PING, Received, TEXT};
 use relay_test_kit::socket::MockSocket;

@@ -90,6 +90,14 @@ impl Sender {
 }
 
 impl Lane {
+    /// The senders of what is queued, proofs aside; none of a notice.
+    #[cfg(test)]
+    pub(crate) fn owners(&self) -> Vec<Option<Rc<Sender>>> {
+        let state = self.state.borrow();
+        let entries = state.entries.iter().filter(|entry| entry.kind != Kind::Proof);
+        entries.map(|entry| entry.sender.clone()).collect()
+    }
+
     /// What is queued, and by which of the `senders`.
     pub(crate) fn freeze(&self, mut senders: Senders, now: Instant) -> FrozenLane {
         let state = self.state.borrow();

@@ -204,6 +204,17 @@ impl Slot {
         (binary, missing.map(|(key, phone)| (*key, phone.serial)).collect())
     }
 
+    /// Has a message that was begun on a connection that did not come back sent whole on the next one.
+    pub(in crate::registry) fn rewind_orphaned(&self) {
+        let is_written = match &self.holder {
+            Holder::Live { outbox, .. } => Rc::strong_count(outbox) > 1,
+            Holder::Grace { outbox, .. } => outbox.strong_count() > 0,
+        };
+        if !is_written {
+            drop(self.lane.rewind());
+        }
+    }
+
     /// Ends a probe whose newcomer did not come back.
     pub(in crate::registry) fn end_orphaned_probe(&mut self) {
         let live = match &self.holder {

@@ -5,6 +5,7 @@
 
 mod membership;
 mod traffic;
+mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +54,8 @@ enum Step {
     Wait(u64),
     /// Others hold so much memory.
     Pressure(usize),
+    /// Another registry takes over, with contests before the seats or after them.
+    Upgrade(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -86,6 +89,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => index().prop_map(Pong),
         4 => prop_oneof![0..3_u64, 900..6_000_u64, 10_000..31_000_u64].prop_map(Wait),
         1 => prop_oneof![Just(0), 0..BUDGET].prop_map(Pressure),
+        5 => any::<bool>().prop_map(Upgrade),
     ]
 }
 
@@ -190,6 +194,16 @@ struct Rivalry {
     answered: bool,
 }
 
+fn new_registry(evict: bool) -> Rc<Registry> {
+    let (slots, phones) = (MOST_SLOTS.to_string(), MOST_PHONES.to_string());
+    let mut arguments = SMALL.to_vec();
+    arguments.extend(["--max-connections", &slots, "--max-phones", &phones]);
+    if evict {
+        arguments.extend(["--reclaim", "evict"]);
+    }
+    registry(&arguments)
+}
+
 struct World {
     registry: Rc<Registry>,
     start: Instant,
@@ -205,13 +219,7 @@ struct World {
 
 impl World {
     fn new(evict: bool) -> Self {
-        let (slots, phones) = (MOST_SLOTS.to_string(), MOST_PHONES.to_string());
-        let mut arguments = SMALL.to_vec();
-        arguments.extend(["--max-connections", &slots, "--max-phones", &phones]);
-        if evict {
-            arguments.extend(["--reclaim", "evict"]);
-        }
-        let registry = registry(&arguments);
+        let registry = new_registry(evict);
         Self {
             start: clock::now(),
             now: 0,
@@ -275,6 +283,7 @@ impl World {
                 self.outsider.add(bytes);
                 self.relieve();
             }
+            Step::Upgrade(contests_first) => self.upgrade(contests_first),
         }
     }
 
