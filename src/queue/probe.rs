@@ -189,6 +189,28 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_keeps_its_age_its_payload_and_its_outcome() {
+        let start = clock::now();
+        let second = Duration::from_secs(1);
+        let upgraded = |probe: &Probe, at, now| {
+            let frozen = rmp_serde::to_vec_named(&probe.freeze(at)).unwrap();
+            Probe::thaw(rmp_serde::from_slice(&frozen).unwrap(), now)
+        };
+        let probe = Probe::new(start);
+        let payload = *probe.payload();
+        let (frozen_at, now) = (start + second / 2, start + 9 * second);
+        let probe = upgraded(&probe, frozen_at, now);
+        assert_eq!(now - probe.asked(), second / 2);
+        probe.heard(now + second / 2);
+        probe.call_last();
+        let probe = upgraded(&probe, now, now);
+        assert_eq!((probe.outcome(), probe.is_last_call()), (None, true));
+        probe.pong(&payload);
+        let probe = upgraded(&probe, now, now);
+        assert_eq!(probe.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
     fn the_end_of_the_holder_outweighs_an_answer() {
         let probe = Probe::new(clock::now());
         probe.pong(probe.payload().as_ref());

@@ -170,6 +170,27 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_at_any_moment_keeps_how_long_a_peer_was_silent_and_its_ping_unanswered() {
+        let start = clock::now();
+        let seconds = Duration::from_secs;
+        let upgraded = |heart: &Heartbeat, now| {
+            let frozen = rmp_serde::to_vec_named(&heart.freeze(now)).unwrap();
+            let frozen = rmp_serde::from_slice(&frozen).unwrap();
+            Heartbeat::thaw(frozen, INTERVAL, TIMEOUT, now + seconds(1))
+        };
+        let mut heart = upgraded(&heartbeat(start), start + seconds(20));
+        // It is as if the second had not been.
+        let start = start + seconds(1);
+        assert_eq!(heart.check(start + INTERVAL.mul_f64(0.89)), Beat::Quiet);
+        assert_eq!(heart.check(start + INTERVAL.mul_f64(1.11)), Beat::Ping);
+        let mut heart = upgraded(&heart, start + INTERVAL.mul_f64(1.11) + seconds(20));
+        let dead = start + INTERVAL.mul_f64(1.11) + TIMEOUT + seconds(1);
+        assert_eq!(heart.check(dead - seconds(1)), Beat::Quiet, "it is pinged already");
+        assert!(!heart.is_over(dead - Duration::from_millis(1)) && heart.is_over(dead));
+        assert_eq!(heart.check(dead), Beat::Dead);
+    }
+
+    #[test]
     fn the_intervals_of_many_connections_are_spread() {
         let now = clock::now();
         let deadlines: Vec<_> = (0..100).map(|_| heartbeat(now).deadline() - now).collect();

@@ -1,6 +1,7 @@
 mod begun;
 mod codecs;
 mod turns;
+mod upgrade;
 mod violations;
 
 use std::task::Waker;
@@ -347,6 +348,7 @@ proptest! {
     fn any_messages_in_any_chunks_decode_the_same(
         messages in prop::collection::vec(message(), 1..6),
         sizes in prop::collection::vec(prop_oneof![1_usize..40, 1_usize..BATCH], 1..10),
+        upgrades in prop::collection::vec(any::<bool>(), 1..5),
     ) {
         let (mut bytes, mut expected) = (Vec::new(), Vec::new());
         for (text, cuts, pings) in &messages {
@@ -381,6 +383,9 @@ proptest! {
                 if let Some(chunk) = turn.checked_sub(lag).and_then(|turn| chunks.get(turn)) {
                     peer.packed = turn % 3 == 2;
                     got.extend(peer.turn(chunk));
+                    if upgrades[turn % upgrades.len()] {
+                        peer.upgrade(1);
+                    }
                 }
             }
         }
