@@ -9,6 +9,8 @@ mod channel;
 mod format;
 mod program;
 mod taken;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::program::COUNT;
 pub use self::program::Program;
