@@ -75,7 +75,14 @@ fn write_state(relay: &Rc<Relay>, now: Instant) -> Result<(File, Written), Strin
         file.rewind()?;
         Ok((file, written))
     };
-    write().map_err(|error| format!("cannot write the state to a memory file: {error}"))
+    write().map_err(|error| {
+        const TOO_MANY: i32 = 24;
+        let limit = match error.raw_os_error() {
+            Some(TOO_MANY) => " (the limit is LimitNOFILE=, ulimit -n)",
+            _ => "",
+        };
+        format!("cannot write the state to a memory file: {error}{limit}")
+    })
 }
 
 /// Puts everything into a channel, and returns the end that the new program reads.

@@ -16,6 +16,7 @@ mod upgrade;
 mod upgrade_command;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -48,6 +49,16 @@ fn program_in_shell(line: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", line, PROGRAM]).args(arguments).env_clear();
     command
+}
+
+/// Puts what this line of shell prints in the place of a program file; `$1` is the program.
+///
+/// This process does not write it: a child that another test starts meanwhile would hold it open for writing, and the
+/// kernel refuses to run such a file.
+fn install(file: &Path, line: &str) {
+    let line = format!("({line}) >\"$0.new\" && chmod 755 \"$0.new\" && mv \"$0.new\" \"$0\"");
+    let written = Command::new("/bin/sh").args(["-c", &line]).arg(file).arg(PROGRAM).status();
+    assert!(written.unwrap().success());
 }
 
 /// Runs a program that ends by itself; one that does not is ended by an alarm of the test.

@@ -4,8 +4,6 @@ use std::fs::{self, Permissions};
 #[cfg(not(relay_emulated))]
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-#[cfg(not(relay_emulated))]
-use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +14,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::rig::ws::{CLOSE, CONTINUATION, TEXT, encode};
 use crate::rig::{fresh_id, large_message, notice, scaled};
+
+/// Prints the program.
+const THE_SAME: &str = "cat \"$1\"";
 
 /// A program whose file can be replaced.
 struct Upgradable {
@@ -28,24 +29,21 @@ impl Upgradable {
     fn start(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("relay");
-        fs::copy(PROGRAM, &file).unwrap();
+        install(&file, THE_SAME);
         let stretched = stretched(arguments);
         let mut command = Command::new(&file);
         command.args(unlimited()).args(arguments).args(stretched).env_clear();
         Self { running: Running::spawn(command), file, _directory: directory }
     }
 
-    /// Puts this in the place of the program file.
-    fn replace(&self, content: &[u8], mode: u32) {
-        let new = self.file.with_extension("new");
-        fs::write(&new, content).unwrap();
-        fs::set_permissions(&new, Permissions::from_mode(mode)).unwrap();
-        fs::rename(&new, &self.file).unwrap();
+    /// Puts what this line of shell prints in the place of the program file; `$1` is the program.
+    fn replace(&self, line: &str) {
+        install(&self.file, line);
     }
 
     /// Puts the same program there, in another file.
     fn renew(&self) {
-        self.replace(&fs::read(PROGRAM).unwrap(), 0o755);
+        self.replace(THE_SAME);
     }
 
     /// Has it hand over, and waits until it has.
@@ -255,25 +253,26 @@ fn counters_and_the_limiters_table_come_along() {
 fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
     let relay = Upgradable::start(&[]);
     let (mut binary, mut phone, conn_id) = relay.running.pair("stays");
-    let script = |text: &str| format!("#!/bin/sh\n{text}\n").into_bytes();
+    let script = |text: &str| format!("printf '%s\\n' '#!/bin/sh' '{text}'");
     // The head of a program for another machine.
-    let mut foreign = fs::read(PROGRAM).unwrap();
-    foreign[18..20].copy_from_slice(&[0xf3, 0xff]);
-    let cases: [(&[u8], u32, &str); 7] = [
-        (&script("exit 3"), 0o755, "ended with exit code 3"),
-        (&script("echo error: no such option >&2; exit 2"), 0o755, "error: no such option"),
-        (&script("kill -SEGV $$"), 0o755, "was ended by signal 11"),
-        (&script("exec sleep 60"), 0o755, "did not answer within 5 s"),
-        (&script("exit 0"), 0o644, "may not be run: chmod +x it"),
-        (&foreign, 0o755, "is not a program for this machine"),
-        (b"rubbish", 0o755, "is not a program for this machine"),
+    let foreign = "head -c 18 \"$1\"; printf \"\\363\\377\"; tail -c +21 \"$1\"".to_owned();
+    let cases = [
+        (script("exit 3"), "ended with exit code 3"),
+        (script("echo error: no such option >&2; exit 2"), "error: no such option"),
+        (script("kill -SEGV $$"), "was ended by signal 11"),
+        (script("exec sleep 60"), "did not answer within 5 s"),
+        (foreign, "is not a program for this machine"),
+        ("echo rubbish".to_owned(), "is not a program for this machine"),
     ];
-    for (content, mode, expected) in cases {
-        relay.replace(content, mode);
+    for (line, expected) in cases {
+        relay.replace(&line);
         let reason = relay.fail();
         assert!(reason.contains(expected), "{reason} does not say: {expected}");
         exchange(&mut binary, &mut phone, &conn_id);
     }
+    fs::set_permissions(&relay.file, Permissions::from_mode(0o644)).unwrap();
+    let reason = relay.fail();
+    assert!(reason.contains("may not be run: chmod +x it"), "{reason}");
     fs::remove_file(&relay.file).unwrap();
     let reason = relay.fail();
     assert!(reason.contains("is not there"), "{reason}");
@@ -291,7 +290,7 @@ fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
 fn without_descriptors_it_goes_on_and_says_which_limit() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("relay");
-    fs::copy(PROGRAM, &file).unwrap();
+    install(&file, THE_SAME);
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\""]).arg(&file);
     command.args(unlimited()).args(["--max-connections", "16"]).env_clear();
@@ -322,7 +321,7 @@ fn connect_plainly(address: Address) -> std::net::TcpStream {
 fn a_stop_while_the_new_program_is_tried_is_a_stop() {
     let relay = Upgradable::start(&[]);
     let (mut binary, mut phone, _) = relay.running.pair("stops");
-    relay.replace(b"#!/bin/sh\nexec sleep 60\n", 0o755);
+    relay.replace("printf '%s\\n' '#!/bin/sh' 'exec sleep 60'");
     relay.running.signal("USR2");
     relay.running.wait("upgrade_begun");
     relay.running.signals(&["USR2", "TERM"]);
@@ -511,7 +510,7 @@ fn a_link_in_the_place_of_the_program_file_is_followed_anew() {
     let place = directory.path().to_owned();
     let copy = |name: &str| {
         let file = place.join(name);
-        fs::copy(PROGRAM, &file).unwrap();
+        install(&file, THE_SAME);
         file
     };
     let (one, two) = (copy("relay-1"), copy("relay-2"));

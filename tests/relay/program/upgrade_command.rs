@@ -1,6 +1,6 @@
 //! `pyrycode-relay upgrade`: has a running relay change to the program file in its place.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pyrycode_relay::limits::UPGRADE_NOTICED;
 use tempfile::TempDir;
@@ -27,16 +27,6 @@ fn replaceable() -> (TempDir, PathBuf, Running) {
     command.args(unlimited()).env_clear();
     let running = Running::spawn(command);
     (directory, file, running)
-}
-
-/// Puts what this line of shell prints in the place of a program file; `$1` is the program.
-///
-/// This process does not write it: a child that another test starts meanwhile would hold it open for writing, and the
-/// kernel refuses to run such a file.
-fn install(file: &Path, line: &str) {
-    let line = format!("({line}) >\"$0.new\" && chmod 755 \"$0.new\" && mv \"$0.new\" \"$0\"");
-    let written = Command::new("/bin/sh").args(["-c", &line]).arg(file).arg(PROGRAM).status();
-    assert!(written.unwrap().success());
 }
 
 #[test]
