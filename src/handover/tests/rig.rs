@@ -92,7 +92,8 @@ impl Rig {
 
     /// The relay works for a moment.
     pub(super) fn work(&self, time: Duration) {
-        smol::block_on(self.executor.run(Timer::after(time)));
+        let over = Timer::after(time);
+        smol::block_on(self.executor.run(over));
     }
 
     /// The relay works until its peer has seen what it waits for.
