@@ -7,6 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -97,6 +98,14 @@ impl Sender {
     /// The descriptor itself, for who waits for an answer.
     pub(super) fn into_descriptor(self) -> OwnedFd {
         self.0
+    }
+}
+
+/// Puts nothing in the place of standard input, where nobody should find a channel; what is in it is gone.
+pub(super) fn discard_stdin() {
+    let nothing = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(nothing) = nothing {
+        let _ = rustix::stdio::dup2_stdin(nothing);
     }
 }
 

@@ -85,8 +85,28 @@ fn put(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     })
 }
 
+/// A part of a state.
+pub(super) enum Part {
+    Relay(Box<FrozenRelay>),
+    Slot(Box<FrozenSlot>),
+    Connection(Box<FrozenConnection>),
+}
+
 /// Reads a state. The error is a sentence for the operator.
-pub(super) fn read(mut from: impl Read) -> Result<State, String> {
+pub(super) fn read(from: impl Read) -> Result<State, String> {
+    let (mut relay, mut slots, mut connections) = (None, Vec::new(), Vec::new());
+    let from = read_each(from, |part| match part {
+        Part::Relay(part) => relay = Some(*part),
+        Part::Slot(slot) => slots.push(*slot),
+        Part::Connection(connection) => connections.push(*connection),
+    })?;
+    let frozen_at = relay.as_ref().map_or(Duration::ZERO, |relay| relay.frozen_at);
+    Ok(State { from, relay, frozen_at, slots, connections })
+}
+
+/// Reads a state part by part, the relay first, and returns the version of the program that wrote it. The error is a
+/// sentence for the operator.
+pub(super) fn read_each(mut from: impl Read, mut take: impl FnMut(Part)) -> Result<String, String> {
     let broken = |error: rmp_serde::decode::Error| format!("the state is broken: {error}");
     let header: Header = rmp_serde::from_read(&mut from)
         .map_err(|_| "what was handed over is no state of pyrycode-relay".to_owned())?;
@@ -101,18 +121,21 @@ pub(super) fn read(mut from: impl Read) -> Result<State, String> {
     let Record::Relay(relay) = rmp_serde::from_read(&mut from).map_err(broken)? else {
         return Err("the state is broken: it does not begin with the relay".to_owned());
     };
-    let (mut slots, mut connections) = (Vec::new(), Vec::new());
+    take(Part::Relay(relay));
+    let mut connections = 0;
     loop {
         match rmp_serde::from_read(&mut from).map_err(broken)? {
-            Record::Slot(slot) => slots.push(*slot),
+            Record::Slot(slot) => take(Part::Slot(slot)),
             Record::Connection(record) => {
-                connections.push(rmp_serde::from_slice(&record).map_err(broken)?);
+                let connection = rmp_serde::from_slice(&record).map_err(broken)?;
+                drop(record);
+                take(Part::Connection(Box::new(connection)));
+                connections += 1;
             }
-            Record::End { connections: count } if count == connections.len() => break,
+            Record::End { connections: count } if count == connections => break,
             Record::End { .. } => return Err("the state is broken: connections are missing".into()),
             Record::Relay(_) => return Err("the state is broken: it has two relays".into()),
         }
     }
-    let frozen_at = relay.frozen_at;
-    Ok(State { from: header.from, relay: Some(*relay), frozen_at, slots, connections })
+    Ok(header.from)
 }

@@ -102,7 +102,11 @@ impl Program {
     pub(super) fn replace(&self, channel: OwnedFd) -> String {
         match self.try_replace(channel) {
             Ok(never) => match never {},
-            Err(error) => self.explain(&error),
+            Err(error) => {
+                // What lies in the channel would keep every socket open that this program closes.
+                channel::discard_stdin();
+                self.explain(&error)
+            }
         }
     }
 

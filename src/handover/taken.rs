@@ -8,11 +8,10 @@ use std::rc::Rc;
 use std::time::UNIX_EPOCH;
 
 use log::warn;
-use rustix::fs::{Mode, OFlags};
 use smol::LocalExecutor;
 
 use super::channel::{self, Parcel};
-use super::format::{self, State};
+use super::format::{self, Part, State};
 use super::program::{READY, TRIAL, VARIABLE};
 use crate::admission::heads::Heads;
 use crate::clock;
@@ -23,6 +22,7 @@ use crate::connection::thaw::{Resumed, thaw};
 use crate::leg::Leg;
 use crate::net::transport::Tcp;
 use crate::origin::Origin;
+use crate::registry::Registry;
 use crate::relay::{FrozenRelay, Relay};
 use crate::signals::Stop;
 use crate::telemetry::events;
@@ -73,15 +73,17 @@ fn rehearse(config: &Config) -> Result<(), String> {
         return Err("the channel holds no state".to_owned());
     };
     let state = descriptors.into_iter().next().ok_or("the channel holds no state")?;
-    let state = format::read(std::io::BufReader::new(File::from(state)))?;
     // Whatever would keep it from starting is to show itself now.
     let secure = config.tls.as_ref().map(Secure::new).transpose()?;
-    // What is read is put in its place too.
     let relay = Relay::with_tls(config.clone(), Stop::new(), secure);
     let now = clock::now();
-    for slot in state.slots {
-        relay.registry.thaw(slot, now);
-    }
+    // One after the other: the relay holds all of it as well, and so does the memory file.
+    format::read_each(std::io::BufReader::new(File::from(state)), |part| {
+        if let Part::Slot(slot) = part {
+            // What is read is put in its place too.
+            Registry::new(&relay.config, &relay.ledger, &relay.metrics).thaw(*slot, now);
+        }
+    })?;
     Ok(())
 }
 
@@ -131,11 +133,7 @@ fn take(channel: BorrowedFd<'_>) -> Result<Taken, String> {
             Parcel::End => break,
         }
     }
-    // Nobody reads standard input, and nobody should find a channel there.
-    let nothing = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    if let Ok(nothing) = nothing {
-        let _ = rustix::stdio::dup2_stdin(nothing);
-    }
+    channel::discard_stdin();
     Ok(taken)
 }
 

@@ -286,6 +286,30 @@ fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
 }
 
 #[test]
+fn a_program_that_was_tried_and_then_cannot_be_run_leaves_everything_as_it_was() {
+    let relay = Upgradable::start(&[]);
+    let (mut binary, mut phone, conn_id) = relay.running.pair("late-failure");
+    // It says that it can take over, and may not be run any more.
+    relay
+        .replace(&format!("printf '%s\\n' '#!/bin/sh' 'chmod 644 \"$0\"' 'exec {PROGRAM} \"$@\"'"));
+    let reason = relay.fail();
+    assert!(reason.contains("may not be run: chmod +x it"), "{reason}");
+    exchange(&mut binary, &mut phone, &conn_id);
+    // Nothing keeps a socket open that the relay closes.
+    let stdin = fs::read_link(format!("/proc/{}/fd/0", relay.running.child.id())).unwrap();
+    assert_eq!(stdin, PathBuf::from("/dev/null"));
+    let mut silent = connect(relay.running.address());
+    silent.write_all(b"GET /nowhere HTTP/1.1\r\nHost: relay\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    silent.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 404 "));
+    relay.renew();
+    relay.upgrade();
+    exchange(&mut binary, &mut phone, &conn_id);
+    relay.running.stop();
+}
+
+#[test]
 #[cfg(not(relay_emulated))]
 fn without_descriptors_it_goes_on_and_says_which_limit() {
     let directory = tempfile::tempdir().unwrap();
