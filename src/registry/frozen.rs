@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::seat::{Contest, PhoneSeat, ServerSeat};
-use super::slot::{FrozenSlot, Holder, Slot};
+use super::slot::{FrozenSlot, Slot};
 use super::{Leaving, Registry};
 use crate::close::Ended;
 use crate::ids::{PhoneKey, Serial, ServerId};
@@ -58,21 +58,7 @@ impl Registry {
         for serial in slot.serials() {
             self.serials.skip(serial);
         }
-        let mut map = self.map.borrow_mut();
-        match &slot.holder {
-            Holder::Grace { deadline, serial, .. } => {
-                map.expiries.insert((*deadline, *serial), server.clone());
-            }
-            Holder::Live { serial, .. } => {
-                if let Some(deadline) = slot.confirmation {
-                    map.confirmations.insert((deadline, *serial), server.clone());
-                }
-            }
-        }
-        map.slots.insert(server, slot);
-        if let Some(reaper) = map.reaper.take() {
-            reaper.wake();
-        }
+        self.map.borrow_mut().resume(server, slot);
     }
 
     /// Ends what belongs to connections that did not come back.

@@ -242,25 +242,11 @@ impl Registry {
         report(closed);
     }
 
-    /// Releases the slots whose grace window has passed at `now` and closes their phones. One that
-    /// a newcomer is about to take is left to it, for another window.
+    /// Releases the slots whose grace window has passed at `now` and closes their phones.
     fn release(&self, now: Instant) {
         loop {
-            let (server, slot) = {
-                let mut map = self.map.borrow_mut();
-                let Some(((_, serial), server)) = take_due(&mut map.expiries, now) else { return };
-                if let Some(Slot {
-                    probe: Some(_), holder: Holder::Grace { deadline, .. }, ..
-                }) = map.slots.get_mut(&server)
-                {
-                    *deadline = now + self.rules.grace;
-                    let deadline = *deadline;
-                    map.expiries.insert((deadline, serial), server);
-                    continue;
-                }
-                let Some(slot) = map.slots.remove(&server) else { continue };
-                (server, slot)
-            };
+            let expired = self.map.borrow_mut().take_expired(now, self.rules.grace);
+            let Some((server, slot)) = expired else { return };
             self.metrics.grace_expiries.bump();
             events::server_expired(&server, slot.phones.len());
             for (key, phone) in slot.phones_in_order() {
@@ -342,6 +328,7 @@ impl Registry {
     fn seat(&self, map: &mut Map, server: &ServerId, origin: Origin, now: Instant) -> Seated {
         let serial = self.serials.next();
         let account = Account::open(&self.ledger, origin);
+        let was_in_grace = map.reclaim(server);
         let Some(slot) = map.slots.get_mut(server) else {
             let lane = Lane::new(self.rules.max_slot_queue, Rc::clone(&account));
             let outbox = Outbox::new(Some(Rc::clone(&lane)));
@@ -351,19 +338,14 @@ impl Registry {
             return Seated { serial, outbox, account, reclaim: None };
         };
         slot.probe = None;
-        match &slot.holder {
-            Holder::Grace { deadline, serial, .. } => {
-                map.expiries.remove(&(*deadline, *serial));
-                self.metrics.reclaims.bump();
-            }
-            Holder::Live { .. } => self.metrics.takeovers.bump(),
+        match was_in_grace {
+            true => self.metrics.reclaims.bump(),
+            false => self.metrics.takeovers.bump(),
         }
         let (outbox, reclaim) = slot.take(serial, &account, self.rules.evict, now);
         if let Some(deadline) = slot.confirmation {
             map.confirmations.insert((deadline, serial), server.clone());
-            if let Some(reaper) = map.reaper.take() {
-                reaper.wake();
-            }
+            map.wake_reaper();
         }
         Seated { serial, outbox, account, reclaim: Some(reclaim) }
     }
@@ -380,7 +362,7 @@ impl Registry {
     fn vacate(&self, server: &ServerId, serial: Serial, ended: Ended, amid: bool, now: Instant) {
         let probe = {
             let mut map = self.map.borrow_mut();
-            let Some(slot) = map.slots.get_mut(server) else { return };
+            let Some(slot) = map.slots.get(server) else { return };
             let Holder::Live { serial: holder, outbox, .. } = &slot.holder else { return };
             if *holder != serial {
                 return;
@@ -394,13 +376,8 @@ impl Registry {
                 Ended::ByPeer(_) | Ended::ByRelay(_) if manner != Parting::Silent => outbox.part(),
                 _ => outbox.detach(),
             }
-            let deadline = now + self.rules.grace;
-            slot.vacate(serial, deadline, End { manner, at: now });
             let probe = slot.probe.clone();
-            map.expiries.insert((deadline, serial), server.clone());
-            if let Some(reaper) = map.reaper.take() {
-                reaper.wake();
-            }
+            map.vacate(server, serial, now + self.rules.grace, End { manner, at: now });
             probe
         };
         if let Some(probe) = probe {
@@ -417,6 +394,65 @@ impl Registry {
             slot.leave(key, serial, ended)
         };
         report(retired);
+    }
+}
+
+/// Grace windows begin and end here alone: what a slot says and what is due are changed together.
+impl Map {
+    /// Begins the window of a slot that connection `serial` held, until `deadline`.
+    fn vacate(&mut self, server: &ServerId, serial: Serial, deadline: Instant, end: End) {
+        let Some(slot) = self.slots.get_mut(server) else { return };
+        slot.vacate(serial, deadline, end);
+        self.expiries.insert((deadline, serial), server.clone());
+        self.wake_reaper();
+    }
+
+    /// Ends the window of a slot that is claimed, or goes; whether it was in one.
+    fn reclaim(&mut self, server: &ServerId) -> bool {
+        let holder = self.slots.get(server).map(|slot| &slot.holder);
+        let Some(Holder::Grace { deadline, serial, .. }) = holder else { return false };
+        self.expiries.remove(&(*deadline, *serial));
+        true
+    }
+
+    /// Takes a slot whose window has passed at `now`. One that a newcomer is about to take is left to it, for another
+    /// window of `grace`.
+    fn take_expired(&mut self, now: Instant, grace: Duration) -> Option<(ServerId, Slot)> {
+        loop {
+            let ((_, serial), server) = take_due(&mut self.expiries, now)?;
+            match self.slots.get_mut(&server).map(|slot| (&slot.probe, &mut slot.holder)) {
+                Some((Some(_), Holder::Grace { deadline, .. })) => {
+                    *deadline = now + grace;
+                    self.expiries.insert((*deadline, serial), server);
+                }
+                _ => {
+                    if let Some(slot) = self.slots.remove(&server) {
+                        return Some((server, slot));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a slot back that another program has handed over, with what is due of it.
+    fn resume(&mut self, server: ServerId, slot: Slot) {
+        match (&slot.holder, slot.confirmation) {
+            (Holder::Grace { deadline, serial, .. }, _) => {
+                self.expiries.insert((*deadline, *serial), server.clone());
+            }
+            (Holder::Live { serial, .. }, Some(deadline)) => {
+                self.confirmations.insert((deadline, *serial), server.clone());
+            }
+            (Holder::Live { .. }, None) => {}
+        }
+        self.slots.insert(server, slot);
+        self.wake_reaper();
+    }
+
+    fn wake_reaper(&mut self) {
+        if let Some(reaper) = self.reaper.take() {
+            reaper.wake();
+        }
     }
 }
 

@@ -17,14 +17,15 @@ impl Registry {
                 map.slots.keys().filter(|server| !list.has(server)).cloned().collect();
             // By name: what happens must not depend on the order of a table.
             gone.sort_unstable();
-            gone.iter().filter_map(|server| map.slots.remove_entry(server)).collect()
+            let take = |server| {
+                map.reclaim(server);
+                map.slots.remove_entry(server)
+            };
+            gone.iter().filter_map(take).collect()
         };
         for (server, slot) in &revoked {
-            match &slot.holder {
-                Holder::Live { outbox, .. } => outbox.close(Close::NotAllowed, Manner::Abort),
-                Holder::Grace { serial, deadline, .. } => {
-                    self.map.borrow_mut().expiries.remove(&(*deadline, *serial));
-                }
+            if let Holder::Live { outbox, .. } = &slot.holder {
+                outbox.close(Close::NotAllowed, Manner::Abort);
             }
             // Whoever waits for it finds that the server-id may not be claimed.
             if let Some(probe) = &slot.probe {
