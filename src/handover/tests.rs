@@ -197,7 +197,12 @@ fn a_header_and_a_record_may_have_fields_that_are_not_known() {
 fn a_state_that_ends_early_is_broken_wherever_it_does() {
     let (bytes, _) = household().rig.freeze();
     let all = bytes.len();
-    for end in (0..all).filter(|end| *end < 3_000 || end + 3_000 > all || end % 97 == 0) {
+    let step = if cfg!(relay_emulated) { 41 } else { 7 };
+    // The headers and the end byte by byte, the rest in steps that meet every kind of place.
+    let is_looked_at = |end: usize| {
+        end < 100 || end + 50 > all || end % step == 0 && end < 3_000 || end % 389 == 0
+    };
+    for end in (0..all).filter(|end| is_looked_at(*end)) {
         assert!(format::read(&bytes[..end]).is_err(), "after {end} of {all} bytes");
     }
     assert!(format::read(&bytes[..]).is_ok());
@@ -212,7 +217,7 @@ fn try_out(bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(relay_emulated) { 2 } else { 30 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(relay_emulated) { 1 } else { 8 }, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_is_not_quite_a_state_is_no_reason_to_panic(

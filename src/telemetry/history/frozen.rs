@@ -176,6 +176,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(relay_emulated) { 8 } else { 64 }))]
+
         #[test]
         fn it_goes_on_as_without_another_program(
             before in proptest::collection::vec((0..4000_u64, 0..9_u32), 0..120),
