@@ -180,6 +180,8 @@ impl Side {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(relay_emulated) { 16 } else { 128 }))]
+
     #[test]
     fn an_upgrade_at_any_byte_changes_neither_what_is_written_nor_what_is_counted(
         is_slot in any::<bool>(),
