@@ -67,7 +67,7 @@ impl Permits {
             return Err(Shortage::All);
         }
         if let Some(sources) = &self.sources {
-            let mut held = sources.held.borrow_mut();
+            let held = sources.held.borrow();
             let own = held.get(&source).copied().unwrap_or(0);
             if own >= sources.most {
                 return Err(Shortage::Origin);
@@ -75,16 +75,13 @@ impl Permits {
             if own > 0 && left <= self.most / STRANGERS_SHARE {
                 return Err(Shortage::All);
             }
-            held.insert(source, own + 1);
         }
-        self.taken.set(self.taken.get() + 1);
-        self.turn_over();
-        Ok(Permit { permits: Rc::clone(self), source })
+        Ok(self.renew(source))
     }
 
     /// Gives a permit to a connection that had one before an upgrade, whatever is left: the options may be others
     /// now.
-    pub(crate) fn give_back(self: &Rc<Self>, source: Origin) -> Permit {
+    pub(crate) fn renew(self: &Rc<Self>, source: Origin) -> Permit {
         if let Some(sources) = &self.sources {
             *sources.held.borrow_mut().entry(source).or_default() += 1;
         }

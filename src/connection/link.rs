@@ -160,13 +160,24 @@ impl<S: Transport, P: Peer> Link<S, P> {
         outbox: Rc<Outbox>,
         peer: P,
     ) -> Self {
-        let Upgraded { mut io, leftover, remote, permit } = upgraded;
-        io.is_paid_for();
+        let Upgraded { io, leftover, remote, permit } = upgraded;
         debug!(conn_id = peer.conn_id(), remote:% = remote; "connection_opened");
-        let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         let incoming = Incoming::new(io, leftover, peer.largest_message(), &relay.codecs);
+        Self::begin(relay, incoming, outbox, peer, (remote, permit))
+    }
+
+    /// A link on which nothing has happened yet; `peer` pays for what `incoming` holds.
+    fn begin(
+        relay: &Rc<Relay>,
+        mut incoming: Incoming<S>,
+        outbox: Rc<Outbox>,
+        peer: P,
+        (remote, permit): (IpAddr, Permit),
+    ) -> Self {
+        incoming.io().is_paid_for();
         let kept: Weak<Kept> = Rc::downgrade(incoming.kept());
         peer.account().pledge(kept);
+        let (interval, timeout) = (relay.config.heartbeat_interval, relay.config.heartbeat_timeout);
         Self {
             incoming,
             outbox,

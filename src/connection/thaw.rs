@@ -1,6 +1,6 @@
 //! Upgraded connections that another program has handed over.
 
-use std::net::{IpAddr, TcpStream};
+use std::net::TcpStream;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -135,8 +135,7 @@ fn thaw_contender<S: Transport + 'static>(
     now: Instant,
 ) -> Session {
     let FrozenContender { remote, leftover, version, contest, .. } = contender;
-    let remote: IpAddr = remote;
-    let permit = relay.permits.give_back(Origin::of(remote));
+    let permit = relay.permits.renew(Origin::of(remote));
     let upgraded = Upgraded { io, leftover: leftover.into_vec(), remote, permit };
     let contest = Contest::thaw(&relay.registry, contest, now);
     let relay = Rc::clone(relay);

@@ -28,21 +28,19 @@ pub(super) enum Parcel {
     Tls,
     /// Listening sockets for the metrics.
     Metrics,
-    /// Connections over plain TCP to which nothing is half written.
-    Connection,
-    /// Other connections.
-    Unfinished,
+    /// Connections. The mark of each says whether it may be told that the relay ends: it speaks plain TCP, and no
+    /// frame is half written.
+    Connections,
     /// Nothing: this was all.
     End,
 }
 
-const KINDS: [(Parcel, u8); 7] = [
+const KINDS: [(Parcel, u8); 6] = [
     (Parcel::State, b's'),
     (Parcel::Relay, b'r'),
     (Parcel::Tls, b't'),
     (Parcel::Metrics, b'm'),
-    (Parcel::Connection, b'c'),
-    (Parcel::Unfinished, b'u'),
+    (Parcel::Connections, b'c'),
     (Parcel::End, b'e'),
 ];
 
@@ -76,22 +74,32 @@ pub(super) fn open() -> io::Result<(Sender, OwnedFd)> {
 }
 
 impl Sender {
-    /// Puts descriptors into the channel. Nobody reads them yet, so it does not wait for room.
-    pub(super) fn send(&self, parcel: Parcel, sockets: &[Socket]) -> io::Result<()> {
-        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
-        let byte = [parcel.byte()];
-        if sockets.is_empty() && parcel != Parcel::End {
-            return Ok(());
+    /// Puts descriptors into the channel, each with its mark. Nobody reads them yet, so it does not wait for room: few
+    /// large messages find it, and as many as there are connections would not.
+    pub(super) fn send(&self, parcel: Parcel, sockets: &[(Socket, bool)]) -> io::Result<()> {
+        for some in sockets.chunks(MOST) {
+            self.send_one(parcel, some)?;
         }
-        for some in sockets.chunks(MOST).chain((sockets.is_empty()).then_some(&[][..])) {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !some.is_empty() && !control.push(SendAncillaryMessage::ScmRights(some)) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            sendmsg(&self.0, &[IoSlice::new(&byte)], &mut control, flags)?;
+        Ok(())
+    }
+
+    /// Says that this was all.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        self.send_one(Parcel::End, &[])
+    }
+
+    fn send_one(&self, parcel: Parcel, some: &[(Socket, bool)]) -> io::Result<()> {
+        let descriptors: Vec<_> = some.iter().map(|(socket, _)| socket.as_fd()).collect();
+        let marks = some.iter().map(|(_, mark)| u8::from(*mark));
+        let bytes: Vec<_> = [parcel.byte()].into_iter().chain(marks).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let rights = SendAncillaryMessage::ScmRights(&descriptors);
+        if !descriptors.is_empty() && !control.push(rights) {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, flags)?;
         Ok(())
     }
 
@@ -109,25 +117,61 @@ pub(super) fn discard_stdin() {
     }
 }
 
-/// Takes the next parcel out of the channel.
-pub(super) fn receive(channel: BorrowedFd<'_>) -> io::Result<(Parcel, Vec<OwnedFd>)> {
-    let mut byte = [0];
+/// Takes the next parcel out of the channel: descriptors with their marks.
+pub(super) fn receive(channel: BorrowedFd<'_>) -> io::Result<(Parcel, Vec<(OwnedFd, bool)>)> {
+    let mut bytes = [0; 1 + MOST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = recvmsg(channel, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)?;
-    let parcel = Parcel::of(byte[0]).filter(|_| received.bytes == 1);
+    let received = recvmsg(channel, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags)?;
     let mut descriptors = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(some) = message {
             descriptors.extend(some);
         }
     }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
+    let unknown = || io::Error::other("the channel holds something unknown");
+    let (kind, marks) = bytes[..received.bytes].split_first().ok_or_else(unknown)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() != marks.len() {
         return Err(io::Error::other(
             "descriptors were lost: the limit is LimitNOFILE=, ulimit -n",
         ));
     }
-    let parcel = parcel.ok_or_else(|| io::Error::other("the channel holds something unknown"))?;
-    Ok((parcel, descriptors))
+    let parcel = Parcel::of(*kind).ok_or_else(unknown)?;
+    let marks = marks.iter().map(|mark| *mark != 0);
+    Ok((parcel, descriptors.into_iter().zip(marks).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn thousands_of_connections_find_room_however_their_marks_alternate() {
+        const CONNECTIONS: usize = 6_000;
+        let socket: Socket = Arc::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let mark = |number: usize| number % 2 == 0 || number % 7 == 0;
+        let sent: Vec<_> =
+            (0..CONNECTIONS).map(|number| (Arc::clone(&socket), mark(number))).collect();
+        let (sender, receiver) = open().unwrap();
+        sender.send(Parcel::Relay, &sent[..1]).unwrap();
+        sender.send(Parcel::Tls, &[]).unwrap();
+        sender.send(Parcel::Connections, &sent).unwrap();
+        sender.finish().unwrap();
+        drop(sender);
+        let (parcel, listeners) = receive(receiver.as_fd()).unwrap();
+        assert_eq!((parcel, listeners.len()), (Parcel::Relay, 1));
+        let mut marks = Vec::new();
+        loop {
+            match receive(receiver.as_fd()).unwrap() {
+                (Parcel::Connections, some) => marks.extend(some.into_iter().map(|(_, mark)| mark)),
+                (parcel, rest) => break assert_eq!((parcel, rest.len()), (Parcel::End, 0)),
+            }
+        }
+        assert!(marks.into_iter().eq((0..CONNECTIONS).map(mark)));
+        assert!(receive(receiver.as_fd()).is_err(), "and nothing follows");
+    }
 }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::{self, Timer};
-use crate::handover::channel::{Parcel, Sender};
+use crate::handover::channel::Parcel;
 use crate::handover::format::Written;
 use crate::limits::HANDOVER_BUFFER;
 use crate::relay::Relay;
@@ -33,7 +33,6 @@ use crate::relay::Relay;
 pub(crate) type Socket = Arc<dyn AsFd>;
 
 /// The listening sockets of a relay, as they are handed over.
-#[derive(Clone, Default)]
 pub(crate) struct Listeners {
     /// For binaries and phones.
     pub(crate) relay: Vec<Socket>,
@@ -45,7 +44,7 @@ pub(crate) struct Listeners {
 
 /// Has the new program try whether it can go on with what the relay is now. The error is a sentence for the operator.
 /// Cancel safe: the trial is ended then.
-pub(crate) async fn rehearse(relay: &Rc<Relay>, program: &Program) -> Result<String, String> {
+pub(crate) async fn rehearse(relay: &Rc<Relay>, program: &Program) -> Result<(), String> {
     let (state, _) = write_state(relay, clock::now())?;
     program.rehearse(state).await
 }
@@ -88,29 +87,16 @@ fn write_state(relay: &Rc<Relay>, now: Instant) -> Result<(File, Written), Strin
 /// Puts everything into a channel, and returns the end that the new program reads.
 fn pack(state: File, written: &Written, listeners: &Listeners) -> io::Result<OwnedFd> {
     let (sender, receiver) = channel::open()?;
-    let state: Socket = Arc::new(state);
-    sender.send(Parcel::State, &[state])?;
-    for (parcel, sockets) in [
-        (Parcel::Relay, &listeners.relay),
-        (Parcel::Tls, &listeners.tls),
-        (Parcel::Metrics, &listeners.metrics),
-    ] {
-        sender.send(parcel, sockets)?;
-    }
-    send_connections(&sender, written)?;
-    sender.send(Parcel::End, &[])?;
+    let unmarked = |sockets: &[Socket]| -> Vec<_> {
+        sockets.iter().map(|socket| (Arc::clone(socket), false)).collect()
+    };
+    sender.send(Parcel::State, &[(Arc::new(state), false)])?;
+    sender.send(Parcel::Relay, &unmarked(&listeners.relay))?;
+    sender.send(Parcel::Tls, &unmarked(&listeners.tls))?;
+    sender.send(Parcel::Metrics, &unmarked(&listeners.metrics))?;
+    sender.send(Parcel::Connections, &written.connections)?;
+    sender.finish()?;
     Ok(receiver)
-}
-
-/// Sends the connections in the order of their records, in runs of those that may be told that the relay ends and
-/// those that may not: for a program that can read no more than this.
-fn send_connections(sender: &Sender, written: &Written) -> io::Result<()> {
-    for run in written.connections.chunk_by(|one, other| one.1 == other.1) {
-        let parcel = if run[0].1 { Parcel::Connection } else { Parcel::Unfinished };
-        let sockets: Vec<_> = run.iter().map(|(socket, _)| Arc::clone(socket)).collect();
-        sender.send(parcel, &sockets)?;
-    }
-    Ok(())
 }
 
 /// Waits until `is_settled`, or for `patience`.

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use async_io::Async;
 use futures_lite::FutureExt as _;
 
-use super::Socket;
 use super::channel::{self, Parcel};
 use crate::clock::{self, Timer};
 use crate::limits::{TRIAL_ANSWER, TRIAL_REAPING, TRIAL_TIME};
@@ -24,8 +23,8 @@ use crate::limits::{TRIAL_ANSWER, TRIAL_REAPING, TRIAL_TIME};
 pub(super) const VARIABLE: &str = "PYRYCODE_RELAY_HANDOVER";
 /// Its value for a trial.
 pub(super) const TRIAL: &str = "trial";
-/// How an answer to a trial begins that says that the state can be read.
-pub(super) const READY: &str = "ready ";
+/// The answer to a trial that says that the state can be read; any other is the reason why not.
+pub(super) const READY: &str = "ready";
 /// The variable that counts the upgrades of a process, for `pyrycode-relay upgrade`.
 pub(crate) const COUNT: &str = "PYRYCODE_RELAY_UPGRADES";
 
@@ -54,14 +53,12 @@ impl Program {
         &self.path
     }
 
-    /// Runs the file once as a child with a copy of the state, and returns the version of the program, or why it
-    /// cannot go on with the state.
-    pub(super) async fn rehearse(&self, state: File) -> Result<String, String> {
+    /// Runs the file once as a child with a copy of the state; the error is why it cannot go on with that.
+    pub(super) async fn rehearse(&self, state: File) -> Result<(), String> {
         let (sender, receiver) = channel::open().map_err(|error| {
             format!("cannot open a channel to the new program: {error} (LimitNOFILE=, ulimit -n)")
         })?;
-        let state: Socket = Arc::new(state);
-        let sent = sender.send(Parcel::State, &[state]);
+        let sent = sender.send(Parcel::State, &[(Arc::new(state), false)]);
         sent.map_err(|error| format!("cannot pass on the state for a trial: {error}"))?;
         let mut command = Command::new(&self.path);
         if let Some((name, rest)) = self.arguments.split_first() {
@@ -90,10 +87,8 @@ impl Program {
                 "{path} did not answer within {} s (a version that cannot take over does not either)",
                 TRIAL_TIME.as_secs()
             )),
-            Ok(Some(answer)) if !answer.is_empty() => match answer.strip_prefix(READY) {
-                Some(version) => Ok(version.to_owned()),
-                None => Err(format!("{path}: {answer}")),
-            },
+            Ok(Some(answer)) if answer == READY => Ok(()),
+            Ok(Some(answer)) if !answer.is_empty() => Err(format!("{path}: {answer}")),
             Ok(Some(_)) | Err(_) => Err(trial.report(&self.path).await),
         }
     }
@@ -177,8 +172,11 @@ impl Trial {
 
     /// The first line that it wrote to its standard error, once it has ended.
     fn complaint(&mut self) -> Option<String> {
+        let mut stderr = self.0.stderr.take()?;
+        // A process that it has started may hold the pipe open, and write nothing for ever.
+        rustix::io::ioctl_fionbio(&stderr, true).ok()?;
         let mut text = vec![0; TRIAL_ANSWER];
-        let length = self.0.stderr.take()?.read(&mut text).ok()?;
+        let length = stderr.read(&mut text).ok()?;
         let text = String::from_utf8_lossy(&text[..length]).into_owned();
         text.lines().next().map(str::to_owned).filter(|line| !line.is_empty())
     }

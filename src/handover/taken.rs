@@ -55,7 +55,7 @@ pub fn try_out(config: &Config) -> bool {
     }
     let verdict = rehearse(config);
     let answer = match verdict {
-        Ok(()) => format!("{READY}{}", env!("CARGO_PKG_VERSION")),
+        Ok(()) => READY.to_owned(),
         Err(reason) => reason,
     };
     let descriptor = rustix::io::dup(std::io::stdin());
@@ -72,7 +72,7 @@ fn rehearse(config: &Config) -> Result<(), String> {
     let (Parcel::State, descriptors) = received else {
         return Err("the channel holds no state".to_owned());
     };
-    let state = descriptors.into_iter().next().ok_or("the channel holds no state")?;
+    let (state, _) = descriptors.into_iter().next().ok_or("the channel holds no state")?;
     // Whatever would keep it from starting is to show itself now.
     let secure = config.tls.as_ref().map(Secure::new).transpose()?;
     let relay = Relay::with_tls(config.clone(), Stop::new(), secure);
@@ -115,21 +115,22 @@ fn take(channel: BorrowedFd<'_>) -> Result<Taken, String> {
         let received = channel::receive(channel);
         let (parcel, descriptors) =
             received.map_err(|error| format!("cannot take over: {error}"))?;
-        let listeners = |descriptors: Vec<OwnedFd>| descriptors.into_iter().map(TcpListener::from);
-        let streams = |descriptors: Vec<OwnedFd>, may_be_told| {
-            descriptors.into_iter().map(move |one| (TcpStream::from(one), may_be_told))
+        let listeners = |descriptors: Vec<(OwnedFd, bool)>| {
+            descriptors.into_iter().map(|(listener, _)| TcpListener::from(listener))
         };
         match parcel {
             Parcel::State => {
-                let file = descriptors.into_iter().next().map(File::from);
-                let file = file.ok_or("the channel holds no state")?;
-                taken.state = format::read(std::io::BufReader::new(file));
+                let (file, _) =
+                    descriptors.into_iter().next().ok_or("the channel holds no state")?;
+                taken.state = format::read(std::io::BufReader::new(File::from(file)));
             }
             Parcel::Relay => taken.relay.extend(listeners(descriptors)),
             Parcel::Tls => taken.tls.extend(listeners(descriptors)),
             Parcel::Metrics => taken.metrics.extend(listeners(descriptors)),
-            Parcel::Connection => taken.connections.extend(streams(descriptors, true)),
-            Parcel::Unfinished => taken.connections.extend(streams(descriptors, false)),
+            Parcel::Connections => {
+                let streams = descriptors.into_iter();
+                taken.connections.extend(streams.map(|(one, mark)| (TcpStream::from(one), mark)));
+            }
             Parcel::End => break,
         }
     }
@@ -196,7 +197,7 @@ fn send_all_off(
             continue;
         };
         if let Ok(io) = Tcp::prepare(socket) {
-            let permit = relay.permits.give_back(Origin::of(remote));
+            let permit = relay.permits.renew(Origin::of(remote));
             let upgraded = Upgraded { io, leftover: Vec::new(), remote, permit };
             executor.spawn(send_off(relay, upgraded, Leg::Phone, Close::ShuttingDown)).detach();
         }

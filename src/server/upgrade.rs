@@ -38,7 +38,7 @@ impl Upgrader {
                 std::future::pending().await
             };
             let failure = match rehearsal.or(accepting).await {
-                Ok(_) => self.hand_over().await,
+                Ok(()) => self.hand_over().await,
                 Err(reason) => Some(reason),
             };
             // Whoever asked meanwhile asked for this one.

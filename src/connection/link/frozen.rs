@@ -1,7 +1,7 @@
 //! What a link is, as plain data: see [`Carried::freeze`].
 
 use std::net::IpAddr;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,12 +15,11 @@ use crate::http::gate::PeerText;
 use crate::links::{Carried, Frozen};
 use crate::net::transport::Transport;
 use crate::origin::Origin;
-use crate::queue::budget::Charge;
 use crate::queue::outbox::Outbox;
 use crate::registry::FrozenContest;
 use crate::relay::Relay;
 use crate::websocket::heartbeat::{FrozenHeartbeat, Heartbeat};
-use crate::websocket::wire::{FrozenIncoming, Incoming, Kept};
+use crate::websocket::wire::{FrozenIncoming, Incoming};
 
 /// One upgraded connection without its socket.
 #[derive(Debug, Serialize, Deserialize)]
@@ -172,18 +171,11 @@ impl<S: Transport, P: Peer> Link<S, P> {
         let config = &relay.config;
         let largest = peer.largest_message();
         let mut incoming = Incoming::thaw(io, frozen.incoming, largest, &relay.codecs, now)?;
-        incoming.io().is_paid_for();
         if frozen.condemned {
             incoming.discard();
         }
-        let kept: Weak<Kept> = Rc::downgrade(incoming.kept());
-        peer.account().pledge(kept);
+        let permit = relay.permits.renew(Origin::of(frozen.remote));
         let mut link = Self {
-            incoming,
-            outbox,
-            charge: Charge::new(peer.account()),
-            peer,
-            relay: Rc::clone(relay),
             phase: frozen.phase.thaw(now),
             heartbeat: Heartbeat::thaw(
                 frozen.heartbeat,
@@ -191,16 +183,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 config.heartbeat_timeout,
                 now,
             ),
-            timer: None,
             blocked: frozen.blocked.map(|age| clock::ago(now, age)),
-            proof: None,
-            drained: false,
             opened: clock::ago(now, frozen.opened),
             tally: frozen.tally,
             late_bytes: frozen.late_bytes,
             peer_done: frozen.peer_done,
-            remote: frozen.remote,
-            _permit: relay.permits.give_back(Origin::of(frozen.remote)),
+            ..Self::begin(relay, incoming, outbox, peer, (frozen.remote, permit))
         };
         link.charge_input();
         if frozen.condemned {

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::rig::ws::{CLOSE, CONTINUATION, TEXT, encode};
-use crate::rig::{fresh_id, large_message, notice, scaled};
+use crate::rig::{both, fresh_id, large_message, notice, scaled};
 
 /// Prints the program.
 const THE_SAME: &str = "cat \"$1\"";
@@ -27,12 +27,22 @@ struct Upgradable {
 
 impl Upgradable {
     fn start(arguments: &[&str]) -> Self {
+        Self::limited(&[&UNLIMITED, arguments].concat())
+    }
+
+    /// One whose limits by address are those of `arguments`.
+    fn limited(arguments: &[&str]) -> Self {
+        Self::listening(front(), arguments)
+    }
+
+    /// One with these listeners.
+    fn listening(front: &[&str], arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("relay");
         install(&file, THE_SAME);
         let stretched = stretched(arguments);
         let mut command = Command::new(&file);
-        command.args(unlimited()).args(arguments).args(stretched).env_clear();
+        command.args(front).args(arguments).args(stretched).env_clear();
         Self { running: Running::spawn(command), file, _directory: directory }
     }
 
@@ -226,7 +236,7 @@ fn what_is_left_of_a_window_and_of_a_probe_is_what_it_was() {
 }
 
 #[test]
-fn counters_and_the_limiters_table_come_along() {
+fn counters_come_along() {
     let relay = Upgradable::start(&["--metrics-listen", "127.0.0.1:0"]);
     let metrics = relay.running.wait("serving_metrics").address();
     let count = || {
@@ -250,6 +260,22 @@ fn counters_and_the_limiters_table_come_along() {
 }
 
 #[test]
+fn whoever_has_used_up_his_attempts_has_to_wait_as_long() {
+    let limits = ["--rate-limit", "1/min", "--rate-burst", "3", "--max-connections-per-ip", "3"];
+    let relay = Upgradable::limited(&limits);
+    let address = relay.running.address();
+    let refused = || {
+        let head = binary_head("limited");
+        crate::rig::request(address, head).0.starts_with("HTTP/1.1 429 ")
+    };
+    let _held: Vec<_> = (0..3).map(|_| relay.running.binary(&fresh_id("limited"))).collect();
+    assert!(refused());
+    relay.upgrade();
+    assert!(refused(), "its burst has not come back");
+    relay.running.stop();
+}
+
+#[test]
 fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
     let relay = Upgradable::start(&[]);
     let (mut binary, mut phone, conn_id) = relay.running.pair("stays");
@@ -261,6 +287,8 @@ fn whatever_is_wrong_with_the_new_program_the_old_one_says_so_and_goes_on() {
         (script("echo error: no such option >&2; exit 2"), "error: no such option"),
         (script("kill -SEGV $$"), "was ended by signal 11"),
         (script("exec sleep 60"), "did not answer within 5 s"),
+        // What it has started goes on, and holds its standard error open.
+        (script("sleep 60 <&- >&- & exit 4"), "ended with exit code 4 without an answer"),
         (foreign, "is not a program for this machine"),
         ("echo rubbish".to_owned(), "is not a program for this machine"),
     ];
@@ -396,16 +424,18 @@ struct Household {
 }
 
 impl Household {
-    /// `servers` with three phones each, on a few threads.
-    fn start(relay: &Running, servers: usize) -> Self {
+    /// `servers` with three phones each, on a few threads, spread over these listeners.
+    fn start(addresses: &[Address], servers: usize) -> Self {
         const THREADS: usize = 4;
         let over = Arc::new(AtomicBool::new(false));
         let rounds = Arc::new(AtomicUsize::new(0));
         let mut households: Vec<Vec<_>> = (0..THREADS).map(|_| Vec::new()).collect();
         for number in 0..servers {
             let id = fresh_id("household");
-            let binary = relay.binary(&id);
-            let phones: Vec<_> = (0..3).map(|_| relay.phone(&id)).collect();
+            let address = |place| addresses[(number + place) % addresses.len()];
+            let binary = Ws::upgrade(address(0), &binary_head(&id));
+            let phones: Vec<_> =
+                (0..3).map(|place| Ws::upgrade(address(place), &phone_head(&id))).collect();
             households[number % THREADS].push((binary, phones));
         }
         let talk = |mut households: Vec<(Ws, Vec<Ws>)>| {
@@ -471,14 +501,19 @@ fn many_upgrades_in_a_row_drop_nobody_and_newcomers_are_served() {
     let emulated = cfg!(relay_emulated);
     let upgrades = setting("RELAY_UPGRADES", if emulated { 3 } else { 8 });
     let servers = setting("RELAY_UPGRADE_SERVERS", if emulated { 4 } else { 20 });
-    let relay = Upgradable::start(&[]);
-    let household = Household::start(&relay.running, servers);
+    let relay = Upgradable::listening(&both(), &UNLIMITED);
+    // Half of everybody comes over TLS, where there is any.
+    let listeners = if cfg!(feature = "tls") { 2 } else { 1 };
+    let addresses: Vec<_> =
+        (1..=listeners).map(|nth| relay.running.wait_nth("listening", nth).address()).collect();
+    let household = Household::start(&addresses, servers);
     let over = Arc::new(AtomicBool::new(false));
-    let (address, ended) = (relay.running.address(), Arc::clone(&over));
+    let ended = Arc::clone(&over);
     let newcomers = std::thread::spawn(move || {
         let mut served = 0;
         while !ended.load(Ordering::SeqCst) {
             let id = fresh_id("newcomer");
+            let address = addresses[served % addresses.len()];
             let mut binary = Ws::upgrade(address, &binary_head(&id));
             let mut phone = Ws::upgrade(address, &phone_head(&id));
             phone.send_text("1");

@@ -36,7 +36,7 @@ use smol::channel::{Sender, unbounded};
 use socket2::{Domain, Socket, Type};
 
 pub use self::plain::Plain;
-pub use self::stream::{Address, Duplex, Stream, front, plain, secured};
+pub use self::stream::{Address, Duplex, Stream, both, front, plain, secured};
 pub use self::ws::Ws;
 
 /// How long a test waits for something that must happen.

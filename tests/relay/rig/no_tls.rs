@@ -15,6 +15,11 @@ pub async fn secured(_tcp: Async<TcpStream>) -> io::Result<Pin<Box<dyn Duplex>>>
     panic!("this program has no TLS")
 }
 
+/// None either.
+pub fn options() -> &'static [&'static str] {
+    &[]
+}
+
 pub fn front() -> Option<&'static [&'static str]> {
     None
 }

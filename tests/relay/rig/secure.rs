@@ -52,9 +52,14 @@ fn shown() -> &'static Shown {
     })
 }
 
-/// Options for a listener, if this is a run over TLS.
+/// Options for a listener.
+pub fn options() -> &'static [&'static str] {
+    &shown().options
+}
+
+/// The same, if this is a run over TLS.
 pub fn front() -> Option<&'static [&'static str]> {
-    asked_for().map(|_| &*shown().options)
+    asked_for().map(|_| options())
 }
 
 /// `1` for the newest version of TLS that both ends have, or a version.

@@ -24,6 +24,11 @@ pub fn plain(_why: Plain) -> &'static [&'static str] {
     PLAIN
 }
 
+/// Options for a plain listener and one for TLS, in any run.
+pub fn both() -> Vec<&'static str> {
+    [PLAIN, secure::options()].concat()
+}
+
 const PLAIN: &[&str] = &["--listen", "127.0.0.1:0"];
 
 /// Where a relay listens.
