@@ -161,6 +161,11 @@ fn mixture() -> (Vec<u8>, Vec<Got>) {
 
 #[test]
 fn a_stream_split_anywhere_decodes_the_same() {
+    split_anywhere(|_| {});
+}
+
+/// A stream comes in two parts, split anywhere, and `behind_each` of them something happens.
+fn split_anywhere(behind_each: impl Fn(&mut Peer)) {
     let (bytes, expected) = mixture();
     for split in 0..=bytes.len() {
         let mut peer = Peer::new();
@@ -169,8 +174,10 @@ fn a_stream_split_anywhere_decodes_the_same() {
             if !part.is_empty() {
                 got.extend(peer.turn(part));
             }
+            behind_each(&mut peer);
         }
         assert_eq!(got, expected, "split at {split}");
+        assert_eq!(peer.incoming.held(), 0, "split at {split}");
     }
 }
 

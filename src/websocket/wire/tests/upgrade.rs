@@ -1,5 +1,6 @@
 //! An upgrade between any two reads changes nothing of what is decoded.
 
+use super::violations::violations;
 use super::*;
 
 impl Peer {
@@ -17,19 +18,9 @@ impl Peer {
 
 #[test]
 fn a_stream_with_an_upgrade_anywhere_decodes_the_same() {
-    let (bytes, expected) = mixture();
-    for split in 0..=bytes.len() {
-        let mut peer = Peer::new();
-        let mut got = Vec::new();
-        for part in [&bytes[..split], &bytes[split..]] {
-            if !part.is_empty() {
-                got.extend(peer.turn(part));
-            }
-            peer.upgrade(1);
-        }
-        assert_eq!(got, expected, "split at {split}");
-        assert_eq!(peer.incoming.held(), 0, "split at {split}");
-    }
+    split_anywhere(|peer| {
+        peer.upgrade(1);
+    });
 }
 
 #[test]
@@ -113,19 +104,7 @@ fn what_a_message_holds_is_no_more_after_an_upgrade() {
 
 #[test]
 fn a_violation_is_one_after_an_upgrade_anywhere_in_it() {
-    for (bytes, expected) in [
-        (encode(true, 0x40 | TEXT, b"hi"), Close::Protocol),
-        (encode(false, PING, b"fragmented"), Close::Protocol),
-        (encode(true, PING, &[b'x'; 126]), Close::Protocol),
-        (encode(true, CONTINUATION, b"stray"), Close::Protocol),
-        ([encode(false, TEXT, b"a"), text("b")].concat(), Close::Protocol),
-        (encode(true, CLOSE, b"\x03"), Close::Protocol),
-        (encode(true, TEXT, b"\xff"), Close::BadUtf8),
-        (
-            [encode(false, TEXT, b"\xc3"), encode(true, CONTINUATION, b"\x28")].concat(),
-            Close::BadUtf8,
-        ),
-    ] {
+    for (bytes, expected) in violations() {
         for split in 0..=bytes.len() {
             let mut peer = Peer::new();
             let mut got = Vec::new();

@@ -34,9 +34,9 @@ fn a_message_of_the_largest_size_passes_and_fragments_above_it_do_not() {
     assert_eq!(peer.turn(&encode(true, CONTINUATION, b"x")), [Got::Violation(Close::TooBig)]);
 }
 
-#[test]
-fn violations_are_told_apart() {
-    for (bytes, expected) in [
+/// What breaks the rules, and what of it is said.
+pub(super) fn violations() -> Vec<(Vec<u8>, Close)> {
+    vec![
         (encode_with(true, TEXT, b"hi", None), Close::Protocol),
         (encode(true, 0x40 | TEXT, b"hi"), Close::Protocol),
         (encode(true, 0x3, b"unknown"), Close::Protocol),
@@ -51,7 +51,12 @@ fn violations_are_told_apart() {
             [encode(false, TEXT, b"\xc3"), encode(true, CONTINUATION, b"\x28")].concat(),
             Close::BadUtf8,
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn violations_are_told_apart() {
+    for (bytes, expected) in violations() {
         let mut peer = Peer::new();
         let got = peer.turn(&[bytes.clone(), text("behind it")].concat());
         assert_eq!(got, [Got::Violation(expected)], "{bytes:02x?}");
