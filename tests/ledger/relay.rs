@@ -28,25 +28,11 @@ pub struct Process {
     pub tls: Option<SocketAddr>,
 }
 
-/// This test program, by the emulator that Cargo was told to use for another machine's.
-fn this_program() -> Command {
-    let program = std::env::current_exe().unwrap();
-    let is_runner = |name: &str| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER");
-    match std::env::vars().find(|(name, _)| cfg!(relay_emulated) && is_runner(name)) {
-        Some((_, runner)) => {
-            let mut command = Command::new(runner);
-            command.arg(program);
-            command
-        }
-        None => Command::new(program),
-    }
-}
-
 impl Process {
     pub fn start(options: &[&str]) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
         control.set_read_timeout(Some(deadline())).unwrap();
-        let child = this_program()
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["relay::a_relay_in_a_process_of_its_own_answers_and_ends_with_its_owner"])
             .args(["--exact", "--nocapture", "--test-threads=1"])
             .env(OPTIONS, options.join("\n"))

@@ -12,14 +12,10 @@ mod options;
 mod readers;
 mod resources;
 mod signals;
-// An emulated program cannot start its own file: the kernel knows no program for another machine.
-#[cfg(not(relay_emulated))]
 mod upgrade;
-#[cfg(not(relay_emulated))]
 mod upgrade_command;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-#[cfg(not(relay_emulated))]
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -59,7 +55,6 @@ fn program_in_shell(line: &str, arguments: &[&str]) -> Command {
 ///
 /// This process does not write it: a child that another test starts meanwhile would hold it open for writing, and the
 /// kernel refuses to run such a file.
-#[cfg(not(relay_emulated))]
 fn install(file: &Path, line: &str) {
     let line = format!("({line}) >\"$0.new\" && chmod 755 \"$0.new\" && mv \"$0.new\" \"$0\"");
     let written = Command::new("/bin/sh").args(["-c", &line]).arg(file).arg(PROGRAM).status();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pyrycode_relay::limits::UPGRADE_NOTICED;
 use tempfile::TempDir;
 
+use super::upgrade::cannot_run;
 use super::*;
 use crate::rig::scaled;
 
@@ -46,7 +47,6 @@ fn it_says_that_the_relay_was_upgraded_as_often_as_it_was() {
 
 /// To the kernel the name of an emulated program is the emulator's.
 #[test]
-#[cfg(not(relay_emulated))]
 fn several_relays_are_named_and_none_is_signalled() {
     let relays = [Running::start(&[]), Running::start(&[])];
     for relay in &relays {
@@ -93,7 +93,7 @@ fn a_relay_whose_new_program_is_rubbish_goes_on_and_that_is_told() {
     assert_told(&told, "goes on with the old program");
     assert_told(&told, "upgrade_failed");
     assert!(begun.elapsed() < UPGRADE_NOTICED + scaled(Duration::from_secs(3)));
-    assert!(relay.wait("upgrade_failed").field("reason").contains("not a program"));
+    assert!(relay.wait("upgrade_failed").field("reason").contains(cannot_run("not a program")));
     exchange(&mut binary, &mut phone, &conn_id);
     install(&file, "cat <\"$1\"");
     assert_eq!(upgrade_process(relay.child.id()).0, Some(0), "once it is mended");
@@ -115,7 +115,6 @@ fn a_relay_that_ends_meanwhile_is_told() {
 }
 
 #[test]
-#[cfg(not(relay_emulated))]
 fn only_its_own_user_and_root_may_upgrade_a_relay() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt as _;
