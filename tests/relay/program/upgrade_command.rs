@@ -69,6 +69,11 @@ fn several_relays_are_named_and_none_is_signalled() {
 fn a_process_that_is_not_there_is_told() {
     let mut ended = Command::new("/bin/true").spawn().unwrap();
     // Until it is waited for it has ended, and is there.
+    let until = Instant::now() + deadline();
+    while !std::fs::read_to_string(format!("/proc/{}/stat", ended.id())).unwrap().contains(") Z ") {
+        assert!(Instant::now() < until, "it ends");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     assert_told(&upgrade_process(ended.id()), "there is no process");
     ended.wait().unwrap();
     assert_told(&upgrade_process(ended.id()), "there is no process");

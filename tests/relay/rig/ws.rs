@@ -98,7 +98,8 @@ impl Ws {
     }
 
     /// Sends text messages made by number until the relay has taken nothing for a while, or
-    /// `most` are sent. Returns how many were begun, and what of the last one is still to be sent.
+    /// `most` are sent. Returns how many were begun, and what of the last one is still to be sent. Over TLS
+    /// the end of the one before may be in the session still: sending the rest sends that first.
     pub fn send_until_blocked(
         &mut self,
         most: usize,
