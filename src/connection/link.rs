@@ -5,6 +5,7 @@
 
 mod frozen;
 mod peer;
+mod phase;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -25,10 +26,11 @@ pub(crate) use self::frozen::{
 };
 use self::peer::count_end;
 pub(crate) use self::peer::{FrozenPeer, Peer, Rejected, Verdict};
+use self::phase::{Event, Phase};
 use crate::admission::permits::Permit;
 use crate::close::{Close, Ended};
 use crate::leg::Leg;
-use crate::limits::{HANGUP_CHECK, LINGER_TIME, READS_BEHIND};
+use crate::limits::READS_BEHIND;
 use crate::links::Member;
 use crate::net::transport::Transport;
 use crate::origin::Origin;
@@ -89,8 +91,6 @@ pub(crate) struct Link<S, P> {
     tally: Tally,
     /// Bytes read since the message in progress should have been complete.
     late_bytes: usize,
-    /// The peer has shut down writing.
-    peer_done: bool,
     remote: IpAddr,
     _permit: Permit,
 }
@@ -121,34 +121,6 @@ impl<S: Transport, P: Peer> Future for Running<S, P> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.0.get().drive(cx)
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    /// Messages flow.
-    Open,
-    /// Messages flow out alone: the peer is held back. At `look` it is seen whether it has hung up.
-    Held { look: Instant },
-    /// The end is decided; the close frame is on its way and must be out by the deadline, if any.
-    Closing { ended: Ended, deadline: Option<Instant> },
-    /// The close frame is out; input is discarded until the peer answers or ends, or the time is
-    /// over. A peer that closed first may still have a pong under way: closing before that comes
-    /// would send a reset, which destroys what is on its way to the peer.
-    Lingering { ended: Ended, until: Instant },
-    /// All is done.
-    Over(Ended),
-}
-
-impl Phase {
-    /// Whether the end of the connection has not been decided yet.
-    fn is_undecided(self) -> bool {
-        matches!(self, Self::Open | Self::Held { .. })
-    }
-
-    /// Whether the peer is read.
-    fn reads(self) -> bool {
-        matches!(self, Self::Open | Self::Closing { .. } | Self::Lingering { .. })
     }
 }
 
@@ -193,7 +165,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             opened: clock::now(),
             tally: Tally::default(),
             late_bytes: 0,
-            peer_done: false,
             remote,
             _permit: permit,
         }
@@ -279,12 +250,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
     /// Somebody else decided on the end: a directive, a reclaim, a full backlog, the stop.
     fn notice_seal(&mut self, now: Instant) {
         let Some((close, manner)) = self.outbox.sealed() else { return };
-        if self.phase.is_undecided() {
-            self.decide(Ended::ByRelay(close), now);
-        }
-        if let (Phase::Closing { ended, deadline: None }, Manner::Abort) = (self.phase, manner) {
-            let deadline = Some(now + self.relay.config.write_timeout);
-            self.phase = Phase::Closing { ended, deadline };
+        self.happens(Event::Decided(Ended::ByRelay(close)), now);
+        if manner == Manner::Abort {
+            self.happens(Event::Hurry(now + self.relay.config.write_timeout), now);
         }
     }
 
@@ -294,37 +262,30 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn end(&mut self, ended: Ended, close: Close, now: Instant) {
-        if self.phase.is_undecided() {
-            self.decide(ended, now);
-        }
+        self.happens(Event::Decided(ended), now);
         self.outbox.close(close, Manner::Abort);
         self.notice_seal(now);
     }
 
-    fn decide(&mut self, ended: Ended, now: Instant) {
-        self.phase = Phase::Closing { ended, deadline: None };
-        self.conclude(ended, now);
-    }
-
-    fn conclude(&mut self, ended: Ended, now: Instant) {
-        count_end(&self.relay.metrics, self.peer.leg(), ended);
-        self.peer.ended(ended, self.incoming.is_amid_message(), now);
-    }
-
     /// Ends the connection without a word.
     fn cut(&mut self, ended: Ended, now: Instant) {
-        match self.phase {
-            Phase::Open | Phase::Held { .. } => {
-                self.conclude(ended, now);
-                self.phase = Phase::Over(ended);
-            }
-            Phase::Closing { ended, .. } | Phase::Lingering { ended, .. } => {
-                self.phase = Phase::Over(ended);
-            }
-            Phase::Over(_) => return,
+        if matches!(self.phase, Phase::Over(_)) {
+            return;
         }
+        self.happens(Event::Cut(ended), now);
         if ended != Ended::Dropped {
             self.incoming.io().reset();
+        }
+    }
+
+    /// Goes on to the next phase. What the end of a connection means to others happens once, when it is
+    /// decided.
+    fn happens(&mut self, event: Event, now: Instant) {
+        let before = self.phase;
+        self.phase = before.next(event, now);
+        if let (true, Some(ended)) = (before.is_undecided(), self.phase.ended()) {
+            count_end(&self.relay.metrics, self.peer.leg(), ended);
+            self.peer.ended(ended, self.incoming.is_amid_message(), now);
         }
     }
 
@@ -382,26 +343,17 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// The close frame is out: shut down writing and linger.
     fn finish(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Phase::Closing { ended, .. } = self.phase else { return false };
-        let shut_down = Pin::new(self.incoming.io()).poll_close(cx);
-        match shut_down {
+        match Pin::new(self.incoming.io()).poll_close(cx) {
             Poll::Pending => {
                 self.blocked.get_or_insert(now);
-                false
             }
-            Poll::Ready(Err(_)) => {
-                self.phase = Phase::Over(ended);
-                false
-            }
+            Poll::Ready(Err(_)) => self.cut(Ended::Dropped, now),
             Poll::Ready(Ok(())) => {
                 self.blocked = None;
-                self.phase = match self.peer_done {
-                    true => Phase::Over(ended),
-                    false => Phase::Lingering { ended, until: now + LINGER_TIME },
-                };
-                false
+                self.happens(Event::Written, now);
             }
         }
+        false
     }
 
     /// Whether the peer is about to be closed for its silence.
@@ -411,10 +363,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
     }
 
     fn check_deadlines(&mut self, now: Instant, more_input: bool) {
-        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
         match self.phase {
             Phase::Open => {
-                match due(self.message_deadline()) {
+                match self.message_deadline().is_some_and(|deadline| now >= deadline) {
                     // The rest of the message may be what has not been read yet.
                     true if more_input && self.late_bytes <= self.peer.largest_message() => {}
                     true => return self.close(Close::MessageTimeout, now),
@@ -426,20 +377,16 @@ impl<S: Transport, P: Peer> Link<S, P> {
                     Beat::Dead => self.close(Close::HeartbeatTimeout, now),
                 }
             }
-            Phase::Closing { deadline, .. } if due(deadline) => {
-                self.cut(Ended::WriteTimeout, now);
+            phase if !phase.is_due(now) => {}
+            Phase::Closing { .. } => self.cut(Ended::WriteTimeout, now),
+            Phase::Held { .. } if self.incoming.io().has_hung_up() => self.cut(Ended::Dropped, now),
+            Phase::Held { .. } => {
+                // One that is gone has only said so after what nobody reads; its kernel resets the
+                // connection once it receives anything.
+                self.outbox.ping();
+                self.happens(Event::Time, now);
             }
-            Phase::Held { look } if now >= look => match self.incoming.io().has_hung_up() {
-                true => self.cut(Ended::Dropped, now),
-                false => {
-                    // One that is gone has only said so behind what nobody reads; its kernel resets the
-                    // connection once it gets anything.
-                    self.outbox.ping();
-                    self.phase = Phase::Held { look: now + HANGUP_CHECK };
-                }
-            },
-            Phase::Lingering { ended, until } if now >= until => self.phase = Phase::Over(ended),
-            _ => {}
+            Phase::Lingering { .. } | Phase::Over(_) => self.happens(Event::Time, now),
         }
     }
 
@@ -458,11 +405,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 let beat = self.relay.ticks.at_or_after(self.heartbeat.deadline());
                 [Some(beat), self.message_deadline()]
             }
-            Phase::Closing { deadline, .. } => [deadline, None],
-            Phase::Lingering { until, .. } => [Some(until), None],
-            Phase::Held { look } => [Some(look), None],
             // Not even the write that never finished.
             Phase::Over(_) => return None,
+            phase => [phase.deadline(), None],
         };
         phase.into_iter().chain([self.write_deadline(), self.proof]).flatten().min()
     }

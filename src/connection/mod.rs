@@ -18,11 +18,12 @@ use log::debug;
 use self::binary::Pledge;
 use self::visitor::Visitor;
 use crate::admission::heads::Entry;
-use crate::admission::permits::Shortage;
+use crate::admission::permits::{Permit, Shortage};
 use crate::clock;
 use crate::connection::link::{Session, Upgraded};
-use crate::http::gate::{Admission, PeerText, Refusal, Role, Upgrade};
+use crate::http::gate::{AcceptKey, Admission, PeerText, Refusal, Role, Upgrade};
 use crate::http::head::{self, Announcement, Head, Opening};
+use crate::ids::ServerId;
 use crate::leg::Leg;
 use crate::limits::TLS_HELD;
 use crate::monitor::health;
@@ -169,18 +170,10 @@ async fn receive<S: Transport + 'static>(
     let Begun { io, mut visitor, opening, deadline } = *begun?;
     let (mut io, read) = request::read_request(&mut visitor, io, opening, deadline).await;
     let remote = visitor.address();
-    let (admission, leftover) = match read {
-        Head::Admitted(admission, leftover) => (admission, leftover),
-        Head::Refused(refusal) => {
-            if refusal == Refusal::BadForwarding {
-                relay.note_proxy_fault(remote);
-            }
-            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
-        }
+    let admitted = match read {
         Head::Gone => return None,
-    };
-    let upgrade = match admission {
-        Admission::Health { head_only } => {
+        Head::Refused(refusal) => Err(refusal),
+        Head::Admitted(Admission::Health { head_only }, _) => {
             let counts = relay.registry.counts();
             let certificate = relay.certificate();
             let up = clock::since(relay.started);
@@ -188,38 +181,13 @@ async fn receive<S: Transport + 'static>(
             head::answer(&mut io, &page, relay.config.write_timeout, &relay.scratch).await;
             return None;
         }
-        Admission::Upgrade(upgrade) => upgrade,
-    };
-    if matches!(upgrade.role, Role::Binary { .. }) && !relay.allows(&upgrade.server) {
-        events::server_not_allowed(&upgrade.server, remote);
-        return refuse(&relay, io, visitor.attempted(), Refusal::NotAllowed, remote).await;
-    }
-    if relay.stop.is_raised() {
-        return refuse(&relay, io, visitor.attempted(), Refusal::Stopping, remote).await;
-    }
-    let permit = match relay.permits.acquire(Origin::of(remote)) {
-        Ok(permit) => permit,
-        Err(shortage) => {
-            let refusal = match shortage {
-                Shortage::All => Refusal::ConnectionCap,
-                Shortage::Origin => Refusal::SourceCap,
-            };
-            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
+        Head::Admitted(Admission::Upgrade(upgrade), leftover) => {
+            admit(&relay, upgrade, remote).map(|admitted| (admitted, leftover))
         }
     };
-    let Upgrade { server, accept, role } = upgrade;
-    let begun = match role {
-        Role::Phone { device_name } => Ok(Opened::Phone(device_name)),
-        Role::Binary { version } => binary::claim(&relay, &server, &version, remote)
-            .map(|pledge| Opened::Binary(version, pledge)),
-    };
-    let leg = match begun {
-        Ok(leg) => leg,
-        Err(refusal) => {
-            // A refusal lingers, and is no upgraded connection.
-            drop(permit);
-            return refuse(&relay, io, visitor.attempted(), refusal, remote).await;
-        }
+    let (Admitted { permit, server, accept, leg }, leftover) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => return refuse(&relay, io, visitor.attempted(), refusal, remote).await,
     };
     // The head is done; from here the permit counts the connection.
     drop(visitor);
@@ -234,10 +202,43 @@ async fn receive<S: Transport + 'static>(
     })
 }
 
+/// An upgrade that only its response is missing from.
+struct Admitted {
+    permit: Permit,
+    server: ServerId,
+    accept: AcceptKey,
+    leg: Opened,
+}
+
 /// Which leg an upgrade leads to, and what was decided about it before the upgrade.
 enum Opened {
     Phone(PeerText),
     Binary(PeerText, Pledge),
+}
+
+/// Decides on an upgrade. What a refused one took is free again when this returns: a refusal lingers, and is
+/// no upgraded connection.
+fn admit(relay: &Relay, upgrade: Upgrade, remote: IpAddr) -> Result<Admitted, Refusal> {
+    let Upgrade { server, accept, role } = upgrade;
+    if matches!(role, Role::Binary { .. }) && !relay.allows(&server) {
+        events::server_not_allowed(&server, remote);
+        return Err(Refusal::NotAllowed);
+    }
+    if relay.stop.is_raised() {
+        return Err(Refusal::Stopping);
+    }
+    let permit = relay.permits.acquire(Origin::of(remote)).map_err(|shortage| match shortage {
+        Shortage::All => Refusal::ConnectionCap,
+        Shortage::Origin => Refusal::SourceCap,
+    })?;
+    let leg = match role {
+        Role::Phone { device_name } => Opened::Phone(device_name),
+        Role::Binary { version } => {
+            let pledge = binary::claim(relay, &server, &version, remote)?;
+            Opened::Binary(version, pledge)
+        }
+    };
+    Ok(Admitted { permit, server, accept, leg })
 }
 
 /// Answers with a refusal, which is the end of the connection.
@@ -262,8 +263,10 @@ fn note(relay: &Relay, attempted: Option<Leg>, refusal: Refusal, remote: IpAddr)
     if let (Some(leg), Some(outcome)) = (attempted, outcome) {
         relay.metrics.attempted(leg, outcome);
     }
-    if matches!(refusal, Refusal::RateLimited(_) | Refusal::SourceCap) {
-        relay.note_limited(remote);
+    match refusal {
+        Refusal::RateLimited(_) | Refusal::SourceCap => relay.note_limited(remote),
+        Refusal::BadForwarding => relay.note_proxy_fault(remote),
+        _ => {}
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::{FrozenPeer, Link, Peer, Phase, Tally};
+use super::phase::{FrozenPhase, Phase};
+use super::{FrozenPeer, Link, Peer, Tally};
 use crate::clock;
-use crate::close::Ended;
 use crate::connection::visitor::FrozenVisitor;
 use crate::http::gate::PeerText;
 use crate::links::{Carried, Frozen};
@@ -82,7 +82,6 @@ pub(crate) struct FrozenLink {
     opened: Duration,
     tally: Tally,
     late_bytes: usize,
-    peer_done: bool,
     /// Its memory is needed: it must go.
     condemned: bool,
 }
@@ -94,46 +93,6 @@ impl FrozenLink {
     }
 }
 
-/// A phase; times are what is left.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum FrozenPhase {
-    Open,
-    Held { look: Duration },
-    Closing { ended: Ended, remaining: Option<Duration> },
-    Lingering { ended: Ended, remaining: Duration },
-}
-
-impl FrozenPhase {
-    fn of(phase: Phase, now: Instant) -> Option<Self> {
-        let until = |deadline: Instant| deadline.saturating_duration_since(now);
-        Some(match phase {
-            Phase::Open => Self::Open,
-            Phase::Held { look } => Self::Held { look: until(look) },
-            Phase::Closing { ended, deadline } => {
-                Self::Closing { ended, remaining: deadline.map(until) }
-            }
-            Phase::Lingering { ended, until: end } => {
-                Self::Lingering { ended, remaining: until(end) }
-            }
-            Phase::Over(_) => return None,
-        })
-    }
-
-    fn thaw(self, now: Instant) -> Phase {
-        let until = |left: Duration| clock::later(now, left);
-        match self {
-            Self::Open => Phase::Open,
-            Self::Held { look } => Phase::Held { look: until(look) },
-            Self::Closing { ended, remaining } => {
-                Phase::Closing { ended, deadline: remaining.map(until) }
-            }
-            Self::Lingering { ended, remaining } => {
-                Phase::Lingering { ended, until: until(remaining) }
-            }
-        }
-    }
-}
-
 impl<S: Transport, P: Peer> Carried for Link<S, P> {
     fn freeze(&self, now: Instant) -> Option<Frozen> {
         let io = self.incoming.socket();
@@ -142,13 +101,12 @@ impl<S: Transport, P: Peer> Carried for Link<S, P> {
             peer: Some(self.peer.freeze(&self.outbox, now)),
             tls: io.freeze().map(ByteBuf::from),
             incoming: self.incoming.freeze(now),
-            phase: FrozenPhase::of(self.phase, now)?,
+            phase: self.phase.freeze(now)?,
             heartbeat: self.heartbeat.freeze(now),
             blocked: clock::age(now, self.blocked),
             opened: now.saturating_duration_since(self.opened),
             tally: self.tally,
             late_bytes: self.late_bytes,
-            peer_done: self.peer_done,
             condemned: self.charge.account().is_condemned(),
         };
         let is_plain = link.tls.is_none() && self.phase.is_undecided();
@@ -176,7 +134,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         }
         let permit = relay.permits.renew(Origin::of(frozen.remote));
         let mut link = Self {
-            phase: frozen.phase.thaw(now),
+            phase: Phase::thaw(frozen.phase, now),
             heartbeat: Heartbeat::thaw(
                 frozen.heartbeat,
                 config.heartbeat_interval,
@@ -187,7 +145,6 @@ impl<S: Transport, P: Peer> Link<S, P> {
             opened: clock::ago(now, frozen.opened),
             tally: frozen.tally,
             late_bytes: frozen.late_bytes,
-            peer_done: frozen.peer_done,
             ..Self::begin(relay, incoming, outbox, peer, (frozen.remote, permit))
         };
         link.charge_input();

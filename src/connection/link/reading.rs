@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use async_tungstenite::tungstenite::Message;
 
-use super::{Link, Peer, Phase, Verdict};
+use super::{Event, Link, Peer, Phase, Verdict};
 use crate::clock;
 use crate::close::{Close, Ended};
-use crate::limits::{BATCH_BYTES, HANGUP_CHECK, TURN_FRAMES, TURN_TIME};
+use crate::limits::{BATCH_BYTES, TURN_FRAMES, TURN_TIME};
 use crate::net::transport::Transport;
 use crate::websocket::wire::Decoded;
 
@@ -71,7 +71,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         if self.peer.poll_resume(cx).is_pending() {
             return false;
         }
-        self.phase = Phase::Open;
+        self.happens(Event::Room, now);
         // Silence while nobody listened is not held against it.
         self.heartbeat.heard(now);
         true
@@ -95,11 +95,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 false
             }
             Poll::Ready(Ok(0)) => {
-                match self.phase {
-                    // It may still be reading: it gets what is on its way to it.
-                    Phase::Closing { .. } => self.peer_done = true,
-                    _ => self.cut(Ended::Dropped, now),
-                }
+                self.happens(Event::PeerDone, now);
                 false
             }
             Poll::Ready(Err(error)) => {
@@ -120,7 +116,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
 
     /// Whether the socket has nothing to read; the task is woken when it has.
     fn waits(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.peer_done {
+        if self.phase.is_peer_done() {
             return true;
         }
         // An error shows itself to the read.
@@ -162,10 +158,8 @@ impl<S: Transport, P: Peer> Link<S, P> {
             Message::Close(frame) => {
                 let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();
-                match &mut self.phase {
-                    // It answers ours or crosses it: that ends the lingering, once what is there
-                    // already is read.
-                    Phase::Lingering { until, .. } => *until = now,
+                match self.phase {
+                    Phase::Lingering { .. } => self.happens(Event::PeerClosed, now),
                     _ => self.end(Ended::ByPeer(code), Close::Reply(code), now),
                 }
             }
@@ -180,9 +174,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
         self.tally.messages_in += 1;
         match self.peer.message(text, now) {
             Verdict::Continue => self.notice_seal(now),
-            Verdict::Hold => {
-                self.phase = Phase::Held { look: now + HANGUP_CHECK };
-            }
+            Verdict::Hold => self.happens(Event::Full, now),
             Verdict::Close(close) => self.close(close, now),
         }
     }
