@@ -22,7 +22,7 @@ use crate::net::transport::Transport;
 use crate::origin::Origin;
 use crate::queue::budget::Account;
 use crate::queue::outbox::Outbox;
-use crate::queue::probe::Outcome;
+use crate::queue::probe::{Inquiry, Outcome};
 use crate::registry::{Claim, Contest, Delivery, FrozenServerSeat, ServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::events;
@@ -216,6 +216,10 @@ impl Peer for Binary {
 
     fn account(&self) -> Rc<Account> {
         Rc::clone(self.seat.account())
+    }
+
+    fn inquiry(&self) -> Option<&Inquiry> {
+        Some(self.seat.inquiry())
     }
 
     fn message(&mut self, text: Option<&str>, now: Instant) -> Verdict {

@@ -217,7 +217,7 @@ impl<S: Transport, P: Peer> Link<S, P> {
     fn turn(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         self.notice_condemnation(cx, now);
         self.notice_seal(now);
-        let last_call = self.outbox.last_call();
+        let last_call = self.peer.inquiry().and_then(|inquiry| inquiry.last_call(cx));
         if last_call.is_some() || self.is_overdue(now) {
             self.look_again();
         }

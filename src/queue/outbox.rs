@@ -9,7 +9,7 @@
 
 mod frozen;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -24,15 +24,12 @@ use crate::close::Close;
 use crate::limits::{BATCH_BYTES, GATHER_BELOW, TURN_FRAMES, TURN_WRITES};
 use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{Completed, Lane};
-use crate::queue::probe::Probe;
 use crate::websocket::frames::Frame;
 
 /// What one connection still has to write. The connection's link writes it; anybody may add.
 #[derive(Debug)]
 pub struct Outbox {
     state: RefCell<Inner>,
-    probe: RefCell<Option<Rc<Probe>>>,
-    probed: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -183,8 +180,6 @@ impl Outbox {
                 lane: lane.map_or(Attached::None, Attached::Whole),
                 ..Inner::default()
             }),
-            probe: RefCell::new(None),
-            probed: Cell::new(false),
         })
     }
 
@@ -212,31 +207,9 @@ impl Outbox {
         self.control(|due| due.heartbeat = true);
     }
 
-    /// Asks the peer whether it is there; what the link hears goes to the probe.
-    pub fn ask(&self, probe: &Rc<Probe>) {
-        self.go_on_asking(probe);
-        self.control(|due| due.probe = Some(*probe.payload()));
-    }
-
-    /// Goes on with a probe whose ping is due or sent already.
-    pub(crate) fn go_on_asking(&self, probe: &Rc<Probe>) {
-        *self.probe.borrow_mut() = Some(Rc::clone(probe));
-        self.probed.set(true);
-    }
-
-    /// Forgets the probe.
-    pub fn stop_asking(&self) {
-        self.probed.set(false);
-        *self.probe.borrow_mut() = None;
-    }
-
-    /// The peer sent something.
-    pub fn heard(&self, now: Instant) {
-        if self.probed.get() {
-            if let Some(probe) = &*self.probe.borrow() {
-                probe.heard(now);
-            }
-        }
+    /// Sends the ping of a probe.
+    pub fn ask(&self, payload: [u8; 8]) {
+        self.control(|due| due.probe = Some(payload));
     }
 
     /// Queues a ping whose answer proves that the binary has read what goes before it, if one is due at
@@ -253,25 +226,6 @@ impl Outbox {
         if let Some(lane) = self.state.borrow().lane.lane() {
             lane.hear_proof(payload);
         }
-        if let Some(probe) = &*self.probe.borrow() {
-            probe.pong(payload);
-        }
-    }
-
-    /// Has the link read what the peer has sent by now: the probe's time is over.
-    pub fn call_last(&self) {
-        if let Some(probe) = &*self.probe.borrow() {
-            probe.call_last();
-        }
-        self.state.borrow_mut().wake();
-    }
-
-    /// The probe that waits for the link to have read everything, if one does.
-    pub fn last_call(&self) -> Option<Rc<Probe>> {
-        if !self.probed.get() {
-            return None;
-        }
-        self.probe.borrow().as_ref().filter(|probe| probe.is_last_call()).cloned()
     }
 
     /// Seals the outbox with a close frame. The first close stands; an abort after an orderly

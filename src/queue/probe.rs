@@ -1,6 +1,7 @@
 //! The question to the holder of a claimed server-id: is anybody there?
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,14 @@ pub struct Probe {
     last_call: Cell<bool>,
     outcome: Cell<Option<Outcome>>,
     waiting: RefCell<Option<Waker>>,
+    /// The holder's link.
+    link: RefCell<Option<Waker>>,
+}
+
+/// Where a holder's link finds the probe that it has to answer for, while there is one.
+#[derive(Debug, Default)]
+pub struct Inquiry {
+    probe: RefCell<Option<Rc<Probe>>>,
 }
 
 /// A probe as plain data.
@@ -50,6 +59,7 @@ impl Probe {
             last_call: Cell::new(false),
             outcome: Cell::new(None),
             waiting: RefCell::new(None),
+            link: RefCell::new(None),
         }
     }
 
@@ -71,6 +81,7 @@ impl Probe {
             last_call: Cell::new(frozen.last_call),
             outcome: Cell::new(frozen.outcome),
             waiting: RefCell::new(None),
+            link: RefCell::new(None),
         }
     }
 
@@ -108,11 +119,21 @@ impl Probe {
     /// The time is over: what has arrived by now still counts, once the holder's link has read it.
     pub fn call_last(&self) {
         self.last_call.set(true);
+        if let Some(link) = self.link.take() {
+            link.wake();
+        }
     }
 
-    /// Whether the time is over.
-    pub fn is_last_call(&self) -> bool {
-        self.last_call.get()
+    /// Whether the time is over; the holder's link is woken when it is. Cancel safe.
+    fn poll_last_call(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.last_call.get() {
+            return Poll::Ready(());
+        }
+        let mut link = self.link.borrow_mut();
+        if !link.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *link = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// The holder's link has read all there is.
@@ -148,9 +169,69 @@ impl Probe {
     }
 }
 
+impl Inquiry {
+    /// One with a probe under way, or none.
+    pub(crate) fn new(probe: Option<Rc<Probe>>) -> Rc<Self> {
+        Rc::new(Self { probe: RefCell::new(probe) })
+    }
+
+    /// The probe under way.
+    pub(crate) fn probe(&self) -> Option<Rc<Probe>> {
+        self.probe.borrow().clone()
+    }
+
+    /// Whether there is one.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.probe.borrow().is_some()
+    }
+
+    /// Has the link answer for this probe.
+    pub fn begin(&self, probe: &Rc<Probe>) {
+        *self.probe.borrow_mut() = Some(Rc::clone(probe));
+    }
+
+    /// Forgets the probe.
+    pub fn end(&self) {
+        drop(self.probe.take());
+    }
+
+    /// Forgets `probe`, if it is the one under way.
+    pub(crate) fn end_if(&self, probe: &Rc<Probe>) {
+        drop(self.probe.borrow_mut().take_if(|own| Rc::ptr_eq(own, probe)));
+    }
+
+    /// Forgets the probe if nobody waits for its outcome.
+    pub(crate) fn end_if_orphaned(&self) {
+        drop(self.probe.borrow_mut().take_if(|own| Rc::strong_count(own) == 1));
+    }
+
+    /// The holder sent bytes.
+    pub fn heard(&self, now: Instant) {
+        if let Some(probe) = &*self.probe.borrow() {
+            probe.heard(now);
+        }
+    }
+
+    /// The holder sent a pong.
+    pub fn heard_pong(&self, payload: &[u8]) {
+        if let Some(probe) = &*self.probe.borrow() {
+            probe.pong(payload);
+        }
+    }
+
+    /// The probe that waits for the link to have read everything, if one does; the link is woken when one
+    /// comes to that. Cancel safe.
+    pub fn last_call(&self, cx: &mut Context<'_>) -> Option<Rc<Probe>> {
+        let probe = self.probe.borrow();
+        probe.as_ref().filter(|probe| probe.poll_last_call(cx).is_ready()).cloned()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use relay_test_kit::wake::Wakes;
 
     use super::*;
     use crate::clock;
@@ -204,10 +285,57 @@ mod tests {
         probe.heard(now + second / 2);
         probe.call_last();
         let probe = upgraded(&probe, now, now);
-        assert_eq!((probe.outcome(), probe.is_last_call()), (None, true));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(probe.outcome(), None);
+        assert!(probe.poll_last_call(&mut cx).is_ready());
         probe.pong(&payload);
         let probe = upgraded(&probe, now, now);
         assert_eq!(probe.outcome(), Some(Outcome::Answered));
+    }
+
+    #[test]
+    fn an_inquiry_passes_on_what_the_link_hears_until_it_ends() {
+        let now = clock::now();
+        let inquiry = Inquiry::default();
+        inquiry.heard(now);
+        let probe = Rc::new(Probe::new(now));
+        inquiry.begin(&probe);
+        inquiry.heard(now);
+        inquiry.heard_pong(b"other");
+        assert_eq!(probe.outcome(), None);
+        inquiry.heard_pong(probe.payload());
+        assert_eq!(probe.outcome(), Some(Outcome::Answered));
+
+        let forgotten = Rc::new(Probe::new(now));
+        inquiry.begin(&forgotten);
+        inquiry.end_if(&probe);
+        assert!(inquiry.is_under_way(), "another probe");
+        inquiry.end_if_orphaned();
+        assert!(inquiry.is_under_way(), "somebody waits for it");
+        inquiry.end_if(&forgotten);
+        inquiry.heard(now + Duration::from_secs(5));
+        inquiry.heard_pong(forgotten.payload());
+        assert_eq!((forgotten.outcome(), inquiry.is_under_way()), (None, false));
+        inquiry.begin(&forgotten);
+        drop(forgotten);
+        inquiry.end_if_orphaned();
+        assert!(!inquiry.is_under_way());
+    }
+
+    #[test]
+    fn the_end_of_the_time_wakes_the_link_once() {
+        let probe = Rc::new(Probe::new(clock::now()));
+        let inquiry = Inquiry::new(Some(Rc::clone(&probe)));
+        let (count, waker) = Wakes::counting();
+        let mut cx = Context::from_waker(&waker);
+        assert!(inquiry.last_call(&mut cx).is_none());
+        assert!(inquiry.last_call(&mut cx).is_none());
+        assert_eq!(count.take(), 0);
+        probe.call_last();
+        assert_eq!(count.take(), 1);
+        assert!(Rc::ptr_eq(&inquiry.last_call(&mut cx).unwrap(), &probe));
+        probe.call_last();
+        assert_eq!(count.take(), 0);
     }
 
     #[test]

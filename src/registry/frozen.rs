@@ -14,7 +14,7 @@ use crate::origin::Origin;
 use crate::queue::budget::Account;
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{FrozenOutbox, Outbox};
-use crate::queue::probe::{FrozenProbe, Probe};
+use crate::queue::probe::{FrozenProbe, Inquiry, Probe};
 
 /// A binary's seat and what is to be written to the binary.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,7 +76,8 @@ impl Registry {
             }
             if let Some(slot) = self.map.borrow_mut().slots.get_mut(&server) {
                 slot.rewind_orphaned();
-                slot.end_orphaned_probe();
+                // A newcomer that did not come back does not wait.
+                slot.inquiry.end_if_orphaned();
             }
         }
     }
@@ -115,12 +116,14 @@ impl ServerSeat {
     pub(crate) fn thaw(registry: &Rc<Registry>, frozen: FrozenServerSeat, now: Instant) -> Self {
         let FrozenServerSeat { server, serial, origin, vacated, leaving, outbox } = frozen;
         registry.serials.skip(serial);
-        let (account, lane) = {
+        let (account, inquiry, lane) = {
             let map = registry.map.borrow();
             let slot = map.slots.get(&server);
             let account = slot.and_then(|slot| slot.account_of(serial));
-            (account, slot.map(|slot| Rc::clone(&slot.lane)))
+            let inquiry = slot.and_then(|slot| slot.inquiry_of(serial));
+            (account, inquiry, slot.map(|slot| Rc::clone(&slot.lane)))
         };
+        let inquiry = inquiry.unwrap_or_else(|| Inquiry::new(None));
         let account = account.unwrap_or_else(|| Account::open(&registry.ledger, origin));
         let limit = registry.rules.max_slot_queue;
         let outbox = Outbox::thaw(outbox, lane.as_ref(), limit, &account, now);
@@ -130,7 +133,7 @@ impl ServerSeat {
         if leaving {
             registry.let_leave(serial, &outbox, &account);
         }
-        let mut seat = Self::new(registry, server, serial, outbox, account);
+        let mut seat = Self::new(registry, server, serial, outbox, inquiry, account);
         seat.vacated = vacated;
         seat
     }
@@ -194,10 +197,11 @@ impl Contest {
     /// Goes on with the contest; its slot is there already.
     pub(crate) fn thaw(registry: &Rc<Registry>, frozen: FrozenContest, now: Instant) -> Self {
         let FrozenContest { server, origin, holder, probe } = frozen;
-        let probe = Probe::thaw(probe, now);
-        let known = registry.map.borrow().slots.get(&server).and_then(|slot| slot.probe.clone());
-        let known = known.filter(|known| known.payload() == probe.payload());
-        let probe = known.unwrap_or_else(|| Rc::new(probe));
-        Self::new(registry, &server, origin, holder, probe)
+        let probe = Rc::new(Probe::thaw(probe, now));
+        let inquiry = registry.map.borrow().slots.get(&server).map(|slot| Rc::clone(&slot.inquiry));
+        let inquiry = inquiry.unwrap_or_else(|| Inquiry::new(None));
+        // The same probe as the slot's, as long as that has one.
+        let known = inquiry.probe().filter(|known| known.payload() == probe.payload());
+        Self::new(registry, &server, origin, holder, (inquiry, known.unwrap_or(probe)))
     }
 }

@@ -29,7 +29,7 @@ use crate::origin::Origin;
 use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
-use crate::queue::probe::Probe;
+use crate::queue::probe::{Inquiry, Probe};
 use crate::telemetry::events;
 use crate::telemetry::metrics::{Metrics, ReclaimOutcome};
 
@@ -145,14 +145,15 @@ impl Registry {
             let full = map.slots.len() >= self.rules.max_slots;
             match map.slots.get_mut(server) {
                 None if full => return Claim::Full,
-                Some(Slot { probe: Some(_), .. }) => return Claim::Busy,
+                Some(slot) if slot.inquiry.is_under_way() => return Claim::Busy,
                 Some(slot) => {
                     if let Holder::Live { serial, outbox, .. } = &slot.holder {
                         let probe = Rc::new(Probe::new(now));
-                        outbox.ask(&probe);
-                        slot.probe = Some(Rc::clone(&probe));
+                        outbox.ask(*probe.payload());
+                        slot.inquiry.begin(&probe);
+                        let asked = (Rc::clone(&slot.inquiry), probe);
                         return Claim::Contested(Contest::new(
-                            self, server, origin, *serial, probe,
+                            self, server, origin, *serial, asked,
                         ));
                     }
                 }
@@ -334,28 +335,30 @@ impl Registry {
             let outbox = Outbox::new(Some(Rc::clone(&lane)));
             let holder =
                 Holder::Live { serial, outbox: Rc::clone(&outbox), account: Rc::clone(&account) };
-            map.slots.insert(server.clone(), Slot::new(server.clone(), lane, holder));
-            return Seated { serial, outbox, account, reclaim: None };
+            let slot = Slot::new(server.clone(), lane, holder);
+            let inquiry = Rc::clone(&slot.inquiry);
+            map.slots.insert(server.clone(), slot);
+            return Seated { serial, outbox, inquiry, account, reclaim: None };
         };
-        slot.probe = None;
         match was_in_grace {
             true => self.metrics.reclaims.bump(),
             false => self.metrics.takeovers.bump(),
         }
         let (outbox, reclaim) = slot.take(serial, &account, self.rules.evict, now);
+        let inquiry = Rc::clone(&slot.inquiry);
         if let Some(deadline) = slot.confirmation {
             map.confirmations.insert((deadline, serial), server.clone());
             map.wake_reaper();
         }
-        Seated { serial, outbox, account, reclaim: Some(reclaim) }
+        Seated { serial, outbox, inquiry, account, reclaim: Some(reclaim) }
     }
 
     fn settle(self: &Rc<Self>, server: &ServerId, seated: Seated) -> ServerSeat {
-        let Seated { serial, outbox, account, reclaim } = seated;
+        let Seated { serial, outbox, inquiry, account, reclaim } = seated;
         if let Some(reclaim) = reclaim {
             self.report_reclaim(server, reclaim);
         }
-        ServerSeat::new(self, server.clone(), serial, outbox, account)
+        ServerSeat::new(self, server.clone(), serial, outbox, inquiry, account)
     }
 
     /// The holding connection `serial` ended; if it still is the holder, the grace window begins.
@@ -376,7 +379,7 @@ impl Registry {
                 Ended::ByPeer(_) | Ended::ByRelay(_) if manner != Parting::Silent => outbox.part(),
                 _ => outbox.detach(),
             }
-            let probe = slot.probe.clone();
+            let probe = slot.inquiry.probe();
             map.vacate(server, serial, now + self.rules.grace, End { manner, at: now });
             probe
         };
@@ -420,8 +423,9 @@ impl Map {
     fn take_expired(&mut self, now: Instant, grace: Duration) -> Option<(ServerId, Slot)> {
         loop {
             let ((_, serial), server) = take_due(&mut self.expiries, now)?;
-            match self.slots.get_mut(&server).map(|slot| (&slot.probe, &mut slot.holder)) {
-                Some((Some(_), Holder::Grace { deadline, .. })) => {
+            let slot = self.slots.get_mut(&server);
+            match slot.map(|slot| (slot.inquiry.is_under_way(), &mut slot.holder)) {
+                Some((true, Holder::Grace { deadline, .. })) => {
                     *deadline = now + grace;
                     self.expiries.insert((*deadline, serial), server);
                 }
@@ -527,6 +531,7 @@ impl Map {
 struct Seated {
     serial: Serial,
     outbox: Rc<Outbox>,
+    inquiry: Rc<Inquiry>,
     account: Rc<Account>,
     /// If others held the slot before.
     reclaim: Option<Reclaim>,

@@ -28,7 +28,7 @@ impl Registry {
                 outbox.close(Close::NotAllowed, Manner::Abort);
             }
             // Whoever waits for it finds that the server-id may not be claimed.
-            if let Some(probe) = &slot.probe {
+            if let Some(probe) = slot.inquiry.probe() {
                 probe.holder_gone();
             }
             events::server_revoked(server, slot.phones.len());

@@ -14,7 +14,7 @@ use crate::origin::Origin;
 use crate::queue::budget::Account;
 use crate::queue::lane::Sender;
 use crate::queue::outbox::Outbox;
-use crate::queue::probe::{Outcome, Probe};
+use crate::queue::probe::{Inquiry, Outcome, Probe};
 use crate::websocket::frames::Frame;
 
 /// A binary's hold on its slot. Dropping it starts the grace window.
@@ -24,6 +24,7 @@ pub struct ServerSeat {
     pub(super) server: ServerId,
     pub(super) serial: Serial,
     pub(super) outbox: Rc<Outbox>,
+    pub(super) inquiry: Rc<Inquiry>,
     pub(super) account: Rc<Account>,
     pub(super) vacated: bool,
 }
@@ -45,9 +46,11 @@ impl ServerSeat {
         server: ServerId,
         serial: Serial,
         outbox: Rc<Outbox>,
+        inquiry: Rc<Inquiry>,
         account: Rc<Account>,
     ) -> Self {
-        Self { registry: Rc::clone(registry), server, serial, outbox, account, vacated: false }
+        let registry = Rc::clone(registry);
+        Self { registry, server, serial, outbox, inquiry, account, vacated: false }
     }
 
     /// The server-id.
@@ -58,6 +61,11 @@ impl ServerSeat {
     /// What is to be written to the binary.
     pub fn outbox(&self) -> &Rc<Outbox> {
         &self.outbox
+    }
+
+    /// The probe that the connection has to answer for, while there is one.
+    pub fn inquiry(&self) -> &Inquiry {
+        &self.inquiry
     }
 
     /// Who pays for what is held for the binary.
@@ -213,6 +221,7 @@ pub struct Contest {
     pub(super) server: ServerId,
     pub(super) origin: Origin,
     pub(super) holder: Serial,
+    inquiry: Rc<Inquiry>,
     pub(super) probe: Rc<Probe>,
 }
 
@@ -222,9 +231,10 @@ impl Contest {
         server: &ServerId,
         origin: Origin,
         holder: Serial,
-        probe: Rc<Probe>,
+        (inquiry, probe): (Rc<Inquiry>, Rc<Probe>),
     ) -> Self {
-        Self { registry: Rc::clone(registry), server: server.clone(), origin, holder, probe }
+        let (registry, server) = (Rc::clone(registry), server.clone());
+        Self { registry, server, origin, holder, inquiry, probe }
     }
 
     /// The contested server-id.
@@ -244,12 +254,7 @@ impl Contest {
 
     /// The time is over: the holder's link reads once more what is there, and then tells the outcome.
     pub fn call_last(&self) {
-        let map = self.registry.map.borrow();
-        if let Some(Holder::Live { outbox, .. }) =
-            map.slots.get(&self.server).map(|slot| &slot.holder)
-        {
-            outbox.call_last();
-        }
+        self.probe.call_last();
     }
 
     /// Takes the slot: the holder is gone, or has not answered in time. The error says that it has
@@ -280,14 +285,6 @@ pub struct Lost;
 
 impl Drop for Contest {
     fn drop(&mut self) {
-        let mut map = self.registry.map.borrow_mut();
-        let Some(slot) = map.slots.get_mut(&self.server) else { return };
-        if !slot.probe.as_ref().is_some_and(|probe| Rc::ptr_eq(probe, &self.probe)) {
-            return;
-        }
-        slot.probe = None;
-        if let Holder::Live { outbox, .. } = &slot.holder {
-            outbox.stop_asking();
-        }
+        self.inquiry.end_if(&self.probe);
     }
 }

@@ -16,7 +16,7 @@ use crate::limits::REMEMBERED_NOTICES;
 use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{Lane, Sender};
 use crate::queue::outbox::{Manner, Outbox};
-use crate::queue::probe::Probe;
+use crate::queue::probe::Inquiry;
 use crate::telemetry::metrics::ReclaimOutcome;
 use crate::websocket::frames::Frame;
 
@@ -26,8 +26,8 @@ pub(super) struct Slot {
     server: ServerId,
     pub(super) lane: Rc<Lane>,
     pub(super) holder: Holder,
-    /// The probe of the holder that is under way, if any.
-    pub(super) probe: Option<Rc<Probe>>,
+    /// Where the holder's link, or that of the last one, finds the probe that is under way, if any.
+    pub(super) inquiry: Rc<Inquiry>,
     pub(super) phones: HashMap<PhoneKey, Phone>,
     /// Phones that the present connection was told about, oldest first.
     noticed: VecDeque<PhoneKey>,
@@ -156,7 +156,7 @@ impl Slot {
             server,
             lane,
             holder,
-            probe: None,
+            inquiry: Inquiry::new(None),
             phones: HashMap::new(),
             noticed: VecDeque::new(),
             confirmation: None,
@@ -200,7 +200,6 @@ impl Slot {
     ) -> (Rc<Outbox>, Reclaim) {
         let end = match &self.holder {
             Holder::Live { outbox, .. } => {
-                outbox.stop_asking();
                 outbox.detach();
                 outbox.close(Close::HeartbeatTimeout, Manner::Abort);
                 End { manner: Parting::Silent, at: now }
@@ -212,6 +211,9 @@ impl Slot {
                 *end
             }
         };
+        // What the one before still sends answers nothing any more.
+        self.inquiry.end();
+        self.inquiry = Inquiry::new(None);
         let outcome = match end.manner {
             _ if evict => ReclaimOutcome::Evicted,
             Parting::Silent => ReclaimOutcome::Silent,

@@ -10,6 +10,7 @@ use crate::close::{Close, Ended};
 use crate::leg::Leg;
 use crate::queue::budget::Account;
 use crate::queue::outbox::{FrozenOutbox, Outbox};
+use crate::queue::probe::Inquiry;
 use crate::registry::{FrozenPhoneSeat, FrozenServerSeat};
 use crate::relay::Relay;
 use crate::telemetry::metrics::{Metrics, Side};
@@ -27,6 +28,11 @@ pub(crate) trait Peer {
 
     /// Who pays for the memory that its input takes.
     fn account(&self) -> Rc<Account>;
+
+    /// The probe that it has to answer for, while there is one; `None` for a leg that is never probed.
+    fn inquiry(&self) -> Option<&Inquiry> {
+        None
+    }
 
     /// A data message arrived; `None` if it is not UTF-8. The turn began at `now`.
     fn message(&mut self, text: Option<&str>, now: Instant) -> Verdict;

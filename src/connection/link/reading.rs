@@ -108,7 +108,9 @@ impl<S: Transport, P: Peer> Link<S, P> {
                 self.tally.bytes_in += bytes as u64;
                 self.late_bytes += bytes;
                 self.heartbeat.heard(now);
-                self.outbox.heard(now);
+                if let Some(inquiry) = self.peer.inquiry() {
+                    inquiry.heard(now);
+                }
                 true
             }
         }
@@ -154,7 +156,12 @@ impl<S: Transport, P: Peer> Link<S, P> {
     fn handle(&mut self, message: Message, now: Instant) {
         match message {
             Message::Ping(payload) => self.outbox.pong(&payload),
-            Message::Pong(payload) => self.outbox.heard_pong(&payload),
+            Message::Pong(payload) => {
+                self.outbox.heard_pong(&payload);
+                if let Some(inquiry) = self.peer.inquiry() {
+                    inquiry.heard_pong(&payload);
+                }
+            }
             Message::Close(frame) => {
                 let code = frame.map(|frame| self.incoming.close_code(frame.code.into()));
                 self.incoming.discard();

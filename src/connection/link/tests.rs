@@ -11,7 +11,7 @@ use crate::clock;
 use crate::config::{Config, Options};
 use crate::limits::{BATCH_BYTES, TURN_FRAMES, TURN_TIME};
 use crate::origin::{NOBODY, Origin};
-use crate::queue::probe::{Outcome, Probe};
+use crate::queue::probe::{Inquiry, Outcome, Probe};
 use crate::signals::Stop;
 
 /// Nobody tells that it has become readable.
@@ -28,13 +28,19 @@ impl Transport for MockSocket {
 }
 
 /// A link over such a socket.
-struct Scene {
+struct Scene<P> {
     began: Instant,
-    link: Link<MockSocket, Rejected>,
+    link: Link<MockSocket, P>,
 }
 
-impl Scene {
+impl Scene<Rejected> {
     fn new() -> Self {
+        Self::with(|peer| peer)
+    }
+}
+
+impl<P: Peer> Scene<P> {
+    fn with(peer: impl FnOnce(Rejected) -> P) -> Self {
         let options = Options::parse_arguments(["pyrycode-relay"]).unwrap();
         let relay = Relay::new(Config::from_options(options).unwrap(), Stop::new());
         let remote = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -44,12 +50,12 @@ impl Scene {
             remote,
             permit: relay.permits.acquire(Origin::of(remote)).unwrap(),
         };
-        let peer = Rejected {
+        let rejected = Rejected {
             leg: Leg::Phone,
             account: Account::open(&relay.ledger, NOBODY),
             relay: Rc::clone(&relay),
         };
-        let link = Link::new(&relay, upgraded, Outbox::new(None), peer);
+        let link = Link::new(&relay, upgraded, Outbox::new(None), peer(rejected));
         Self { began: clock::now(), link }
     }
 
@@ -69,6 +75,50 @@ impl Scene {
     }
 }
 
+/// A peer that is probed.
+struct Probed {
+    inquiry: Rc<Inquiry>,
+    otherwise: Rejected,
+}
+
+impl Peer for Probed {
+    fn inquiry(&self) -> Option<&Inquiry> {
+        Some(&self.inquiry)
+    }
+
+    fn leg(&self) -> Leg {
+        Leg::Binary
+    }
+
+    fn conn_id(&self) -> String {
+        self.otherwise.conn_id()
+    }
+
+    fn largest_message(&self) -> usize {
+        self.otherwise.largest_message()
+    }
+
+    fn account(&self) -> Rc<Account> {
+        self.otherwise.account()
+    }
+
+    fn message(&mut self, text: Option<&str>, now: Instant) -> Verdict {
+        self.otherwise.message(text, now)
+    }
+
+    fn poll_resume(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.otherwise.poll_resume(cx)
+    }
+
+    fn freeze(&self, outbox: &Outbox, now: Instant) -> FrozenPeer {
+        self.otherwise.freeze(outbox, now)
+    }
+
+    fn ended(&mut self, ended: Ended, amid: bool, now: Instant) {
+        self.otherwise.ended(ended, amid, now);
+    }
+}
+
 const NOTHING: [u8; 0] = [];
 
 #[test]
@@ -85,14 +135,15 @@ fn an_answer_that_came_while_nobody_looked_is_heard_before_the_peer_is_given_up(
 #[test]
 fn a_probe_whose_time_is_over_counts_what_came_while_nobody_looked() {
     for (answer, outcome) in [(true, Outcome::Answered), (false, Outcome::Silent)] {
-        let mut scene = Scene::new();
-        let probe = Rc::new(Probe::new(scene.began));
-        scene.link.outbox.ask(&probe);
+        let probe = Rc::new(Probe::new(clock::now()));
+        let inquiry = Inquiry::new(Some(Rc::clone(&probe)));
+        let mut scene = Scene::with(|otherwise| Probed { inquiry, otherwise });
+        scene.link.outbox.ask(*probe.payload());
         assert_eq!(scene.turn_after(0), [PING]);
         if answer {
             scene.arrives(encode(true, PONG, probe.payload()));
         }
-        scene.link.outbox.call_last();
+        probe.call_last();
         assert_eq!(probe.outcome(), None);
         scene.turn_after(0);
         assert_eq!(probe.outcome(), Some(outcome));

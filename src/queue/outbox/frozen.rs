@@ -1,6 +1,6 @@
 //! What an outbox is, as plain data: see [`Outbox::freeze`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::{Attached, Control, End, Inner, Outbox, Staged};
 use crate::queue::budget::{Account, Charge};
 use crate::queue::lane::{FrozenLane, Lane, Senders};
 
-/// An outbox; its probe is the slot's.
+/// An outbox.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct FrozenOutbox {
     lane: LaneOf,
@@ -121,10 +121,6 @@ impl Outbox {
             link: None,
         };
         state.drop_finished_lane();
-        Rc::new(Self {
-            state: RefCell::new(state),
-            probe: RefCell::new(None),
-            probed: Cell::new(false),
-        })
+        Rc::new(Self { state: RefCell::new(state) })
     }
 }

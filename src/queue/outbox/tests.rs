@@ -16,7 +16,6 @@ use crate::limits::{BATCH_BYTES, MESSAGE_OVERHEAD};
 use crate::origin::NOBODY;
 use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::Sender;
-use crate::queue::probe::Outcome;
 
 fn flush_with(outbox: &Outbox, socket: &mut MockSocket, waker: &Waker, scratch: usize) -> Flushed {
     outbox.poll_flush(&mut Context::from_waker(waker), socket, &mut vec![0xee; scratch])
@@ -208,27 +207,13 @@ fn a_failed_socket_is_reported_and_one_that_takes_nothing_has_failed() {
 }
 
 #[test]
-fn a_probe_is_asked_by_its_payload_and_hears_what_the_link_hears() {
+fn the_ping_of_a_probe_passes_the_queue_with_its_payload() {
     let (outbox, _ledger) = outbox();
     send(&outbox, "queued");
-    let now = clock::now();
-    let probe = Rc::new(Probe::new(now));
-    outbox.ask(&probe);
+    outbox.ask(*b"anybody?");
     let mut socket = MockSocket::default();
     drain(&outbox, &mut socket);
-    assert_eq!(socket.frames(), [Received::new(PING, probe.payload()), data("queued")]);
-    outbox.heard(now);
-    outbox.heard_pong(b"other");
-    assert_eq!(probe.outcome(), None);
-    outbox.heard_pong(probe.payload());
-    assert_eq!(probe.outcome(), Some(Outcome::Answered));
-
-    let forgotten = Rc::new(Probe::new(now));
-    outbox.ask(&forgotten);
-    outbox.stop_asking();
-    outbox.heard(now + std::time::Duration::from_secs(5));
-    outbox.heard_pong(forgotten.payload());
-    assert_eq!(forgotten.outcome(), None);
+    assert_eq!(socket.frames(), [Received::new(PING, b"anybody?"), data("queued")]);
 }
 
 /// What happens to an outbox.

@@ -13,7 +13,7 @@ use crate::origin::Origin;
 use crate::queue::budget::{Account, Ledger};
 use crate::queue::lane::{FrozenLane, Lane, Sender, Senders};
 use crate::queue::outbox::Outbox;
-use crate::queue::probe::{FrozenProbe, Probe};
+use crate::queue::probe::{FrozenProbe, Inquiry, Probe};
 
 /// A slot. Its connections are told by themselves, and are their serials here.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ impl Slot {
             lane: self.lane.freeze(senders, now),
             payer: self.lane.account().origin(),
             holder,
-            probe: self.probe.as_ref().map(|probe| probe.freeze(now)),
+            probe: self.inquiry.probe().map(|probe| probe.freeze(now)),
             phones,
             noticed: self.noticed.iter().copied().collect(),
             confirmation: self.confirmation.map(|due| due.saturating_duration_since(now)),
@@ -122,7 +122,7 @@ impl Slot {
             }
         };
         let mut slot = Self::new(frozen.server, lane, holder);
-        slot.probe = frozen.probe.map(|probe| Rc::new(Probe::thaw(probe, now)));
+        slot.inquiry = Inquiry::new(frozen.probe.map(|probe| Rc::new(Probe::thaw(probe, now))));
         slot.confirmation = frozen.confirmation.map(|remaining| clock::later(now, remaining));
         let phone = |phone: FrozenPhone| {
             let sender = Rc::clone(senders.get(phone.sender)?);
@@ -149,9 +149,6 @@ impl Slot {
     pub(in crate::registry) fn resume_binary(&mut self, serial: Serial, written: &Rc<Outbox>) {
         match &mut self.holder {
             Holder::Live { serial: holder, outbox, .. } if *holder == serial => {
-                if let Some(probe) = &self.probe {
-                    written.go_on_asking(probe);
-                }
                 *outbox = Rc::clone(written);
             }
             Holder::Grace { serial: holder, outbox, .. } if *holder == serial => {
@@ -215,16 +212,10 @@ impl Slot {
         }
     }
 
-    /// Ends a probe whose newcomer did not come back.
-    pub(in crate::registry) fn end_orphaned_probe(&mut self) {
-        let live = match &self.holder {
-            Holder::Live { outbox, .. } => Some(outbox),
-            Holder::Grace { .. } => None,
-        };
-        let known_here = 1 + usize::from(live.is_some());
-        self.probe.take_if(|probe| Rc::strong_count(probe) <= known_here);
-        if let (None, Some(outbox)) = (&self.probe, live) {
-            outbox.stop_asking();
-        }
+    /// What the link of the binary's connection `serial` has to answer for.
+    pub(in crate::registry) fn inquiry_of(&self, serial: Serial) -> Option<Rc<Inquiry>> {
+        let (Holder::Live { serial: holder, .. } | Holder::Grace { serial: holder, .. }) =
+            &self.holder;
+        (*holder == serial).then(|| Rc::clone(&self.inquiry))
     }
 }

@@ -38,7 +38,7 @@ fn a_slot_is_not_taken_from_a_holder_that_answered_at_the_last_moment() {
     let now = clock::now();
     let holder = seated(&registry, "box", now);
     let contest = contested(&registry, "box", now);
-    holder.outbox().heard(now + 2 * Duration::from_secs(1));
+    holder.inquiry().heard(now + 2 * Duration::from_secs(1));
     assert_eq!(outcome(&contest), Some(Outcome::Answered));
     assert!(contest.win(clock::now()).is_err());
     assert_eq!(holder.outbox().sealed(), None);

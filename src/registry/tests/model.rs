@@ -346,7 +346,7 @@ impl World {
                 }
                 (holder, model) => panic!("{holder:?} instead of {model:?}"),
             }
-            assert_eq!(real.probe.is_some(), slot.contest.is_some(), "a probe");
+            assert_eq!(real.inquiry.is_under_way(), slot.contest.is_some(), "a probe");
             let attached: BTreeSet<_> =
                 real.phones.keys().map(|key| key.conn_id(&id(SERVERS[*server]))).collect();
             assert_eq!(attached, slot.phones.iter().map(|i| self.phones[*i].id.clone()).collect());

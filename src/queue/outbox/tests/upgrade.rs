@@ -66,15 +66,13 @@ struct Side {
     lane: Option<Rc<Lane>>,
     senders: Vec<Rc<Sender>>,
     outbox: Rc<Outbox>,
-    probe: Rc<Probe>,
-    asked: bool,
     socket: MockSocket,
     completed: Completed,
     start: Instant,
 }
 
 impl Side {
-    fn new(is_slot: bool, start: Instant, probe: &Rc<Probe>) -> Self {
+    fn new(is_slot: bool, start: Instant) -> Self {
         let ledger = Ledger::new(usize::MAX);
         let account = Account::open(&ledger, NOBODY);
         let lane = Lane::new(LIMIT, Rc::clone(&account));
@@ -83,8 +81,6 @@ impl Side {
             senders: (0..SENDERS).map(open).collect(),
             outbox: Outbox::new(Some(Rc::clone(&lane))),
             lane: is_slot.then_some(lane),
-            probe: Rc::clone(probe),
-            asked: false,
             account,
             ledger,
             socket: MockSocket::default(),
@@ -117,10 +113,7 @@ impl Side {
             }
             Event::Pong(payload) => self.outbox.pong(&[*payload]),
             Event::Ping => self.outbox.ping(),
-            Event::Ask => {
-                self.outbox.ask(&self.probe);
-                self.asked = true;
-            }
+            Event::Ask => self.outbox.ask(*b"anybody?"),
             Event::Prove(after) => {
                 let _ = self.outbox.prove(self.start + std::time::Duration::from_millis(*after));
             }
@@ -154,9 +147,6 @@ impl Side {
             Lane::thaw(lane, LIMIT, Rc::clone(&account), &self.senders, now)
         });
         self.outbox = Outbox::thaw(outbox, lane.as_ref(), LIMIT, &account, now);
-        if self.asked {
-            self.outbox.go_on_asking(&self.probe);
-        }
         (self.lane, self.account, self.ledger) = (lane, account, ledger);
     }
 
@@ -190,8 +180,7 @@ proptest! {
         rest in prop::collection::vec(event(), 0..20),
     ) {
         let start = clock::now();
-        let probe = Rc::new(Probe::new(start));
-        let [mut same, mut upgraded] = [(); 2].map(|()| Side::new(is_slot, start, &probe));
+        let [mut same, mut upgraded] = [(); 2].map(|()| Side::new(is_slot, start));
         let ending = ending.into_iter().flat_map(|event| [event, Event::Upgrade]);
         let events = events.into_iter().chain(ending).chain(rest);
         for (number, event) in events.enumerate() {
@@ -234,7 +223,7 @@ proptest! {
 #[test]
 fn a_control_frame_half_sent_is_half_sent_after_two_upgrades() {
     let start = clock::now();
-    let mut side = Side::new(false, start, &Rc::new(Probe::new(start)));
+    let mut side = Side::new(false, start);
     side.happens(&Event::Pong(7), 0);
     assert!(side.outbox.is_between_frames());
     side.happens(&Event::Flush(vec![1]), 1);

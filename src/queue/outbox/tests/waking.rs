@@ -1,7 +1,6 @@
 //! Who is woken, and by what.
 
 use super::*;
-use crate::clock;
 
 #[test]
 fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
@@ -28,14 +27,13 @@ fn a_full_queue_refuses_and_takes_again_when_there_is_room() {
 fn whatever_is_added_wakes_the_link_once() {
     let (lane, _ledger) = lane(usize::MAX);
     let outbox = Outbox::new(Some(Rc::clone(&lane)));
-    let probe = Rc::new(Probe::new(clock::now()));
     let additions: [&dyn Fn(); 8] = [
         &|| send(&outbox, "message"),
         &|| lane.push(Frame::text(&[b"from the slot"])).unwrap(),
         &|| lane.push_notice(Frame::text(&[b"notice"]), PhoneKey::random()),
         &|| outbox.pong(b""),
         &|| outbox.ping(),
-        &|| outbox.ask(&probe),
+        &|| outbox.ask(*b"anybody?"),
         &|| outbox.close(Close::ShuttingDown, Manner::Orderly),
         &|| outbox.close(Close::ShuttingDown, Manner::Abort),
     ];

@@ -108,7 +108,7 @@ impl World {
         let Some(index) = self.rivalry(index) else { return };
         let Rivalry { server, holder, .. } = self.rivalries[index];
         if let Some(seat) = &self.binaries[holder].seat {
-            seat.outbox().heard(self.now() + DAY);
+            seat.inquiry().heard(self.now() + DAY);
             self.rivalries[index].answered = self.slots[&server].holder == Some(holder);
         }
         let contest = self.rivalries[index].contest.as_ref().expect("picked for it");
