@@ -1,7 +1,7 @@
 //! A TLS client and its certificates.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -241,25 +241,34 @@ pub fn ask_in(
     Ok((response, met))
 }
 
-/// Carries bytes both ways until both sides have ended, or one has failed.
+/// Carries bytes both ways until the far side or both have ended, or one has failed.
 async fn carry(connector: TlsConnector, far: TcpStream, near: TcpStream) {
     let far = Async::new(far).unwrap();
     let near = Async::new(near).unwrap();
+    let late = async {
+        smol::Timer::after(4 * deadline()).await;
+    };
+    let carried = async {
+        both_ways(connector, far, &near).await;
+        // What is still said here is taken: closing the socket before would send a reset after the last word.
+        let _ = smol::io::copy(&near, &mut smol::io::sink()).await;
+    };
+    or(carried, late).await;
+}
+
+async fn both_ways(connector: TlsConnector, far: Async<TcpStream>, near: &Async<TcpStream>) {
     let far = connector.connect(ServerName::try_from(NAME).unwrap(), far).await;
     let (from_far, mut to_far) = smol::io::split(far.expect("the handshake succeeds"));
     let out = async {
-        let copied = smol::io::copy(&near, &mut to_far).await;
+        let copied = smol::io::copy(near, &mut to_far).await;
         let _ = to_far.close().await;
         if copied.is_ok() {
             smol::future::pending().await
         }
     };
     let back = async {
-        let _ = smol::io::copy(from_far, &near).await;
-        let _ = (&near).close().await;
+        let _ = smol::io::copy(from_far, near).await;
+        let _ = near.get_ref().shutdown(Shutdown::Write);
     };
-    let late = async {
-        smol::Timer::after(4 * deadline()).await;
-    };
-    or(or(out, back), late).await;
+    or(out, back).await;
 }
