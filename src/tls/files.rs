@@ -15,6 +15,8 @@ pub(crate) struct Files {
     chain: PathBuf,
     key: PathBuf,
     seen: [Option<Stamp>; 2],
+    /// The last reading failed.
+    failed: bool,
 }
 
 /// Why the files cannot be used, in words for the operator.
@@ -35,12 +37,15 @@ struct Stamp {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
+    /// Who may read it.
+    mode: u32,
+    owner: (u32, u32),
 }
 
 impl Files {
     /// The files at these paths, not read yet.
     pub(crate) fn new(chain: PathBuf, key: PathBuf) -> Self {
-        Self { chain, key, seen: [None; 2] }
+        Self { chain, key, seen: [None; 2], failed: false }
     }
 
     /// Where the certificate is.
@@ -52,6 +57,12 @@ impl Files {
     pub(crate) fn read(&mut self, now: SystemTime) -> Result<Pair, BadFiles> {
         // Before they are read: a change meanwhile is one that is yet to be seen.
         self.seen = self.stamps();
+        let read = self.read_pair(now);
+        self.failed = read.is_err();
+        read
+    }
+
+    fn read_pair(&self, now: SystemTime) -> Result<Pair, BadFiles> {
         let chain = read(&self.chain)?.0;
         let (key, mode) = read(&self.key)?;
         if mode & 0o007 != 0 {
@@ -61,9 +72,10 @@ impl Files {
             .map_err(|bad| BadFiles::Pair(self.chain.clone(), self.key.clone(), bad))
     }
 
-    /// Whether they are others than those that were last read.
-    pub(crate) fn have_changed(&self) -> bool {
-        self.stamps() != self.seen
+    /// Whether reading them may come out differently now: they have changed, or could not be used. What was
+    /// wrong then need not be in the files: a directory, a mount or the date can be mended too.
+    pub(crate) fn are_worth_reading(&self) -> bool {
+        self.failed || self.stamps() != self.seen
     }
 
     fn stamps(&self) -> [Option<Stamp>; 2] {
@@ -74,6 +86,8 @@ impl Files {
                 inode: metadata.ino(),
                 bytes: metadata.len(),
                 modified: (metadata.mtime(), metadata.mtime_nsec()),
+                mode: metadata.mode(),
+                owner: (metadata.uid(), metadata.gid()),
             })
         })
     }

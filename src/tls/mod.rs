@@ -171,6 +171,11 @@ impl Secure {
     /// Reads the files again, if the certificate comes from files. A pair that cannot be used
     /// changes nothing.
     pub(crate) fn reload(&self) {
+        self.read_again(None);
+    }
+
+    /// Does so; a problem that is the known one is not news.
+    fn read_again(&self, known: Option<String>) {
         let Some(files) = &self.files else { return };
         let mut files = files.borrow_mut();
         match files.read(clock::wall()) {
@@ -178,6 +183,7 @@ impl Secure {
                 events::certificate_read(files.chain(), pair.not_after());
                 self.certificates.install(pair);
             }
+            Err(bad) if known.is_some_and(|known| known == bad.to_string()) => {}
             Err(bad) => {
                 events::certificate_kept(files.chain(), &bad);
                 self.certificates.failed(bad.to_string());
@@ -185,8 +191,8 @@ impl Secure {
         }
     }
 
-    /// Keeps the certificate up to date: reads the files again whenever they change, or orders
-    /// another one in time. Never returns.
+    /// Keeps the certificate up to date: reads the files again whenever they change, or until they can be
+    /// used, or orders another one in time. Never returns.
     pub(crate) async fn maintain(&self) {
         if let Some(orders) = self.orders.clone() {
             let certificates = Arc::clone(&self.certificates);
@@ -196,9 +202,9 @@ impl Secure {
         let Some(files) = &self.files else { return std::future::pending().await };
         loop {
             Timer::after(CERTIFICATE_CHECK).await;
-            let have_changed = files.borrow().have_changed();
-            if have_changed {
-                self.reload();
+            let are_worth_reading = files.borrow().are_worth_reading();
+            if are_worth_reading {
+                self.read_again(self.condition().problem);
             }
         }
     }

@@ -58,6 +58,62 @@ fn a_certificate_that_changes_on_disk_is_shown_without_being_asked_for() {
     binary.sync();
 }
 
+/// What a message asks for, and what an owner may do besides.
+#[test]
+fn whatever_keeps_a_new_pair_from_being_used_is_noticed_when_it_is_mended() {
+    type Step = fn(&Files);
+    let cases: [(&str, Step, Step); 3] = [
+        (
+            "run chmod o=",
+            |files| set_mode(&files.key_path(), 0o604),
+            |files| set_mode(&files.key_path(), 0o600),
+        ),
+        (
+            "it is no regular file",
+            |files| {
+                std::fs::rename(files.key_path(), files.key_path().with_extension("away")).unwrap();
+                std::fs::create_dir(files.key_path()).unwrap();
+            },
+            |files| {
+                std::fs::remove_dir(files.key_path()).unwrap();
+                std::fs::rename(files.key_path().with_extension("away"), files.key_path()).unwrap();
+            },
+        ),
+        (
+            "No such file",
+            |files| {
+                let place = files.key_path().parent().unwrap().to_owned();
+                std::fs::rename(&place, place.with_extension("away")).unwrap();
+            },
+            |files| {
+                let place = files.key_path().parent().unwrap().to_owned();
+                std::fs::rename(place.with_extension("away"), &place).unwrap();
+            },
+        ),
+    ];
+    for (reason, spoil, mend) in cases {
+        let mut files = Files::new();
+        let relay = files.relay_by(Relay::plain_with_a_clock_that_stands_still, &[]);
+        files.renew();
+        let seen = events::mark();
+        spoil(&files);
+        relay.let_pass(CERTIFICATE_CHECK);
+        let kept = files.wait_for(seen, "certificate_kept");
+        assert!(events::field(&kept, "reason").contains(reason), "{kept:?}");
+        for _ in 0..5 {
+            relay.let_pass(CERTIFICATE_CHECK);
+        }
+        let seen = events::mark();
+        mend(&files);
+        relay.let_pass(CERTIFICATE_CHECK);
+        files.wait_for(seen, "certificate_read");
+        assert_eq!(shown(&files, &relay), files.certificate, "{reason}");
+        let path = files.certificate_path();
+        let told = events::count("certificate_kept", &[("file", path.to_str().unwrap())]);
+        assert_eq!(told, 1, "{reason}");
+    }
+}
+
 #[test]
 fn a_pair_that_cannot_be_used_leaves_the_one_before() {
     let files = Files::new();
