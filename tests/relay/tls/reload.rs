@@ -72,10 +72,10 @@ fn whatever_keeps_a_new_pair_from_being_used_is_noticed_when_it_is_mended() {
             "it is no regular file",
             |files| {
                 std::fs::rename(files.key_path(), files.key_path().with_extension("away")).unwrap();
-                std::fs::create_dir(files.key_path()).unwrap();
+                std::os::unix::fs::symlink("/", files.key_path()).unwrap();
             },
+            // At once: the relay may look at any moment.
             |files| {
-                std::fs::remove_dir(files.key_path()).unwrap();
                 std::fs::rename(files.key_path().with_extension("away"), files.key_path()).unwrap();
             },
         ),
@@ -94,6 +94,7 @@ fn whatever_keeps_a_new_pair_from_being_used_is_noticed_when_it_is_mended() {
     for (reason, spoil, mend) in cases {
         let mut files = Files::new();
         let relay = files.relay_by(Relay::plain_with_a_clock_that_stands_still, &[]);
+        assert_eq!(shown(&files, &relay), files.certificate, "it is up");
         files.renew();
         let seen = events::mark();
         spoil(&files);
