@@ -234,9 +234,15 @@ pub const ORDER_BACKOFF_MAX: Duration = Duration::from_secs(6 * 60 * 60);
 /// Each pause is lengthened at random, by up to one part in this many: relays that lost their
 /// directory at the same time must not return to it at the same time.
 pub const ORDER_JITTER: u32 = 4;
-/// How often the wall clock is read while a certificate is valid: a board without a battery-backed
-/// clock learns the time only after the start.
-pub const CLOCK_STEP: Duration = Duration::from_secs(60 * 60);
+/// How often the wall clock is read while nothing is to be done about the certificate: a board without a
+/// battery-backed clock learns the time only after the start, and may learn another one at any time.
+pub const CLOCK_STEP: Duration = Duration::from_secs(30);
+/// By how much the wall clock and the monotonic one must have drifted apart for the wall clock to have been
+/// set. A clock that is only corrected gains or loses two seconds an hour.
+pub const CLOCK_JUMP: Duration = Duration::from_secs(60);
+/// How soon after another a clock that was set may bring an order forward: one that is set again and again
+/// must not use up what the directory allows.
+pub const CLOCK_JUMP_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// Longest reason from elsewhere that is logged, in bytes; longer ones are cut. The detail of an ACME
 /// problem is a sentence or two.
 pub const MAX_REASON_BYTES: usize = 512;

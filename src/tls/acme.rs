@@ -12,13 +12,14 @@ use std::convert::Infallible;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::clock::{self, Timer};
 use rustls::ServerConfig;
 
+use self::schedule::Moment;
 pub(crate) use self::settings::Settings;
-use crate::limits::ORDER_TIMEOUT;
+use crate::limits::{CLOCK_JUMP_PAUSE, CLOCK_STEP, ORDER_TIMEOUT};
 use crate::tls::certificates::{Certificates, Pair};
 use crate::tls::events;
 
@@ -77,6 +78,7 @@ pub(crate) async fn keep(
     }
     // Orders in a row that brought no certificate to last.
     let mut fruitless = 0_u32;
+    let mut pauses = Pauses::default();
     loop {
         if let Some(due) = due {
             until(due).await;
@@ -95,7 +97,7 @@ pub(crate) async fn keep(
                 fruitless = fruitless.saturating_add(1);
                 let pause = schedule::backoff(fruitless, fastrand::f64());
                 events::certificate_renewal_held(pause);
-                Timer::after(pause).await;
+                pauses.wait(pause).await;
             }
             Err(reason) => {
                 fruitless = fruitless.saturating_add(1);
@@ -103,7 +105,7 @@ pub(crate) async fn keep(
                 let left = certificates.condition().days_left(clock::wall());
                 events::certificate_order_failed(&reason, left, pause);
                 certificates.failed(reason);
-                Timer::after(pause).await;
+                pauses.wait(pause).await;
             }
         }
     }
@@ -160,10 +162,41 @@ async fn until(due: SystemTime) {
     }
 }
 
+/// The pauses between orders. A wall clock that is set ends one: what failed may have failed because of the
+/// date, as does every order of a board that believes in 1970.
+#[derive(Default)]
+struct Pauses {
+    /// When one was last ended so.
+    cut_short: Option<Instant>,
+}
+
+impl Pauses {
+    async fn wait(&mut self, length: Duration) {
+        let moment = || Moment { steady: clock::now(), wall: clock::wall() };
+        let before = moment();
+        let until = clock::later(before.steady, length);
+        loop {
+            let left = until.saturating_duration_since(clock::now());
+            Timer::after(left.min(CLOCK_STEP)).await;
+            let now = moment();
+            if now.steady >= until {
+                return;
+            }
+            let may_cut = self.cut_short.is_none_or(|at| now.steady >= at + CLOCK_JUMP_PAUSE);
+            if may_cut && schedule::was_set(before, now) {
+                self.cut_short = Some(now.steady);
+                return;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+    use std::time::UNIX_EPOCH;
 
     use futures_lite::FutureExt as _;
     use futures_lite::future::block_on;
@@ -171,6 +204,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::clock::simulated::{self, Simulation};
     use crate::tls::cache::Cache;
 
     /// Key and self-signed chain as PEM, for `names`, valid for `days` from 2026-01-01 on.
@@ -266,6 +300,34 @@ mod tests {
             block_on(async { match keeping.await {} }.or(changed).or(late));
             certificates
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ends_a_pause_within_a_minute_but_once_an_hour() {
+        let hour = Duration::from_secs(60 * 60);
+        let simulation = Simulation::begin(1, new_year());
+        let mut pauses = Pauses::default();
+        // How long a pause of that length takes, if the clock is set to `wall` after `passed`.
+        let mut pause = |length: Duration, passed: Duration, wall: Option<SystemTime>| {
+            let begun = simulation.age();
+            let mut waiting = pin!(pauses.wait(length));
+            let mut wall = wall;
+            while waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                if let Some(wall) = wall.take_if(|_| simulation.age() - begun >= passed) {
+                    simulated::set_wall(wall);
+                }
+                simulation.advance(simulation.next().expect("it waits for something"));
+            }
+            simulation.age() - begun
+        };
+        assert_eq!(pause(6 * hour, hour, None), 6 * hour);
+        for wall in [UNIX_EPOCH, new_year() + 120 * 24 * hour] {
+            let taken = pause(6 * hour, 2 * hour, Some(wall));
+            assert!((2 * hour..=2 * hour + hour / 60).contains(&taken), "{taken:?}");
+        }
+        // Set again and again, it would use up what the directory allows.
+        assert_eq!(pause(hour / 4, hour / 8, Some(UNIX_EPOCH)), hour / 4);
+        assert_eq!(pause(hour / 4, hour / 8, Some(new_year())), hour / 4);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Pure: when the next certificate is ordered.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::limits::{
-    CLOCK_STEP, ORDER_BACKOFF_FACTOR, ORDER_BACKOFF_MAX, ORDER_BACKOFF_MIN, ORDER_JITTER,
+    CLOCK_JUMP, CLOCK_STEP, ORDER_BACKOFF_FACTOR, ORDER_BACKOFF_MAX, ORDER_BACKOFF_MIN,
+    ORDER_JITTER,
 };
 
 /// When a certificate is to be replaced: after two thirds of its life.
@@ -16,6 +17,26 @@ pub(super) fn renewal(not_before: SystemTime, not_after: SystemTime) -> SystemTi
 /// How long to wait now, before the clock is looked at again; `None` once it is `due`.
 pub(super) fn wait(now: SystemTime, due: SystemTime) -> Option<Duration> {
     due.duration_since(now).ok().filter(|left| !left.is_zero()).map(|left| left.min(CLOCK_STEP))
+}
+
+/// Both clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// The clock that never jumps.
+    pub(super) steady: Instant,
+    /// The clock that dates go by.
+    pub(super) wall: SystemTime,
+}
+
+/// Whether the wall clock was set, forwards or back, between two moments.
+pub(super) fn was_set(before: Moment, now: Moment) -> bool {
+    let passed = now.steady.saturating_duration_since(before.steady);
+    let Some(expected) = before.wall.checked_add(passed) else { return true };
+    let drift = match now.wall.duration_since(expected) {
+        Ok(ahead) => ahead,
+        Err(behind) => behind.duration(),
+    };
+    drift >= CLOCK_JUMP
 }
 
 /// Whether a certificate that was just issued is to be replaced sooner than an order may follow
@@ -60,7 +81,30 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_looked_at_every_hour_and_at_the_time_itself() {
+    fn a_clock_that_was_set_is_told_from_one_that_runs_a_little_fast_or_slow() {
+        let before = Moment { steady: Instant::now(), wall: at(1_800_000_000) };
+        let second = Duration::from_secs(1);
+        for hours in [0, 1, 6] {
+            let passed = hours * 3600 * second;
+            let slewed = passed / 2000;
+            for wall in [before.wall + passed + slewed, before.wall + passed - slewed] {
+                let now = Moment { steady: before.steady + passed, wall };
+                assert!(!was_set(before, now), "{hours} h");
+            }
+            for jump in [CLOCK_JUMP, 120 * DAY] {
+                for wall in [before.wall + passed + jump, before.wall + passed - jump] {
+                    let now = Moment { steady: before.steady + passed, wall };
+                    assert!(was_set(before, now), "{jump:?} after {hours} h");
+                }
+            }
+        }
+        // From 1970 to the present, as without a battery.
+        let dead = Moment { steady: before.steady, wall: UNIX_EPOCH };
+        assert!(was_set(dead, before) && was_set(before, dead));
+    }
+
+    #[test]
+    fn the_clock_is_looked_at_twice_a_minute_and_at_the_time_itself() {
         let due = at(1_800_000_000);
         assert_eq!(wait(due - 60 * DAY, due), Some(CLOCK_STEP));
         assert_eq!(wait(due - Duration::from_secs(10), due), Some(Duration::from_secs(10)));
