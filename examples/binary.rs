@@ -29,7 +29,13 @@ enum End {
 
 fn main() -> ExitCode {
     smol::block_on(async {
-        let target = Target::from_arguments();
+        let target = match Target::from_arguments() {
+            Ok(target) => target,
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                return ExitCode::from(2);
+            }
+        };
         let mut signals =
             Signals::new([Signal::Int, Signal::Term]).expect("signals can be awaited");
         let mut backoff = Backoff::default();

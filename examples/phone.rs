@@ -30,7 +30,13 @@ fn main() -> ExitCode {
         }
     });
     smol::block_on(async {
-        let target = Target::from_arguments();
+        let target = match Target::from_arguments() {
+            Ok(target) => target,
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                return ExitCode::from(2);
+            }
+        };
         let mut backoff = Backoff::default();
         let mut phone = Phone { lines, unanswered: VecDeque::new() };
         loop {

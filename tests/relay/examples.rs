@@ -13,9 +13,14 @@ struct Example(Child);
 
 impl Example {
     fn start(name: &str, relay: &Relay, id: &str) -> Self {
+        Self::dial(name, &format!("ws://{}", relay.address.at), id, &[])
+    }
+
+    fn dial(name: &str, url: &str, id: &str, environment: &[(&str, &Path)]) -> Self {
         let path = example(name);
         let started = Command::new(&path)
-            .args([format!("ws://{}", relay.address.at), id.to_owned()])
+            .args([url, id])
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -117,6 +122,53 @@ fn a_phone_never_notices_that_its_binary_was_stopped_in_order_and_started_again(
     let fields = [("server_id", id.as_str()), ("kept", "1"), ("closed", "0"), ("reason", "kept")];
     events::wait("server_reclaimed", &fields);
     assert_eq!(events::count("phone_registered", &[("server_id", &id)]), 1);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn both_speak_tls_with_a_relay_that_the_machine_trusts_and_with_no_other() {
+    use crate::tls::client::{Files, pair};
+
+    let local = || {
+        let files = Files::new();
+        let name = rcgen::SanType::DnsName("localhost".try_into().unwrap());
+        let ((_, certificate), key) = pair(|params| params.subject_alt_names.push(name));
+        files.write(&certificate, &key);
+        files
+    };
+    let (files, others) = (local(), local());
+    let relay = files.relay(&[]);
+    let id = fresh_id("wss");
+    let url = format!("wss://localhost:{}", relay.tls.unwrap().port());
+    let trusted = files.certificate_path();
+    let _binary = Example::dial("binary", &url, &id, &[("SSL_CERT_FILE", &trusted)]);
+    events::wait("server_claimed", &[("server_id", &id)]);
+    let mut phone = Example::dial("phone", &url, &id, &[("SSL_CERT_FILE", &trusted)]);
+    phone.type_line("over TLS");
+    let answer = phone.output().next().expect("an answer").unwrap();
+    assert_eq!(answer, r#"{"you said":"over TLS"}"#);
+
+    let trusted = others.certificate_path();
+    let mut wary = Example::dial("phone", &url, &id, &[("SSL_CERT_FILE", &trusted)]);
+    let problem = wary.messages().next().expect("it says why").unwrap();
+    assert!(problem.contains("certificate"), "{problem}");
+    assert_eq!(events::count("phone_registered", &[("server_id", &id)]), 1);
+}
+
+#[test]
+fn what_is_no_url_of_a_relay_is_told_and_not_dialled() {
+    for (name, arguments) in [
+        ("binary", &["--help"][..]),
+        ("phone", &["relay.example.org"]),
+        ("binary", &["http://127.0.0.1:1", "demo"]),
+        ("phone", &["ws://127.0.0.1:1", "demo", "more"]),
+    ] {
+        let output = Command::new(example(name)).args(arguments).stdin(Stdio::null()).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains("wss://relay.example.org"), "{told}");
+    }
 }
 
 #[test]
