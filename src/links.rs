@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -19,8 +20,8 @@ pub(crate) trait Carried {
 
 /// A connection as another program can go on with it.
 pub(crate) struct Frozen {
-    /// What it is, in MessagePack.
-    pub(crate) record: Vec<u8>,
+    /// What it is, in MessagePack; the error is that there is no memory for it.
+    pub(crate) record: io::Result<Vec<u8>>,
     /// Whether it may be told that the relay ends: it speaks plain TCP, and no frame is half written.
     pub(crate) is_between_frames: bool,
     /// Its socket.
@@ -34,7 +35,7 @@ impl Frozen {
         is_between_frames: bool,
         socket: Arc<dyn AsFd>,
     ) -> Self {
-        let record = rmp_serde::to_vec_named(record).expect("bug: plain data can be told");
+        let record = rmp_serde::to_vec_named(record).map_err(io::Error::other);
         Self { record, is_between_frames, socket }
     }
 }
@@ -42,7 +43,7 @@ impl Frozen {
 impl fmt::Debug for Frozen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Never the record: it has keys and what peers sent.
-        f.debug_struct("Frozen").field("bytes", &self.record.len()).finish_non_exhaustive()
+        f.debug_struct("Frozen").finish_non_exhaustive()
     }
 }
 
@@ -124,7 +125,7 @@ mod tests {
         fn freeze(&self, _now: Instant) -> Option<Frozen> {
             let socket = Arc::new(std::net::TcpListener::bind("127.0.0.1:0").unwrap());
             (!self.is_empty()).then(|| Frozen {
-                record: self.as_bytes().to_vec(),
+                record: Ok(self.as_bytes().to_vec()),
                 is_between_frames: true,
                 socket,
             })
@@ -136,7 +137,7 @@ mod tests {
         let links = Rc::new(Links::default());
         let told = || {
             let frozen = links.freeze(crate::clock::now());
-            let records = frozen.map(|frozen| String::from_utf8(frozen.record).unwrap());
+            let records = frozen.map(|frozen| String::from_utf8(frozen.record.unwrap()).unwrap());
             records.collect::<Vec<_>>().join(" ")
         };
         let (one, two, three) = (links.enter("one"), links.enter("two"), links.enter("three"));

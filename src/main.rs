@@ -129,6 +129,7 @@ fn start_logging(level: Option<log::LevelFilter>, format: Format) -> Arc<Repeats
 /// Runs the relay; the error is the exit code and a sentence.
 fn run(config: Config, sources: &Given, repeats: &Arc<Repeats>) -> Result<(), (u8, String)> {
     let failed = |message| (FAILURE, message);
+    upgrade::take_name();
     let descriptors = raise_descriptor_limit(config.max_connections);
     announce(&config, sources, descriptors);
     // Before the signals are watched: that starts the event loop's helper thread.

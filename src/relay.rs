@@ -224,14 +224,19 @@ impl Relay {
         self.reload_allowed();
     }
 
-    /// Closes the binaries that the allow-list no longer names.
+    /// Closes the binaries that the allow-list does not name; it may be another one than they came by.
+    pub(crate) fn enforce_allowed(&self) -> usize {
+        self.allowed.as_ref().map_or(0, |file| self.registry.revoke(file.borrow().list()))
+    }
+
+    /// Reads the allow-list again, and closes the binaries that it no longer names.
     fn reload_allowed(&self) {
         let Some(file) = &self.allowed else { return };
         let read = file.borrow_mut().reread();
+        let revoked = if read.is_ok() { self.enforce_allowed() } else { 0 };
         let file = file.borrow();
         match read {
             Ok(()) => {
-                let revoked = self.registry.revoke(file.list());
                 events::allow_list_read(file.path(), file.list().ids(), revoked);
             }
             Err(broken) => events::allow_list_kept(file.path(), &broken),

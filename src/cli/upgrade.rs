@@ -26,11 +26,11 @@ pub fn upgrade(pid: Option<i32>) -> Result<String, String> {
     };
     let before = relay.start_time().ok_or_else(|| format!("there is no process {}", relay.pid))?;
     let count = relay.upgrades().map_err(|error| relay.explain(&error))?;
-    // A relay that has just started, or was just upgraded, does not catch it yet.
-    if !wait_until(UPGRADE_STARTS, || relay.catches_the_signal()) {
+    // A relay that has just started, or was just upgraded, does not catch it yet. Any other program may die of it, also
+    // one that catches it, as a shell does to tidy up before it ends.
+    if !wait_until(UPGRADE_STARTS, || relay.is_named_so() && relay.catches_the_signal()) {
         return Err(format!(
-            "process {} does not catch SIGUSR2, which would end it: it is no relay, or one too old to hand over; \
-             restart it instead",
+            "process {} is no relay, or one too old to hand over, which SIGUSR2 would end: restart it instead",
             relay.pid
         ));
     }
@@ -38,7 +38,12 @@ pub fn upgrade(pid: Option<i32>) -> Result<String, String> {
     let (mut is_there, mut has_begun) = (true, false);
     let is_over = wait_until(UPGRADE_NOTICED, || {
         is_there = relay.start_time() == Some(before);
-        has_begun = has_begun || relay.upgrades().is_ok_and(|now| now > count);
+        has_begun = has_begun
+            || match relay.upgrades() {
+                Ok(now) => now != count,
+                // By becoming a program that this user may not read, the process became one that he may not look at.
+                Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            };
         // The new program catches signals once it has taken everything over.
         !is_there || has_begun && relay.catches_the_signal()
     });
@@ -58,8 +63,14 @@ pub fn upgrade(pid: Option<i32>) -> Result<String, String> {
 
 const LOG_SAYS_WHY: &str = "its log says why: journalctl -u pyrycode-relay";
 
-/// What the kernel calls a relay: the name of its file.
+/// What the kernel calls a relay, whatever its file is called.
 const NAME: &str = "pyrycode-relay";
+
+/// Has the kernel call this process a relay.
+pub fn take_name() {
+    // Without it nothing but `pyrycode-relay upgrade` finds less.
+    let _ = rustix::thread::set_name(c"pyrycode-relay");
+}
 
 /// The only relay that runs.
 fn find(proc: &Path) -> Result<Process, String> {
@@ -99,8 +110,9 @@ impl Process {
 
     /// Whether it relays: a subcommand does not, and neither does a process that has ended.
     fn is_relay(&self) -> bool {
-        let is_named_so = self.text("comm").is_some_and(|name| name.trim_end() == NAME);
-        let Some(arguments) = self.text("cmdline").filter(|_| is_named_so) else { return false };
+        let Some(arguments) = self.text("cmdline").filter(|_| self.is_named_so()) else {
+            return false;
+        };
         let second = arguments.split('\0').nth(1).unwrap_or_default();
         let is_subcommand = config::command().find_subcommand(second).is_some();
         !is_subcommand && self.start_time().is_some()
@@ -135,6 +147,11 @@ impl Process {
         Ok(count.unwrap_or(0))
     }
 
+    /// Whether it has the name that a relay gives itself, whatever its file is called.
+    fn is_named_so(&self) -> bool {
+        self.text("comm").is_some_and(|name| name.trim_end() == NAME)
+    }
+
     fn catches_the_signal(&self) -> bool {
         let status = self.text("status").unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
@@ -151,7 +168,10 @@ impl Process {
         let pid = self.pid;
         match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                format!("process {pid} is another user's: run this as the relay's user, or as root")
+                format!(
+                    "process {pid} is another user's, or of a program that has capabilities or may not be read: run \
+                     this as the relay's user, or as root"
+                )
             }
             io::ErrorKind::NotFound => format!("there is no process {pid}"),
             _ => format!("cannot upgrade process {pid}: {error}"),

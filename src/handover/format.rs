@@ -71,7 +71,7 @@ pub(super) fn write(relay: &Rc<Relay>, to: &mut impl Write, now: Instant) -> io:
     outcome?;
     let mut connections = Vec::new();
     for frozen in relay.links.freeze(now) {
-        put(to, &Record::Connection(frozen.record.into()))?;
+        put(to, &Record::Connection(frozen.record?.into()))?;
         connections.push((frozen.socket, frozen.is_between_frames));
     }
     put(to, &Record::End { connections: connections.len() })?;

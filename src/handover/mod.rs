@@ -14,10 +14,11 @@ mod tests;
 
 pub(crate) use self::program::COUNT;
 pub use self::program::Program;
+pub(crate) use self::program::Tried;
 pub use self::taken::{Taken, receive, try_out};
 
 use std::fs::File;
-use std::io::{self, BufWriter, Seek as _, Write as _};
+use std::io::{self, BufWriter, Seek as _, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,22 +43,34 @@ pub(crate) struct Listeners {
     pub(crate) metrics: Vec<Socket>,
 }
 
+impl Listeners {
+    fn count(&self) -> usize {
+        self.relay.len() + self.tls.len() + self.metrics.len()
+    }
+}
+
 /// Has the new program try whether it can go on with what the relay is now. The error is a sentence for the operator.
 /// Cancel safe: the trial is ended then.
-pub(crate) async fn rehearse(relay: &Rc<Relay>, program: &Program) -> Result<(), String> {
+pub(crate) async fn rehearse(relay: &Rc<Relay>, program: &Program) -> Result<Tried, String> {
     let (state, _) = write_state(relay, clock::now())?;
     program.rehearse(state).await
 }
 
 /// Hands everything over. Returns only if that failed, with a sentence for the operator: nothing has changed then.
-pub(crate) fn hand_over(relay: &Rc<Relay>, program: &Program, listeners: &Listeners) -> String {
+pub(crate) fn hand_over(
+    relay: &Rc<Relay>,
+    program: &Program,
+    tried: &Tried,
+    listeners: &Listeners,
+) -> String {
     let handed = write_state(relay, clock::now()).and_then(|(state, written)| {
+        check_descriptors(written.connections.len() + listeners.count())?;
         pack(state, &written, listeners).map_err(|error| {
             format!("cannot pass on {} connections: {error}", written.connections.len())
         })
     });
     match handed {
-        Ok(channel) => program.replace(channel),
+        Ok(channel) => program.replace(channel, tried),
         Err(reason) => reason,
     }
 }
@@ -67,22 +80,69 @@ fn write_state(relay: &Rc<Relay>, now: Instant) -> Result<(File, Written), Strin
     let write = || -> io::Result<(File, Written)> {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let file = File::from(rustix::fs::memfd_create("pyrycode-relay-state", flags)?);
-        let mut writer = BufWriter::with_capacity(HANDOVER_BUFFER, file);
+        // A process is ended by a signal where it writes more, also to memory.
+        let left = rlimit::Resource::FSIZE.get_soft().unwrap_or(u64::MAX);
+        let mut writer = BufWriter::with_capacity(HANDOVER_BUFFER, Bounded { file, left });
         let written = format::write(relay, &mut writer, now)?;
         writer.flush()?;
-        let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?.file;
         file.rewind()?;
         Ok((file, written))
     };
+    // One connection at a time is in memory three times.
+    let most = 2 * relay.ledger.total() + HANDOVER_BUFFER;
+    if Vec::<u8>::new().try_reserve_exact(most).is_err() {
+        return Err(format!(
+            "cannot write the state: there is no memory for {most} bytes (LimitAS=, ulimit -v)"
+        ));
+    }
     write().map_err(|error| {
         const TOO_MANY: i32 = 24;
-        let limit = match error.raw_os_error() {
-            Some(TOO_MANY) => " (the limit is LimitNOFILE=, ulimit -n)",
+        let limit = match (error.raw_os_error(), error.kind()) {
+            (Some(TOO_MANY), _) => " (the limit is LimitNOFILE=, ulimit -n)",
+            (_, io::ErrorKind::FileTooLarge) => " (the limit is LimitFSIZE=, ulimit -f)",
             _ => "",
         };
         format!("cannot write the state to a memory file: {error}{limit}")
     })
 }
+
+/// A file of which no more than `left` bytes are written.
+struct Bounded {
+    file: File,
+    left: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() as u64 > self.left {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let written = self.file.write(bytes)?;
+        self.left -= written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Whether the new program may hold so many sockets, and what it needs besides.
+fn check_descriptors(sockets: usize) -> Result<(), String> {
+    let needed = sockets as u64 + OTHER_DESCRIPTORS;
+    let limit = rlimit::Resource::NOFILE.get_hard().unwrap_or(u64::MAX);
+    match needed <= limit {
+        true => Ok(()),
+        false => Err(format!(
+            "the new program needs {needed} descriptors, and may have {limit} (LimitNOFILE=, ulimit -n)"
+        )),
+    }
+}
+
+/// What a relay holds besides its sockets while it takes over: standard streams, the event loop, the channel, the
+/// state and the signals.
+const OTHER_DESCRIPTORS: u64 = 16;
 
 /// Puts everything into a channel, and returns the end that the new program reads.
 fn pack(state: File, written: &Written, listeners: &Listeners) -> io::Result<OwnedFd> {

@@ -2,10 +2,11 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ pub(super) const VARIABLE: &str = "PYRYCODE_RELAY_HANDOVER";
 pub(super) const TRIAL: &str = "trial";
 /// The answer to a trial that says that the state can be read; any other is the reason why not.
 pub(super) const READY: &str = "ready";
+/// The variable that says which file the program before has become, by a path that holds wherever a process is.
+const FILE: &str = "PYRYCODE_RELAY_PROGRAM";
 /// The variable that counts the upgrades of a process, for `pyrycode-relay upgrade`.
 pub(crate) const COUNT: &str = "PYRYCODE_RELAY_UPGRADES";
 
@@ -37,14 +40,17 @@ pub struct Program {
 
 impl Program {
     /// This program; to be asked when it starts, for the place of its file may be another one's later. A path on the
-    /// command line counts, and not where a link at its end leads to: an upgrade may change the link.
+    /// command line or in `PATH` counts, and not where a link at its end leads to: an upgrade may change the link.
     pub fn current() -> io::Result<Self> {
         let arguments: Vec<_> = std::env::args_os().collect();
         let called = arguments.first().map(Path::new);
         let path = match called.filter(|path| path.components().count() > 1) {
-            Some(path) => std::path::absolute(path)?,
-            None => std::env::current_exe()?,
+            // The directory in which the first of them was started may be gone.
+            _ if is_handed_over() => std::env::var_os(FILE).map(PathBuf::from),
+            Some(path) => Some(std::path::absolute(path)?),
+            None => called.and_then(found_by_the_shell),
         };
+        let path = path.map_or_else(std::env::current_exe, Ok)?;
         Ok(Self { path, arguments })
     }
 
@@ -54,7 +60,8 @@ impl Program {
     }
 
     /// Runs the file once as a child with a copy of the state; the error is why it cannot go on with that.
-    pub(super) async fn rehearse(&self, state: File) -> Result<(), String> {
+    pub(super) async fn rehearse(&self, state: File) -> Result<Tried, String> {
+        let tried = Tried::look(&self.path);
         let (sender, receiver) = channel::open().map_err(|error| {
             format!("cannot open a channel to the new program: {error} (LimitNOFILE=, ulimit -n)")
         })?;
@@ -87,14 +94,22 @@ impl Program {
                 "{path} did not answer within {} s (a version that cannot take over does not either)",
                 TRIAL_TIME.as_secs()
             )),
-            Ok(Some(answer)) if answer == READY => Ok(()),
+            Ok(Some(answer)) if answer == READY => Ok(tried),
             Ok(Some(answer)) if !answer.is_empty() => Err(format!("{path}: {answer}")),
             Ok(Some(_)) | Err(_) => Err(trial.report(&self.path).await),
         }
     }
 
-    /// Becomes the new program, which finds `channel` on its standard input. Returns why that failed, if it did.
-    pub(super) fn replace(&self, channel: OwnedFd) -> String {
+    /// Becomes the new program, which finds `channel` on its standard input. Returns why that failed, if it did: the
+    /// file must be the one that was tried.
+    pub(super) fn replace(&self, channel: OwnedFd, tried: &Tried) -> String {
+        // Without a file the attempt says best what is wrong.
+        if fs::metadata(&self.path).is_ok() && Tried::look(&self.path) != *tried {
+            let path = self.path.display();
+            return format!(
+                "{path} was replaced while it was tried: ask for the upgrade once more"
+            );
+        }
         match self.try_replace(channel) {
             Ok(never) => match never {},
             Err(error) => {
@@ -117,9 +132,11 @@ impl Program {
             std::env::var(COUNT).ok().and_then(|count| count.parse().ok()).unwrap_or(0);
         let ours = [
             (VARIABLE.into(), OsString::from(std::process::id().to_string())),
-            (COUNT.into(), OsString::from(count.saturating_add(1).to_string())),
+            (FILE.into(), self.path.clone().into_os_string()),
+            (COUNT.into(), OsString::from(count.wrapping_add(1).to_string())),
         ];
-        let inherited = std::env::vars_os().filter(|(name, _)| name != VARIABLE && name != COUNT);
+        let is_ours = |name: &OsString| [VARIABLE, FILE, COUNT].iter().any(|own| name == own);
+        let inherited = std::env::vars_os().filter(|(name, _)| !is_ours(name));
         let variable = |(name, value): (OsString, OsString)| {
             text([name.into_vec(), value.into_vec()].join(&b'='))
         };
@@ -144,6 +161,42 @@ impl Program {
             _ => format!("cannot run {path}: {error}"),
         }
     }
+}
+
+/// By what a program file is known again; empty for one that is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Tried {
+    place: (u64, u64),
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Tried {
+    fn look(path: &Path) -> Self {
+        let Ok(metadata) = fs::metadata(path) else { return Self::default() };
+        Self {
+            place: (metadata.dev(), metadata.ino()),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+/// Whether another program of this process has handed over to this one.
+pub(super) fn is_handed_over() -> bool {
+    let own = std::process::id().to_string();
+    std::env::var(VARIABLE).is_ok_and(|value| value == own)
+        // The variable stays in the environment: a shell that such a process had started, say, would pass it on.
+        && rustix::net::sockopt::socket_type(io::stdin()).is_ok()
+}
+
+/// Where a program of this name was found in `PATH`, if that is the file that runs.
+fn found_by_the_shell(name: &Path) -> Option<PathBuf> {
+    let running = Tried::look(Path::new("/proc/self/exe"));
+    let directories = std::env::var_os("PATH")?;
+    std::env::split_paths(&directories)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_absolute() && Tried::look(path) == running)
 }
 
 /// A trial that is under way; it ends when this is dropped.

@@ -12,7 +12,7 @@ use smol::LocalExecutor;
 
 use super::channel::{self, Parcel};
 use super::format::{self, Part, State};
-use super::program::{READY, TRIAL, VARIABLE};
+use super::program::{READY, TRIAL, VARIABLE, is_handed_over};
 use crate::admission::heads::Heads;
 use crate::clock;
 use crate::close::Close;
@@ -46,6 +46,8 @@ pub struct Taken {
 /// Whether this process is to say only whether it can go on with a state.
 fn is_trial() -> bool {
     std::env::var(VARIABLE).is_ok_and(|value| value == TRIAL)
+        // Else somebody has set it, and it means nothing.
+        && rustix::net::sockopt::socket_type(std::io::stdin()).is_ok()
 }
 
 /// Answers a trial, if this process is one: whether the state can be read. Returns whether it is one.
@@ -92,15 +94,10 @@ fn rehearse(config: &Config) -> Result<(), String> {
 ///
 /// To be called once, before anything else reads standard input.
 pub fn receive() -> Result<Option<Taken>, String> {
-    let own = std::process::id().to_string();
-    if std::env::var(VARIABLE).is_ok_and(|value| value == own) {
-        let stdin = std::io::stdin();
-        // The variable stays in the environment: a shell that such a process had started, say, would pass it on.
-        if rustix::net::sockopt::socket_type(&stdin).is_ok() {
-            return take(stdin.as_fd()).map(Some);
-        }
+    match is_handed_over() {
+        true => take(std::io::stdin().as_fd()).map(Some),
+        false => Ok(None),
     }
-    Ok(None)
 }
 
 fn take(channel: BorrowedFd<'_>) -> Result<Taken, String> {
@@ -175,6 +172,7 @@ impl Taken {
             }
         }
         relay.registry.bury_missing(now);
+        relay.enforce_allowed();
         let connections = relay.permits.taken();
         let kept = relay.registry.backlog().kept;
         let since_1970 = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -341,6 +341,134 @@ fn a_program_that_was_tried_and_then_cannot_be_run_leaves_everything_as_it_was()
 }
 
 #[test]
+fn a_file_that_is_not_the_one_that_was_tried_is_not_run() {
+    let relay = Upgradable::start(&[]);
+    let (mut binary, mut phone, conn_id) = relay.running.pair("replaced");
+    // It says that it can take over, and is another one by then.
+    let lines = [
+        "#!/bin/sh",
+        "echo \"#!/bin/true\" >\"$0.other\" && chmod 755 \"$0.other\" && mv \"$0.other\" \"$0\"",
+        &format!("exec {PROGRAM} \"$@\""),
+    ];
+    relay.replace(&format!("printf '%s\\n' '{}'", lines.join("' '")));
+    let reason = relay.fail();
+    assert!(reason.contains("was replaced while it was tried"), "{reason}");
+    exchange(&mut binary, &mut phone, &conn_id);
+    relay.renew();
+    relay.upgrade();
+    exchange(&mut binary, &mut phone, &conn_id);
+    relay.running.stop();
+}
+
+/// A relay that a shell starts in `place` by `line`; its program is `file`.
+fn started_by(line: &str, place: &TempDir, file: PathBuf) -> Upgradable {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{line} \"$@\""), "sh"]).args(unlimited()).env_clear();
+    command.current_dir(place.path());
+    let running = Running::spawn(command);
+    Upgradable { running, file, _directory: tempfile::tempdir().unwrap() }
+}
+
+#[test]
+fn the_directory_in_which_it_was_started_may_be_another_one_later() {
+    let place = tempfile::tempdir().unwrap();
+    let [now, file] = ["now", "now/relay"].map(|name| place.path().join(name));
+    fs::create_dir(&now).unwrap();
+    install(&file, THE_SAME);
+    let relay = started_by("cd now && exec ./relay", &place, file);
+    let (mut binary, mut phone, conn_id) = relay.running.pair("moved");
+    for round in 0..3 {
+        let old = place.path().join(format!("old-{round}"));
+        fs::rename(&now, &old).unwrap();
+        if round == 1 {
+            fs::remove_dir_all(&old).unwrap();
+        }
+        fs::create_dir(&now).unwrap();
+        relay.renew();
+        relay.upgrade();
+        assert!(cfg!(relay_emulated) || relay.is_in_place(), "round {round}");
+        exchange(&mut binary, &mut phone, &conn_id);
+    }
+    relay.running.stop();
+}
+
+#[test]
+#[cfg_attr(relay_emulated, ignore = "the file of the process is the emulator's")]
+fn a_link_that_the_shell_found_is_followed_anew() {
+    let place = tempfile::tempdir().unwrap();
+    let [one, two, link] = ["one", "two", "relay"].map(|name| place.path().join(name));
+    install(&one, THE_SAME);
+    install(&two, THE_SAME);
+    std::os::unix::fs::symlink(&one, &link).unwrap();
+    let line = format!("PATH={} && export PATH && exec relay", place.path().display());
+    let relay = started_by(&line, &place, link.clone());
+    relay.running.address();
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&two, &link).unwrap();
+    assert!(!relay.is_in_place());
+    relay.upgrade();
+    assert!(relay.is_in_place());
+    relay.running.stop();
+}
+
+#[test]
+fn where_files_may_have_no_size_it_goes_on_and_says_which_limit() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("relay");
+    install(&file, THE_SAME);
+    let relay = started_by("ulimit -S -f 0 && exec ./relay", &place, file);
+    let (mut binary, mut phone, conn_id) = relay.running.pair("small");
+    let reason = relay.fail();
+    assert!(reason.contains("LimitFSIZE="), "{reason}");
+    exchange(&mut binary, &mut phone, &conn_id);
+    relay.running.stop();
+}
+
+#[test]
+#[cfg_attr(relay_emulated, ignore = "the emulator does not fit into the address space")]
+fn without_memory_for_the_state_it_goes_on_and_says_which_limit() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    const MESSAGES: usize = 300;
+    let relay = Upgradable::start(&[]);
+    let (mut binary, mut slow, slow_id) = relay.running.pair("large");
+    for number in 0..MESSAGES {
+        binary.send_text(&envelope(&slow_id, &large_message(number)));
+    }
+    binary.sync();
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.running.child.id())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let size: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    let limit = |current: Option<u64>| {
+        let process = Pid::from_child(&relay.running.child);
+        prlimit(Some(process), Resource::As, Rlimit { current, maximum: None }).unwrap();
+    };
+    limit(Some(size * 1024 + 8 * 1024 * 1024));
+    let reason = relay.fail();
+    assert!(reason.contains("LimitAS="), "{reason}");
+    limit(None);
+    relay.upgrade();
+    for number in 0..MESSAGES {
+        assert!(slow.read_text() == large_message(number), "message {number} of the queue");
+    }
+    relay.running.stop();
+}
+
+#[test]
+fn whoever_is_not_in_the_allow_list_any_more_is_closed_by_the_new_program() {
+    let place = tempfile::tempdir().unwrap();
+    let list = place.path().join("allowed");
+    fs::write(&list, "stays\ngoes\n").unwrap();
+    let relay = Upgradable::start(&["--allow-server", list.to_str().unwrap()]);
+    let (mut binary, mut phone, conn_id) = relay.running.pair("stays");
+    let mut revoked = relay.running.binary("goes");
+    fs::write(&list, "stays\n").unwrap();
+    relay.upgrade();
+    revoked.expect_close_code(1008);
+    exchange(&mut binary, &mut phone, &conn_id);
+    relay.running.stop();
+}
+
+#[test]
 #[cfg_attr(relay_emulated, ignore = "the emulator needs descriptors of its own")]
 fn without_descriptors_it_goes_on_and_says_which_limit() {
     let directory = tempfile::tempdir().unwrap();

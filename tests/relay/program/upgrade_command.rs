@@ -1,5 +1,6 @@
 //! `pyrycode-relay upgrade`: has a running relay change to the program file in its place.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
 use pyrycode_relay::limits::UPGRADE_NOTICED;
@@ -88,6 +89,25 @@ fn a_process_that_the_signal_would_end_is_left_alone() {
     other.wait().unwrap();
 }
 
+/// It dies of the signal all the same.
+#[test]
+fn a_shell_that_tidies_up_before_the_signal_ends_it_is_left_alone() {
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", "trap 'exit 1' USR2; echo; while :; do sleep 1000; done"])
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut ready = [0];
+    shell.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+    assert_told(&upgrade_process(shell.id()), "is no relay");
+    assert_eq!(shell.try_wait().unwrap(), None, "it still runs");
+    // With what it has started.
+    let group = rustix::process::Pid::from_child(&shell);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+    shell.wait().unwrap();
+}
+
 #[test]
 fn a_relay_whose_new_program_is_rubbish_goes_on_and_that_is_told() {
     let (_directory, file, relay) = replaceable();
@@ -122,7 +142,6 @@ fn a_relay_that_ends_meanwhile_is_told() {
 #[test]
 fn only_its_own_user_and_root_may_upgrade_a_relay() {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt as _;
     if !rustix::process::geteuid().is_root() {
         // Nobody else can be signalled or, as here, become somebody else.
         return;
