@@ -322,9 +322,6 @@ pub const TRIAL_ANSWER: usize = 1024;
 pub const TRIAL_REAPING: Duration = Duration::from_millis(500);
 /// How long requests and handshakes in progress get before an upgrade (contract, Upgrade).
 pub const UPGRADE_SETTLES: Duration = Duration::from_secs(1);
-/// For how long of that nobody is accepted: a stranger who sends nothing can make an upgrade wait for all of
-/// [`UPGRADE_SETTLES`], and newcomers are not to notice.
-pub const UPGRADE_PAUSES: Duration = Duration::from_millis(400);
 /// How long `pyrycode-relay upgrade` waits for the new program: longer than a trial and everything around it takes.
 pub const UPGRADE_NOTICED: Duration = Duration::from_secs(15);
 /// How long it waits for a relay that has just started to catch signals.

@@ -9,7 +9,7 @@ use futures_lite::FutureExt as _;
 use crate::admission::heads::Heads;
 use crate::clock::Timer;
 use crate::handover::{self, Listeners, Tried};
-use crate::limits::{UPGRADE_PAUSES, UPGRADE_SETTLES};
+use crate::limits::UPGRADE_SETTLES;
 use crate::relay::Relay;
 use crate::server::Upgrades;
 use crate::signals;
@@ -33,13 +33,12 @@ impl Upgrader {
             self.upgrades.asked.asked().or(accepting.as_mut()).await;
             events::upgrade_begun(self.upgrades.program.path());
             let rehearsal = handover::rehearse(&self.relay, &self.upgrades.program);
-            let rehearsed = rehearsal.or(forever(accepting.as_mut())).await;
-            let failure = match rehearsed {
-                Ok(tried) => {
-                    let settled = self.settle(UPGRADE_SETTLES - UPGRADE_PAUSES);
-                    settled.or(forever(accepting.as_mut())).await;
-                    self.hand_over(&tried).await
-                }
+            let accepting = async {
+                accepting.as_mut().await;
+                std::future::pending().await
+            };
+            let failure = match rehearsal.or(accepting).await {
+                Ok(tried) => self.hand_over(&tried).await,
                 Err(reason) => Some(reason),
             };
             // Whoever asked meanwhile asked for this one.
@@ -50,19 +49,15 @@ impl Upgrader {
         }
     }
 
-    /// Waits for those who cannot be handed over: who is in a table of its own and not in that of those who can be is
-    /// being answered, or shakes hands.
-    async fn settle(&self, patience: Duration) {
-        handover::settle(patience, || {
-            self.heads.count() + self.relay.permits.taken() == self.relay.links.count()
-        })
-        .await;
-    }
-
     /// Hands over to the file that was tried. Returns why that failed; `None` if a stop came first.
     async fn hand_over(&self, tried: &Tried) -> Option<String> {
         // Nobody is accepted any more; newcomers wait in the sockets.
-        self.settle(UPGRADE_PAUSES).await;
+        // What is in a table of its own and not in that of those who can be handed over is being answered, or shakes
+        // hands.
+        handover::settle(UPGRADE_SETTLES, || {
+            self.heads.count() + self.relay.permits.taken() == self.relay.links.count()
+        })
+        .await;
         if let Err(error) = signals::hold() {
             return Some(format!("cannot hold signals back: {error}"));
         }
@@ -77,12 +72,6 @@ impl Upgrader {
         let released = signals::release();
         failure.or_else(|| released.err().map(|error| format!("cannot release signals: {error}")))
     }
-}
-
-/// Goes on with what never ends.
-async fn forever<T>(never_ending: impl Future<Output = ()>) -> T {
-    never_ending.await;
-    std::future::pending().await
 }
 
 /// How long signals that were caught may take to be handled.
