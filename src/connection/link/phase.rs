@@ -192,6 +192,21 @@ mod tests {
         phases
     }
 
+    /// Every event.
+    fn events(decided: Ended, by: Instant, cut: Ended) -> [Event; 9] {
+        [
+            Event::Full,
+            Event::Room,
+            Event::Decided(decided),
+            Event::Hurry(by),
+            Event::PeerClosed,
+            Event::PeerDone,
+            Event::Written,
+            Event::Cut(cut),
+            Event::Time,
+        ]
+    }
+
     /// What each event leads to, written by phase as a person reads a state diagram.
     fn expected(phase: Phase, event: Event, now: Instant) -> Phase {
         let held = Phase::Held { look: now + HANGUP_CHECK };
@@ -236,19 +251,8 @@ mod tests {
     fn every_event_in_every_phase_leads_where_it_should() {
         let now = clock::now() + Duration::from_secs(60);
         let by = now + Duration::from_secs(7);
-        let events = [
-            Event::Full,
-            Event::Room,
-            Event::Decided(DECIDED),
-            Event::Hurry(by),
-            Event::PeerClosed,
-            Event::PeerDone,
-            Event::Written,
-            Event::Cut(OTHER),
-            Event::Time,
-        ];
         for phase in phases(now) {
-            for event in events {
+            for event in events(DECIDED, by, OTHER) {
                 let next = phase.next(event, now);
                 assert_eq!(next, expected(phase, event, now), "{phase:?} and {event:?}");
             }
@@ -265,19 +269,8 @@ mod tests {
             Phase::Lingering { .. } => 2,
             Phase::Over(_) => 3,
         };
-        let events = [
-            Event::Full,
-            Event::Room,
-            Event::Decided(OTHER),
-            Event::Hurry(now),
-            Event::PeerClosed,
-            Event::PeerDone,
-            Event::Written,
-            Event::Cut(Ended::Unreachable),
-            Event::Time,
-        ];
         for phase in phases(now) {
-            for event in events {
+            for event in events(OTHER, now, Ended::Unreachable) {
                 let next = phase.next(event, now);
                 assert!(rank(next) >= rank(phase), "{phase:?} and {event:?} lead to {next:?}");
                 let is_kept = phase.is_undecided() || next.ended() == phase.ended();
